@@ -1,0 +1,56 @@
+// Package compile turns a script into a kernel module.
+//
+// A Job describes one translator run (passes 1 to 4 of stap). A Backend runs
+// it: Builtin is our translator, in this process. A compile server never calls
+// a backend in its own process: it re-executes itself as a worker, under the
+// limits and the sandbox of this package, and the worker runs the backend.
+package compile
+
+import (
+	"context"
+	"io"
+
+	"stapbox/core/privilege"
+)
+
+// Source is the text of one script and the name errors give it: "<input>" for
+// -e, the path as the user wrote it for a file.
+type Source struct {
+	Name string
+	Text []byte
+}
+
+// Job is one translator run.
+type Job struct {
+	Source    Source
+	Args      []string // $1, @1 ... of the script
+	LastPass  int      // 1 to 4: stop after parse, semantic analysis, C, module
+	Verbose   int      // -v count: from 1 on, one timing line per pass on Stderr
+	Keep      bool     // -k: leave TempDir behind and say where
+	Name      string   // -m: name of the module, "" for one made from the content
+	Kernel    string   // -r: kernel release or build directory, "" for the running kernel
+	Arch      string   // -a: normalised architecture, "" for this machine's
+	Defines   []string // -D: NAME or NAME=VALUE, in order
+	Globals   []string // -G: NAME=VALUE, checked here, applied by staprun
+	Privilege privilege.Level
+	Guru      bool   // -g
+	Target    int    // -x PID, or 0
+	Command   string // -c COMMAND, or ""
+	Suppress  int    // -w count: warnings are not shown from 1 on
+	TempDir   string // private directory for intermediate files; the caller removes it unless Keep
+	StateDir  string // prepared kernels (recipes, runtime objects) live here
+
+	Stdout, Stderr io.Writer
+}
+
+// Artifact is what a successful run to pass 4 leaves.
+type Artifact struct {
+	Name string // module name, without ".ko"
+	Path string // the module, inside Job.TempDir
+}
+
+// Backend runs jobs. It reports errors in the script, the kernel or the build
+// on job.Stderr as stap does and answers the exit status, 0 for success.
+type Backend interface {
+	Translate(ctx context.Context, job *Job) (Artifact, int)
+}

@@ -1,0 +1,56 @@
+// Package invocation carries what one run of an applet was given: its words,
+// streams, environment and working directory. Applets read these fields and
+// nothing global, so that a test runs an applet by filling in the struct.
+package invocation
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+// Invocation is one run of an applet.
+type Invocation struct {
+	Name    string   // the applet's name, argv[0] without directories
+	Args    []string // the words after the name
+	Environ []string // NAME=VALUE, as the process got them
+	Dir     string   // the working directory, absolute
+
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+}
+
+// Getenv returns the value of an environment variable, "" when it is unset.
+// Of several settings the last counts, as in package os.
+func (inv *Invocation) Getenv(name string) string {
+	v, _ := inv.LookupEnv(name)
+	return v
+}
+
+// LookupEnv is Getenv that tells an empty value from an unset one.
+func (inv *Invocation) LookupEnv(name string) (string, bool) {
+	for i := len(inv.Environ) - 1; i >= 0; i-- {
+		if k, v, ok := strings.Cut(inv.Environ[i], "="); ok && k == name {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// Errorf writes one line "NAME: text" to standard error.
+func (inv *Invocation) Errorf(format string, args ...any) {
+	fmt.Fprintf(inv.Stderr, "%s: %s\n", inv.Name, fmt.Sprintf(format, args...))
+}
+
+// FromProcess is the invocation of this very process.
+func FromProcess(name string, args, environ []string) *Invocation {
+	dir, err := os.Getwd()
+	if err != nil {
+		dir = "" // a removed working directory matters only to those who need it
+	}
+	return &Invocation{
+		Name: name, Args: args, Environ: environ, Dir: dir,
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+	}
+}
