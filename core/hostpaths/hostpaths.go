@@ -1,0 +1,75 @@
+// Package hostpaths is the one place that knows where things are on a host.
+//
+// The locations below are fixed at build time and owned by root: the
+// privileged loader uses them as they stand and never takes a path from the
+// environment. A different layout is a different build:
+//
+//	go build -ldflags '-X stapbox/core/hostpaths.Sysconfdir=/usr/local/etc'
+package hostpaths
+
+import "path/filepath"
+
+// The base directories, in the terms of the GNU coding standards and of
+// loader-relay (PKGLIBDIR holds what users do not call by name).
+var (
+	Bindir        = "/usr/bin"
+	Pkglibdir     = "/usr/libexec/stapbox"
+	Sysconfdir    = "/etc"
+	Localstatedir = "/var"
+	Runstatedir   = "/run"
+)
+
+// Staprun is the setuid copy of the box that loads modules.
+func Staprun() string { return filepath.Join(Bindir, "staprun") }
+
+// Box is the plain copy, which answers to every other name.
+func Box() string { return filepath.Join(Pkglibdir, "stapbox") }
+
+// Stapio is the relay that staprun hands over to.
+func Stapio() string { return filepath.Join(Pkglibdir, "stapio") }
+
+// SignerStore holds the certificates whose signatures staprun accepts.
+func SignerStore() string { return filepath.Join(Sysconfdir, "systemtap", "staprun") }
+
+// HostPeerStore holds the servers that every user of the host may compile with.
+func HostPeerStore() string { return filepath.Join(Sysconfdir, "systemtap", "ssl", "client") }
+
+// LoadPolicy is the loader's policy file (accepted hash, expired certificates).
+func LoadPolicy() string { return filepath.Join(Sysconfdir, "stapbox", "load.conf") }
+
+// GroupIDs records the ids of the three groups as the installer resolved them,
+// for names that come from LDAP or SSSD.
+func GroupIDs() string { return filepath.Join(Sysconfdir, "stapbox", "groups.conf") }
+
+// LoadLock is held while a module is inserted.
+func LoadLock() string { return filepath.Join(Runstatedir, "stapbox", "load.lock") }
+
+// BlessedDir holds the modules that stapusr members may run unsigned.
+func BlessedDir(release string) string {
+	return filepath.Join("/lib/modules", release, "systemtap")
+}
+
+// UserDir is the per-user data directory: $SYSTEMTAP_DIR, else ~/.systemtap.
+// Either argument may be empty; with both empty there is none.
+func UserDir(systemtapDir, home string) string {
+	switch {
+	case systemtapDir != "":
+		return systemtapDir
+	case home != "":
+		return filepath.Join(home, ".systemtap")
+	}
+	return ""
+}
+
+// UserPeerStore holds the servers that one user trusts to compile.
+func UserPeerStore(userDir string) string { return filepath.Join(userDir, "ssl", "client") }
+
+// ServerIdentity holds a server's certificate and key.
+func ServerIdentity(userDir string) string { return filepath.Join(userDir, "ssl", "server") }
+
+// Kernels holds what was learned and prepared once per kernel: build recipes
+// and runtime objects.
+func Kernels(userDir string) string { return filepath.Join(userDir, "kernels") }
+
+// UserCache holds finished answers.
+func UserCache(userDir string) string { return filepath.Join(userDir, "cache") }
