@@ -1,0 +1,234 @@
+// Package edit changes trust stores (package trust describes them). It is the
+// unprivileged side: client, server and certificate tools use it, the loader
+// does not.
+//
+// Files are written under a temporary name made with O_EXCL, synced, and
+// renamed; their modes (0644, directories 0755) are set on the descriptor, so
+// that no umask makes a store writable or unreadable. Writers of one store
+// exclude each other with flock(2) on its directory.
+package edit
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stapbox/core/signing"
+	"stapbox/core/trust"
+)
+
+// ErrRevoked says that a certificate was not added because the store lists it
+// as revoked. Nothing was changed.
+var ErrRevoked = errors.New("certificate is revoked")
+
+// ErrExpired says that a certificate was not added because it is not valid
+// now. Nothing was changed.
+var ErrExpired = errors.New("certificate has expired or is not valid yet")
+
+// Note is what the file of a certificate says about it.
+type Note struct {
+	Host  string    // where it was met
+	When  time.Time // now, which also decides whether the certificate is valid
+	By    string    // who added it
+	Scope string    // "peer, current user", "module signer, all users" ...
+	Again bool      // take it off the list of revoked certificates, if it is there
+}
+
+// Add puts a certificate into the store in dir, making the directory when it
+// is missing. It reports whether the certificate is new there.
+func Add(dir string, rules trust.Rules, cert *x509.Certificate, note Note) (bool, error) {
+	d, s, err := open(dir, rules, true)
+	if err != nil {
+		return false, fmt.Errorf("opening trust store %q: %w", dir, err)
+	}
+	defer d.Close()
+	digest := sha256.Sum256(cert.Raw)
+	name := signing.Fingerprint(cert)
+	if note.When.After(cert.NotAfter) || note.When.Before(cert.NotBefore) {
+		return false, fmt.Errorf("adding sha256:%s to %q: %w", name, dir, ErrExpired)
+	}
+	wasRevoked := s.Revoked[digest]
+	if wasRevoked && !note.Again {
+		return false, fmt.Errorf("adding sha256:%s to %q: %w", name, dir, ErrRevoked)
+	}
+	_, known := s.Find(cert.Raw)
+	if !known {
+		if err := write(d, name+".pem", Format(cert, note)); err != nil {
+			return false, fmt.Errorf("adding sha256:%s to %q: %w", name, dir, err)
+		}
+	}
+	if wasRevoked {
+		delete(s.Revoked, digest)
+		if err := writeRevoked(d, s); err != nil {
+			return false, fmt.Errorf("adding sha256:%s to %q: %w", name, dir, err)
+		}
+	}
+	return !known || wasRevoked, nil
+}
+
+// Remove takes a certificate out of the store: it is as if it had never been
+// there. It reports whether it was.
+func Remove(dir string, rules trust.Rules, fingerprint string) (bool, error) {
+	digest, err := trust.ParseFingerprint(fingerprint)
+	if err != nil {
+		return false, err
+	}
+	d, _, err := open(dir, rules, false)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("opening trust store %q: %w", dir, err)
+	}
+	defer d.Close()
+	switch err := unix.Unlinkat(int(d.Fd()), fmt.Sprintf("%x.pem", digest), 0); err {
+	case nil:
+		return true, d.Sync()
+	case unix.ENOENT:
+		return false, nil
+	default:
+		return false, fmt.Errorf("removing sha256:%x from %q: %w", digest, dir, err)
+	}
+}
+
+// Revoke puts a certificate on the store's list of revoked ones. Its file
+// stays, so that what it signed is refused by name and not just unknown. It
+// reports whether that is news.
+func Revoke(dir string, rules trust.Rules, fingerprint string) (bool, error) {
+	digest, err := trust.ParseFingerprint(fingerprint)
+	if err != nil {
+		return false, err
+	}
+	d, s, err := open(dir, rules, true)
+	if err != nil {
+		return false, fmt.Errorf("opening trust store %q: %w", dir, err)
+	}
+	defer d.Close()
+	if s.Revoked[digest] {
+		return false, nil
+	}
+	if s.Revoked == nil {
+		s.Revoked = make(map[[sha256.Size]byte]bool)
+	}
+	s.Revoked[digest] = true
+	if err := writeRevoked(d, s); err != nil {
+		return false, fmt.Errorf("revoking sha256:%x in %q: %w", digest, dir, err)
+	}
+	return true, nil
+}
+
+// Format is the contents of a certificate's file.
+func Format(cert *x509.Certificate, note Note) []byte {
+	var b strings.Builder
+	b.WriteString("# stapbox: trusted certificate\n")
+	for _, l := range [][2]string{
+		{"host", note.Host},
+		{"added", note.When.UTC().Format(time.RFC3339)},
+		{"by", note.By},
+		{"scope", note.Scope},
+	} {
+		value := strings.Map(func(r rune) rune {
+			if r < ' ' || r > '~' {
+				return '?'
+			}
+			return r
+		}, l[1])
+		// A value with this text in it would start a PEM block of its own.
+		value = strings.ReplaceAll(value, "-----", "?")
+		fmt.Fprintf(&b, "# %s: %s\n", l[0], value)
+	}
+	b.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
+	return []byte(b.String())
+}
+
+func open(dir string, rules trust.Rules, create bool) (*os.File, *trust.Store, error) {
+	var missing func(int, string) error
+	if create {
+		missing = mkdir
+	}
+	d, err := trust.Open(dir, rules, missing)
+	if err != nil {
+		return nil, nil, err
+	}
+	for {
+		err = unix.Flock(int(d.Fd()), unix.LOCK_EX)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	var s *trust.Store
+	if err == nil {
+		s, err = trust.ReadFrom(d, rules)
+	}
+	if err != nil {
+		d.Close()
+		return nil, nil, err
+	}
+	return d, s, nil
+}
+
+func mkdir(parent int, name string) error {
+	if err := unix.Mkdirat(parent, name, 0o755); err != nil {
+		if err == unix.EEXIST {
+			return nil // made meanwhile; the caller checks it like any other
+		}
+		return err
+	}
+	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fchmod(fd, 0o755) // whatever the umask left
+}
+
+func writeRevoked(d *os.File, s *trust.Store) error {
+	var b strings.Builder
+	b.WriteString("# stapbox: certificates that are not to be believed\n")
+	lines := make([]string, 0, len(s.Revoked))
+	for digest := range s.Revoked {
+		lines = append(lines, fmt.Sprintf("sha256:%x\n", digest))
+	}
+	// In order, so that the same list is the same file.
+	slices.Sort(lines)
+	for _, l := range lines {
+		b.WriteString(l)
+	}
+	return write(d, trust.RevokedList, []byte(b.String()))
+}
+
+func write(d *os.File, name string, data []byte) error {
+	tmp := ".tmp-" + rand.Text()
+	fd, err := unix.Openat(int(d.Fd()), tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), tmp)
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = unix.Renameat(int(d.Fd()), tmp, int(d.Fd()), name)
+	}
+	if err != nil {
+		unix.Unlinkat(int(d.Fd()), tmp, 0)
+		return err
+	}
+	return d.Sync()
+}

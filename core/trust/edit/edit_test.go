@@ -1,0 +1,155 @@
+package edit
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"stapbox/core/signing"
+	"stapbox/core/trust"
+)
+
+var now = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+
+func certificate(t *testing.T) *x509.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "server"},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+func rules(t *testing.T) (string, trust.Rules) {
+	base := t.TempDir()
+	return filepath.Join(base, "data", "ssl", "client"), trust.UserRules(os.Getuid(), filepath.Join(base, "data"))
+}
+
+func TestAddRemove(t *testing.T) {
+	// Neither mask may show in the modes.
+	for _, mask := range []int{0, 0o077} {
+		old := syscall.Umask(mask)
+		dir, rules := rules(t)
+		os.Chmod(filepath.Dir(filepath.Dir(filepath.Dir(dir))), 0o755)
+		cert := certificate(t)
+		note := Note{Host: "vm\n-----BEGIN CERTIFICATE-----", When: now, By: "root", Scope: "peer, current user"}
+		added, err := Add(dir, rules, cert, note)
+		syscall.Umask(old)
+		if err != nil || !added {
+			t.Fatalf("adding: %v, %v", added, err)
+		}
+		name := filepath.Join(dir, signing.Fingerprint(cert)+".pem")
+		for path, want := range map[string]os.FileMode{name: 0o644, dir: 0o755 | os.ModeDir, filepath.Dir(dir): 0o755 | os.ModeDir} {
+			if st, err := os.Stat(path); err != nil || st.Mode() != want {
+				t.Errorf("umask %o: mode of %q: got %v (%v), want %v", mask, path, st.Mode(), err, want)
+			}
+		}
+		s, err := trust.Read(dir, rules)
+		if err != nil || len(s.Certificates) != 1 || len(s.Warnings) != 0 {
+			t.Fatalf("reading: %+v, %v", s, err)
+		}
+		c := s.Certificates[0]
+		if c.Scope != "peer, current user" || c.By != "root" || c.Added != "2026-11-20T12:00:00Z" || !strings.HasPrefix(c.Host, "vm?") {
+			t.Errorf("note: got %+v", c)
+		}
+		if err := s.Trusts(cert.Raw, now); err != nil {
+			t.Error(err)
+		}
+		if err := s.Trusts(cert.Raw, now.Add(2*time.Hour)); err == nil || !strings.Contains(err.Error(), "expired") {
+			t.Errorf("expired: got %v", err)
+		}
+		if err := s.Trusts(cert.Raw, now.Add(-2*time.Hour)); err == nil || !strings.Contains(err.Error(), "not valid before") {
+			t.Errorf("too early: got %v", err)
+		}
+		if added, err := Add(dir, rules, cert, note); err != nil || added {
+			t.Errorf("adding again: %v, %v", added, err)
+		}
+		if was, err := Remove(dir, rules, "sha256:"+c.Fingerprint); err != nil || !was {
+			t.Errorf("removing: %v, %v", was, err)
+		}
+		if was, err := Remove(dir, rules, c.Fingerprint); err != nil || was {
+			t.Errorf("removing again: %v, %v", was, err)
+		}
+		if names, _ := os.ReadDir(dir); len(names) != 0 {
+			t.Errorf("left over: %v", names)
+		}
+	}
+}
+
+func TestAddRefusesExpired(t *testing.T) {
+	dir, rules := rules(t)
+	_, err := Add(dir, rules, certificate(t), Note{When: now.Add(48 * time.Hour)})
+	if !errors.Is(err, ErrExpired) {
+		t.Errorf("got %v, want ErrExpired", err)
+	}
+}
+
+func TestRevoke(t *testing.T) {
+	dir, rules := rules(t)
+	cert := certificate(t)
+	if _, err := Add(dir, rules, cert, Note{When: now}); err != nil {
+		t.Fatal(err)
+	}
+	if news, err := Revoke(dir, rules, signing.Fingerprint(cert)); err != nil || !news {
+		t.Fatalf("revoking: %v, %v", news, err)
+	}
+	if news, err := Revoke(dir, rules, signing.Fingerprint(cert)); err != nil || news {
+		t.Errorf("revoking again: %v, %v", news, err)
+	}
+	s, err := trust.Read(dir, rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Trusts(cert.Raw, now); err == nil || !strings.Contains(err.Error(), "revoked") {
+		t.Errorf("got %v, want revoked", err)
+	}
+	if !s.Signers()[0].Revoked {
+		t.Error("the signer is not marked revoked")
+	}
+	if _, err := Add(dir, rules, cert, Note{When: now}); !errors.Is(err, ErrRevoked) {
+		t.Errorf("adding a revoked certificate: got %v, want ErrRevoked", err)
+	}
+	if added, err := Add(dir, rules, cert, Note{When: now, Again: true}); err != nil || !added {
+		t.Errorf("adding it again on purpose: %v, %v", added, err)
+	}
+	s, err = trust.Read(dir, rules)
+	if err != nil || s.Trusts(cert.Raw, now) != nil {
+		t.Errorf("after adding again: %v, %v", err, s.Trusts(cert.Raw, now))
+	}
+}
+
+func TestRefusesUnsafeStore(t *testing.T) {
+	dir, rules := rules(t)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Dir(dir), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	var unsafe *trust.UnsafeError
+	if _, err := Add(dir, rules, certificate(t), Note{When: now}); !errors.As(err, &unsafe) {
+		t.Errorf("got %v, want an UnsafeError", err)
+	}
+}
