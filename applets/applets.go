@@ -1,0 +1,43 @@
+// Package applets is the dispatch table: which names the box answers to and
+// which package does their work. Applets import core, never each other.
+package applets
+
+import (
+	"context"
+	"path/filepath"
+
+	"stapbox/applets/box"
+	"stapbox/applets/client"
+	"stapbox/applets/loader"
+	"stapbox/applets/relay"
+	"stapbox/applets/server"
+	"stapbox/core/invocation"
+)
+
+// Table is every name the box answers to.
+var Table = []box.Applet{
+	{Name: "stap", Summary: "compile a script, here or on a server, and run it", Main: client.Main},
+	{Name: "stap-serverd", Summary: "compile and sign scripts for other hosts", Main: server.Main},
+	{Name: "staprun", Summary: "verify and load a module, then hand over to stapio", Main: loader.Main},
+	{Name: "stapio", Summary: "relay a loaded module's output", Main: relay.Main},
+}
+
+// boxName is the name under which the box itself runs: stapbox APPLET ...
+const boxName = "stapbox"
+
+// Run finds the applet for the invocation's name and runs it.
+func Run(ctx context.Context, inv *invocation.Invocation) int {
+	inv.Name = filepath.Base(inv.Name)
+	for range 2 {
+		for _, a := range Table {
+			if a.Name == inv.Name {
+				return a.Main(ctx, inv)
+			}
+		}
+		if inv.Name != boxName || len(inv.Args) == 0 || !box.IsApplet(Table, inv.Args[0]) {
+			break
+		}
+		inv.Name, inv.Args = inv.Args[0], inv.Args[1:]
+	}
+	return box.Main(ctx, inv, Table)
+}

@@ -1,0 +1,254 @@
+// Package runopts reads the command line that staprun and stapio share
+// (loader-relay section 2). staprun hands its own options on to stapio, which
+// reads them again.
+package runopts
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"stapbox/core/getopt"
+	"stapbox/core/report"
+)
+
+// Spec is the option string of both programs.
+var Spec = getopt.Short("ALu::vihb:t:dc:o:x:N:S:DwRr:VT:C:M:F:")
+
+// Options are the parsed options. Fields are named for what they do; the letter
+// is in the comment.
+type Options struct {
+	Verbose    int         // -v
+	Help       bool        // -h
+	Version    bool        // -V
+	NoWarnings bool        // -w
+	Delete     bool        // -d
+	Rename     bool        // -R
+	Uprobes    bool        // -u
+	BufferMB   int         // -b, 0: the module decides
+	Target     int32       // -x, -t
+	Output     string      // -o
+	ReadWait   int         // -T, milliseconds
+	Color      report.When // -C
+	RelayFD    int         // -F, -1 when absent
+
+	Module string   // the first word
+	Params []string // the other words: module parameters
+
+	list []getopt.Option
+}
+
+// ErrUsage is wrapped by errors after which the usage text is shown.
+var ErrUsage = errors.New("usage")
+
+type usageError struct{ text string }
+
+func (e *usageError) Error() string        { return e.text }
+func (e *usageError) Is(target error) bool { return target == ErrUsage }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// GetoptError is an error of getopt(3) itself, shown with the program's name
+// instead of ERROR.
+type GetoptError struct{ error }
+
+// Is makes the error an ErrUsage.
+func (GetoptError) Is(target error) bool { return target == ErrUsage }
+
+// unsupported are the options of the same interface that this version refuses.
+var unsupported = map[string]string{
+	"A": "attaching to a running module",
+	"L": "detaching from the module after its start",
+	"D": "running in the background",
+	"c": "running a target command",
+	"i": "forwarding standard input",
+	"N": "target namespaces",
+	"S": "switching output files",
+	"M": "monitor mode",
+	"r": "remote sessions",
+}
+
+// conflicts in the order they are reported.
+var conflicts = []struct{ a, b, text string }{
+	{"A", "L", "You can't specify the '-A' and '-L' options together."},
+	{"A", "b", "You can't specify the '-A' and '-b' options together.  The '-b'\nbuffer size option only has an effect when the module is inserted."},
+	{"A", "c", "You can't specify the '-A' and '-c' options together.  The '-c cmd'\noption used to start a command only has an effect when the module\nis inserted."},
+	{"A", "x", "You can't specify the '-A' and '-x' options together.  The '-x pid'\noption only has an effect when the module is inserted."},
+	{"c", "x", "You can't specify the '-c' and '-x' options together."},
+	{"D", "L", "You can't specify the '-D' and '-L' options together."},
+	{"D", "d", "You can't specify the '-D' and '-d' options together."},
+	{"D", "c", "You can't specify the '-D' and '-c' options together."},
+}
+
+// maxParams is the number of module parameters taken, as upstream's.
+const maxParams = 63
+
+// Parse reads the words after the program name.
+func Parse(args []string) (Options, error) {
+	o := Options{Color: report.Auto, RelayFD: -1, ReadWait: 200}
+	list, words, err := getopt.Parse(Spec, args)
+	given := map[string]bool{}
+	for _, opt := range list {
+		if opt.Name == "t" {
+			given["x"] = true
+		}
+		given[opt.Name] = true
+		if err := o.set(opt); err != nil {
+			return o, err
+		}
+	}
+	if err != nil {
+		return o, GetoptError{err}
+	}
+	o.list = list
+	if o.Help || o.Version {
+		return o, nil
+	}
+	for _, c := range conflicts {
+		if given[c.a] && given[c.b] {
+			return o, usagef("%s", c.text)
+		}
+	}
+	for _, needs := range []string{"D", "S"} {
+		if given[needs] && !given["o"] {
+			return o, usagef("You have to specify output FILE with '-%s' option.", needs)
+		}
+	}
+	for _, opt := range list {
+		if what, no := unsupported[opt.Name]; no {
+			return o, usagef("Option '-%s' (%s) is not supported by this version.", opt.Name, what)
+		}
+	}
+	if len(words) > 0 {
+		o.Module, o.Params = words[0], words[1:]
+	}
+	if len(o.Params) > maxParams {
+		return o, usagef("%d module parameters are more than the %d allowed.", len(o.Params), maxParams)
+	}
+	return o, nil
+}
+
+func (o *Options) set(opt getopt.Option) error {
+	switch opt.Name {
+	case "v":
+		o.Verbose++
+	case "h":
+		o.Help = true
+	case "V":
+		o.Version = true
+	case "w":
+		o.NoWarnings = true
+	case "d":
+		o.Delete = true
+	case "R":
+		o.Rename = true
+	case "u":
+		o.Uprobes = true
+	case "b":
+		n, err := strconv.Atoi(opt.Value)
+		if err != nil || n < 1 || n > 4095 {
+			return usagef("Invalid buffer size '%s' (should be 1-4095).", opt.Value)
+		}
+		o.BufferMB = n
+	case "t", "x":
+		n, err := strconv.ParseInt(opt.Value, 10, 32)
+		if err != nil || n < 0 {
+			return usagef("Invalid target process ID number '%s'.", opt.Value)
+		}
+		o.Target = int32(n)
+	case "o":
+		if opt.Value == "" {
+			return usagef("The output FILE of '-o' is empty.")
+		}
+		o.Output = opt.Value
+	case "T":
+		n, err := strconv.Atoi(opt.Value)
+		if err != nil || n < 1 {
+			return usagef("Invalid reader timeout value '%s' (should be >= 1).", opt.Value)
+		}
+		o.ReadWait = n
+	case "C":
+		switch w := report.When(opt.Value); w {
+		case report.Auto, report.Never, report.Always:
+			o.Color = w
+		default:
+			return usagef("Invalid option '%s' for -C.", opt.Value)
+		}
+	case "F":
+		n, err := strconv.Atoi(opt.Value)
+		if err != nil || n < 0 {
+			return usagef("Invalid file descriptor option '%s'.", opt.Value)
+		}
+		o.RelayFD = n
+	}
+	return nil
+}
+
+// Relay is the command line staprun gives to stapio: its own options, the
+// descriptor of the control directory, the name of the loaded module, and the
+// parameters. The descriptor comes before the module name, where it is read as
+// an option whatever follows.
+func (o Options) Relay(fd int, module string) []string {
+	list := append(append([]getopt.Option(nil), o.list...), getopt.Option{Name: "F", Value: strconv.Itoa(fd), Given: true, Short: true})
+	return Spec.Words(list, append([]string{module}, o.Params...))
+}
+
+// ModulePath finds the file of a MODULE word: a word with a slash is a path, one
+// that ends in ".ko" is a file in the working directory, any other is a name in
+// the directory of approved modules.
+func ModulePath(word, blessedDir string) string {
+	switch {
+	case strings.Contains(word, "/"):
+		return word
+	case len(word) > 3 && strings.HasSuffix(word, ".ko"):
+		return word
+	}
+	return filepath.Join(blessedDir, word+".ko")
+}
+
+// ModuleName is the name in a MODULE word: its last path element up to the last
+// dot. It names loaded modules; a module file has its name inside.
+func ModuleName(word string) (string, error) {
+	name := word[strings.LastIndex(word, "/")+1:]
+	if i := strings.LastIndex(name, "."); i >= 0 {
+		name = name[:i]
+	}
+	if len(name) > maxModuleName {
+		return "", usagef("Module name ('%s') is too long.", name)
+	}
+	return name, nil
+}
+
+const maxModuleName = 56
+
+// Usage is the text of -h.
+func Usage(program, release string) string {
+	return fmt.Sprintf(`
+%s [-v] [-w] [-V] [-h] [-u] [-x pid] [-d] [-C WHEN]
+	[-b bufsize] [-R] [-o FILE] [-T timeout] MODULE [module-options]
+-v              Increase verbosity.
+-V              Print version number and exit.
+-h              Print this help text and exit.
+-w              Suppress warnings.
+-u              Accepted; kernels with uprobes built in need nothing loaded.
+-x pid          Sets the '_stp_target' variable to pid. Also -t.
+-d              Delete a module. Only detached or unused modules
+                that belong to you may be deleted.
+-R              Have staprun create a new name for the module before
+                inserting it. This allows the same module to be run
+                multiple times at once.
+-b buffer size  The module will use that many megabytes of buffer for each
+                CPU (1-4095). The default is chosen by the module.
+-o FILE         Send output to FILE. This supports strftime(3) formats
+                for FILE.
+-T timeout      Milliseconds a reader waits for data. Defaults to 200.
+-C WHEN         Enable colored errors. WHEN must be either 'auto', 'never',
+                or 'always'. Set to 'auto' by default.
+
+MODULE can be either a module name or a module path.  If a
+module name is used, it is searched in the following directory:
+/lib/modules/%s/systemtap
+`, program, release)
+}

@@ -1,0 +1,10 @@
+// Package version knows which version this is and which upstream release it
+// speaks the protocol of.
+package version
+
+// Version is this build's version.
+const Version = "0.1.0"
+
+// Protocol is the SystemTap release whose wire protocol and module ABI we
+// speak. It must be dotted decimals: upstream aborts on anything else.
+const Protocol = "5.6"
