@@ -123,7 +123,7 @@ func Name(image []byte) (string, error) {
 	if !ok {
 		return "", formatError("no section %q", ".modinfo")
 	}
-	for _, f := range bytes.Split(image[s.offset:s.offset+s.size], []byte{0}) {
+	for f := range bytes.SplitSeq(image[s.offset:s.offset+s.size], []byte{0}) {
 		if v, ok := bytes.CutPrefix(f, []byte("name=")); ok && len(v) > 0 {
 			if _, err := nameAt(image, string(v)); err != nil {
 				return "", err
@@ -173,4 +173,22 @@ func Rename(image []byte, id int) (string, error) {
 	}
 	copy(image[at:], name)
 	return name, nil
+}
+
+// OwnMark is the .modinfo field by which our own modules are known. It decides
+// nothing but which messages the module needs.
+const OwnMark = "stapbox="
+
+// Own reports whether a module was made by our own translator.
+func Own(image []byte) bool {
+	s, ok, err := find(image, ".modinfo")
+	if !ok || err != nil {
+		return false
+	}
+	for f := range bytes.SplitSeq(image[s.offset:s.offset+s.size], []byte{0}) {
+		if bytes.HasPrefix(f, []byte(OwnMark)) {
+			return true
+		}
+	}
+	return false
 }

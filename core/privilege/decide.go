@@ -45,6 +45,7 @@ type Verdict struct {
 type Module struct {
 	Path      string // as the messages show it
 	Signature Signature
+	Why       string // what the signature check found, "" if there is nothing to say
 	Required  Level
 	// Blessed is nil if the module lies in the blessed directory and the rules
 	// for it hold, otherwise the reason why not (see BlessedError).
@@ -66,7 +67,11 @@ func Decide(u User, m Module) Verdict {
 	levels := u.Levels()
 	switch {
 	case m.Signature == Altered:
-		return Verdict{Rule: "a", Reason: fmt.Sprintf("Unable to verify the signed module %s. It may have been altered since it was created.", m.Path)}
+		v := Verdict{Rule: "a", Reason: fmt.Sprintf("Unable to verify the signed module %s. It may have been altered since it was created.", m.Path)}
+		if m.Why != "" {
+			v.Reason += "\n  " + m.Why
+		}
+		return v
 	case u.UID == 0:
 		return Verdict{Allow: true, Credentials: All, Rule: "b"}
 	case u.In(GroupDev) && u.In(GroupUsr):

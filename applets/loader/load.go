@@ -1,0 +1,361 @@
+package loader
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stapbox/core/hostpaths"
+	"stapbox/core/kmod"
+	"stapbox/core/privilege"
+	"stapbox/core/runopts"
+	"stapbox/core/signing"
+	"stapbox/core/transport"
+	"stapbox/core/trust"
+)
+
+// module is a module file in private memory and what was found out about it.
+type module struct {
+	path    string // canonical
+	image   []byte
+	name    string // the kernel's name for it
+	digest  [sha256.Size]byte
+	signed  signing.Result
+	facts   privilege.Module
+	verdict privilege.Verdict
+}
+
+// load is everything from the MODULE word to stapio.
+func (l *loader) load() int {
+	program, err := l.relayProgram()
+	if err != nil {
+		l.report.Errorf("The relay program cannot be used: %v", err)
+		return exitError
+	}
+	if l.release == "" {
+		l.report.Errorf("Unable to determine kernel version, uname failed")
+		return exitRefused
+	}
+	m, err := l.read()
+	if err != nil {
+		l.report.Errorf("Couldn't insert module '%s': %v", l.opts.Module, err)
+		return exitError
+	}
+	if !m.verdict.Allow {
+		for _, line := range strings.Split(m.verdict.Reason, "\nUnable to verify the signature for ") {
+			if line != m.verdict.Reason && strings.HasPrefix(line, "the module ") {
+				line = "Unable to verify the signature for " + line
+			}
+			l.report.Errorf("%s", line)
+		}
+		if m.verdict.Hint != "" {
+			l.report.Hintf("%s", m.verdict.Hint)
+		}
+		return exitRefused
+	}
+	if l.fipsRefuses() {
+		l.report.Errorf("Couldn't insert module in FIPS mode '%s': Operation not permitted", l.opts.Module)
+		return exitError
+	}
+	if l.opts.Rename {
+		switch name, err := kmod.Rename(m.image, os.Getpid()); {
+		case errors.Is(err, kmod.ErrNameTooShort):
+			l.report.Warningf("Old module name '%s' is too short for renaming, ignoring -R.", name)
+		case err != nil:
+			l.report.Errorf("Couldn't rename module '%s': %v", l.opts.Module, err)
+			return exitError
+		default:
+			m.name = name
+		}
+	}
+	stop := interrupts()
+	if err := l.insert(m); err != nil {
+		l.report.Errorf("Couldn't insert module '%s': %s", l.opts.Module, kmod.Explain(err))
+		if errors.Is(err, unix.EEXIST) && !l.opts.Rename {
+			l.report.Errorf("Rerun with staprun option '-R' to rename this module.")
+		}
+		return exitError
+	}
+	dir, err := l.introduce(m)
+	if err == nil {
+		select {
+		case s := <-stop:
+			err = fmt.Errorf("stopped by signal: %v", s)
+		default:
+			err = l.dropPrivileges()
+			if err == nil {
+				err = l.handOver(program, m.name, dir)
+			}
+			l.report.Errorf("%v", err)
+			l.report.Hintf("the module is still loaded; staprun -d %s removes it", m.name)
+			return exitError
+		}
+	}
+	l.report.Errorf("%v", err)
+	if err := kmod.Remove(m.name); err != nil {
+		l.report.Errorf("Couldn't remove module '%s': %v.", m.name, err)
+	}
+	return exitError
+}
+
+// read opens, reads, verifies and judges the module. Every verdict leaves one
+// audit line.
+func (l *loader) read() (*module, error) {
+	groups, err := privilege.HostGroups("/etc/group", hostpaths.GroupIDs())
+	if err != nil {
+		return nil, fmt.Errorf("looking up groups: %w", err)
+	}
+	user, err := privilege.CurrentUser(groups)
+	if err != nil {
+		return nil, fmt.Errorf("looking up groups: %w", err)
+	}
+	blessed := hostpaths.BlessedDir(l.release)
+	f, dir, err := l.open(runopts.ModulePath(l.opts.Module, blessed), blessed)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	m := &module{path: f.Path}
+	if dir != nil {
+		defer dir.Close()
+		var st unix.Stat_t
+		if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+			return nil, &os.PathError{Op: "stat", Path: dir.Name(), Err: err}
+		}
+		m.facts.Blessed = privilege.Blessed(blessed, m.path, &st, &f.Stat, groups, memberOfDev)
+	} else {
+		m.facts.Blessed = privilege.NotBlessed(blessed, m.path)
+	}
+	if m.image, err = f.Read(kmod.MaxImage); err != nil {
+		return nil, err
+	}
+	m.digest = sha256.Sum256(m.image)
+	l.verify(m)
+	m.facts.Path = m.path
+	if m.name, err = kmod.Name(m.image); err != nil {
+		return nil, err
+	}
+	if m.facts.Required, _, err = kmod.RequiredLevel(m.image); err != nil {
+		return nil, err
+	}
+	m.verdict = privilege.Decide(user, m.facts)
+	l.audit(user, m)
+	return m, nil
+}
+
+// open opens the module with the invoking user's rights to files, so that
+// nobody learns anything about a file he cannot read. Approved modules may be
+// readable by root only.
+func (l *loader) open(path, blessed string) (f *kmod.File, dir *os.File, err error) {
+	err = asUser(func() (err error) {
+		f, dir, err = kmod.Open(path, blessed)
+		return err
+	})
+	if errors.Is(err, fs.ErrPermission) && path == runopts.ModulePath(l.opts.Module, blessed) && !strings.Contains(l.opts.Module, "/") {
+		f, dir, err = kmod.Open(path, blessed)
+		if err == nil && dir == nil { // a link out of the approved directory
+			f.Close()
+			return nil, nil, &os.PathError{Op: "open", Path: path, Err: unix.EACCES}
+		}
+	}
+	return f, dir, err
+}
+
+// asUser runs f with the real user's rights to files: the file system uid is
+// his, and the kernel takes root's override capabilities away with it
+// (setfsuid(2)). It holds for this thread, to which Main has locked itself.
+func asUser(f func() error) error {
+	if err := unix.Setfsuid(os.Getuid()); err != nil {
+		return fmt.Errorf("taking the user's file rights: %w", err)
+	}
+	defer unix.Setfsuid(0)
+	return f()
+}
+
+// verify checks the signature beside the module against the signer store, and
+// fills m.signed and m.facts.Signature.
+func (l *loader) verify(m *module) {
+	var sig []byte
+	err := asUser(func() (err error) {
+		sig, err = kmod.ReadSignature(m.path)
+		return err
+	})
+	unsigned := errors.Is(err, fs.ErrNotExist) || errors.Is(err, kmod.ErrNotRegular)
+	if err != nil && !unsigned {
+		l.report.Errorf("Could not open the signature file %s.sgn: %v", m.path, err)
+		m.facts.Signature = privilege.CheckError
+	} else if unsigned && l.opts.Verbose >= 2 {
+		fmt.Fprintf(l.Stderr, "Signature file %s.sgn not found\n", m.path)
+	}
+	store, err := trust.Read(hostpaths.SignerStore(), trust.HostRules())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		store = &trust.Store{}
+	case err != nil:
+		l.report.Errorf("Unable to use certificate database %s due to errors: %v", hostpaths.SignerStore(), err)
+		m.signed = signing.Result{Verdict: signing.CheckError, Reason: err.Error(), Digest: m.digest}
+		m.facts.Signature = privilege.CheckError
+		return
+	}
+	policy, err := loadPolicy(hostpaths.LoadPolicy())
+	if err != nil {
+		l.report.Errorf("Unable to use the load policy: %v", err)
+		m.signed = signing.Result{Verdict: signing.CheckError, Reason: err.Error(), Digest: m.digest}
+		m.facts.Signature = privilege.CheckError
+		return
+	}
+	policy.Now, policy.Denied = time.Now(), store.Denied
+	m.signed = signing.Verify(m.image, sig, store.Signers(), policy)
+	switch v := m.signed.Verdict; {
+	case v == signing.Denied, v == signing.Altered:
+		m.facts.Signature = privilege.Altered
+		m.facts.Why = m.signed.Reason
+	case unsigned:
+		m.signed.Verdict, m.signed.Reason = signing.Untrusted, "the module is not signed"
+		m.facts.Signature = privilege.Untrusted
+	case v == signing.OK:
+		m.facts.Signature = privilege.Verified
+		if m.signed.Warning != "" {
+			l.report.Warningf("%s", m.signed.Warning)
+		}
+	case v == signing.Untrusted:
+		m.facts.Signature = privilege.Untrusted
+		m.facts.Why = m.signed.Reason
+	default:
+		m.facts.Signature = privilege.CheckError
+		m.facts.Why = m.signed.Reason
+	}
+}
+
+// loadPolicy reads the file that says what else than the safe default is
+// accepted: lines "allow-sha1=yes", "refuse-expired=yes", "#" comments. A
+// missing file is the safe default; anything not understood is an error.
+func loadPolicy(path string) (signing.Policy, error) {
+	var p signing.Policy
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return p, nil
+	}
+	if err != nil {
+		return p, err
+	}
+	for i, line := range strings.Split(string(b), "\n") {
+		line = strings.TrimSpace(line)
+		switch line {
+		case "":
+		case "allow-sha1=yes":
+			p.AllowSHA1 = true
+		case "refuse-expired=yes":
+			p.RefuseExpired = true
+		case "allow-sha1=no", "refuse-expired=no":
+		default:
+			if line[0] != '#' {
+				return p, fmt.Errorf("%s:%d: %q is not a known setting", path, i+1, line)
+			}
+		}
+	}
+	return p, nil
+}
+
+func memberOfDev(uid uint32) bool {
+	passwd, err := os.ReadFile("/etc/passwd")
+	if err != nil {
+		return false
+	}
+	group, err := os.ReadFile("/etc/group")
+	if err != nil {
+		return false
+	}
+	return privilege.Member(uid, privilege.GroupDev, bytes.NewReader(passwd), bytes.NewReader(group))
+}
+
+func (l *loader) fipsRefuses() bool {
+	b, err := os.ReadFile("/proc/sys/crypto/fips_enabled")
+	if err != nil || len(b) == 0 || b[0] == '0' {
+		return false
+	}
+	_, override := l.LookupEnv("STAP_FIPS_OVERRIDE")
+	return !(override && os.Getuid() == 0)
+}
+
+// insert puts the module into the kernel. A lock keeps insertions apart because
+// modules share /proc/systemtap, which the first one creates (decision L6).
+func (l *loader) insert(m *module) error {
+	sealed, err := kmod.Seal(m.image)
+	if err != nil {
+		return err
+	}
+	defer sealed.Close()
+	unlock, err := lockInsertions()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	params := append([]string{fmt.Sprintf("_stp_bufsize=%d", l.opts.BufferMB)}, l.opts.Params...)
+	return kmod.Insert(sealed, strings.Join(params, " "))
+}
+
+func lockInsertions() (unlock func(), err error) {
+	path := hostpaths.LoadLock()
+	dir := path[:strings.LastIndex(path, "/")]
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	fd, err := unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	for {
+		if err = unix.Flock(fd, unix.LOCK_EX); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, &os.PathError{Op: "lock", Path: path, Err: err}
+	}
+	return func() { unix.Close(fd) }, nil
+}
+
+// introduce tells the new module what only root may tell it, and leaves it
+// detached for stapio.
+func (l *loader) introduce(m *module) (*os.File, error) {
+	dir, err := transport.OpenDir(m.name)
+	if err != nil {
+		return nil, fmt.Errorf("Cannot attach to module %s control channel; not running? (%w)", m.name, err)
+	}
+	ch, err := transport.OpenChannel(dir)
+	if err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("Cannot attach to module %s control channel; not running? (%w)", m.name, err)
+	}
+	defer ch.Close()
+	if err := ch.Send(transport.CredentialsMessage(uint32(m.verdict.Credentials))); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	if err := l.relocate(ch, m); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	name, west := localZone(time.Now())
+	if err := ch.Send(transport.TZInfoMessage(west, name)); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return dir, nil
+}
+
+// localZone is the host's time zone. The package time has read /etc/localtime:
+// the caller's TZ is no longer in the environment of a privileged process.
+func localZone(now time.Time) (name string, secondsWest int64) {
+	name, east := now.Local().Zone()
+	return name, -int64(east)
+}
