@@ -4,9 +4,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stapbox/core/privilege"
 	"stapbox/core/signing"
@@ -46,16 +46,21 @@ func (l *loader) audit(u privilege.User, m *module) {
 		return // strings, numbers and booleans always marshal
 	}
 	line := fmt.Sprintf("%sstaprun[%d]: %s", priority, os.Getpid(), text)
-	conn, err := net.DialTimeout("unixgram", "/dev/log", time.Second)
-	if err == nil {
-		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(time.Second))
-		if _, err := conn.Write([]byte(line)); err == nil {
-			return
-		}
+	if sendSyslog(line) == nil {
+		return
 	}
 	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
 		defer f.Close()
 		f.WriteString(line + "\n")
 	}
+}
+
+// sendSyslog sends one datagram to the system log, without ever waiting for it.
+func sendSyslog(line string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Sendto(fd, []byte(line), 0, &unix.SockaddrUnix{Name: "/dev/log"})
 }

@@ -100,18 +100,13 @@ func (l *loader) checkOptions() error {
 	case l.opts.RelayFD >= 0:
 		return errors.New("Relay basedir -F option is invalid for staprun")
 	case l.opts.Module == "":
-		return usageError("Need a module name or path to load.")
+		return runopts.UsageErrorf("Need a module name or path to load.")
 	case l.opts.Delete && l.opts.Module == "*":
-		return usageError("Deleting all modules ('-d *') is not supported by this version.")
+		return runopts.UsageErrorf("Deleting all modules ('-d *') is not supported by this version.")
 	}
 	_, err := runopts.ModuleName(l.opts.Module)
 	return err
 }
-
-type usageError string
-
-func (e usageError) Error() string        { return string(e) }
-func (e usageError) Is(target error) bool { return target == runopts.ErrUsage }
 
 // checkRoot refuses to go on without the rights of the host's root. Inside a
 // user namespace uid 0 is somebody else: the kernel ignores the setuid bit

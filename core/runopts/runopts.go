@@ -48,7 +48,8 @@ type usageError struct{ text string }
 func (e *usageError) Error() string        { return e.text }
 func (e *usageError) Is(target error) bool { return target == ErrUsage }
 
-func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+// UsageErrorf makes an error after which the usage text is shown.
+func UsageErrorf(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
 
 // GetoptError is an error of getopt(3) itself, shown with the program's name
 // instead of ERROR.
@@ -108,24 +109,24 @@ func Parse(args []string) (Options, error) {
 	}
 	for _, c := range conflicts {
 		if given[c.a] && given[c.b] {
-			return o, usagef("%s", c.text)
+			return o, UsageErrorf("%s", c.text)
 		}
 	}
 	for _, needs := range []string{"D", "S"} {
 		if given[needs] && !given["o"] {
-			return o, usagef("You have to specify output FILE with '-%s' option.", needs)
+			return o, UsageErrorf("You have to specify output FILE with '-%s' option.", needs)
 		}
 	}
 	for _, opt := range list {
 		if what, no := unsupported[opt.Name]; no {
-			return o, usagef("Option '-%s' (%s) is not supported by this version.", opt.Name, what)
+			return o, UsageErrorf("Option '-%s' (%s) is not supported by this version.", opt.Name, what)
 		}
 	}
 	if len(words) > 0 {
 		o.Module, o.Params = words[0], words[1:]
 	}
 	if len(o.Params) > maxParams {
-		return o, usagef("%d module parameters are more than the %d allowed.", len(o.Params), maxParams)
+		return o, UsageErrorf("%d module parameters are more than the %d allowed.", len(o.Params), maxParams)
 	}
 	return o, nil
 }
@@ -149,24 +150,24 @@ func (o *Options) set(opt getopt.Option) error {
 	case "b":
 		n, err := strconv.Atoi(opt.Value)
 		if err != nil || n < 1 || n > 4095 {
-			return usagef("Invalid buffer size '%s' (should be 1-4095).", opt.Value)
+			return UsageErrorf("Invalid buffer size '%s' (should be 1-4095).", opt.Value)
 		}
 		o.BufferMB = n
 	case "t", "x":
 		n, err := strconv.ParseInt(opt.Value, 10, 32)
 		if err != nil || n < 0 {
-			return usagef("Invalid target process ID number '%s'.", opt.Value)
+			return UsageErrorf("Invalid target process ID number '%s'.", opt.Value)
 		}
 		o.Target = int32(n)
 	case "o":
 		if opt.Value == "" {
-			return usagef("The output FILE of '-o' is empty.")
+			return UsageErrorf("The output FILE of '-o' is empty.")
 		}
 		o.Output = opt.Value
 	case "T":
 		n, err := strconv.Atoi(opt.Value)
 		if err != nil || n < 1 {
-			return usagef("Invalid reader timeout value '%s' (should be >= 1).", opt.Value)
+			return UsageErrorf("Invalid reader timeout value '%s' (should be >= 1).", opt.Value)
 		}
 		o.ReadWait = n
 	case "C":
@@ -174,12 +175,12 @@ func (o *Options) set(opt getopt.Option) error {
 		case report.Auto, report.Never, report.Always:
 			o.Color = w
 		default:
-			return usagef("Invalid option '%s' for -C.", opt.Value)
+			return UsageErrorf("Invalid option '%s' for -C.", opt.Value)
 		}
 	case "F":
 		n, err := strconv.Atoi(opt.Value)
 		if err != nil || n < 0 {
-			return usagef("Invalid file descriptor option '%s'.", opt.Value)
+			return UsageErrorf("Invalid file descriptor option '%s'.", opt.Value)
 		}
 		o.RelayFD = n
 	}
@@ -216,7 +217,7 @@ func ModuleName(word string) (string, error) {
 		name = name[:i]
 	}
 	if len(name) > maxModuleName {
-		return "", usagef("Module name ('%s') is too long.", name)
+		return "", UsageErrorf("Module name ('%s') is too long.", name)
 	}
 	return name, nil
 }

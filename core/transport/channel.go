@@ -60,7 +60,8 @@ func CheckName(module string) error {
 type Channel struct {
 	Generation Generation
 
-	file *os.File
+	name string
+	fd   int // not an os.File: its Fd method would make the descriptor blocking
 	mu   sync.Mutex
 }
 
@@ -80,7 +81,7 @@ func OpenChannel(dir *os.File) (*Channel, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir.Name() + "/" + name, Err: err}
 	}
-	c := &Channel{file: os.NewFile(uintptr(fd), dir.Name()+"/"+name)}
+	c := &Channel{name: dir.Name() + "/" + name, fd: fd}
 	for _, g := range []Generation{Gen5, Gen4} {
 		c.Generation = g
 		err = c.Send(Message{Type: Ready})
@@ -103,7 +104,7 @@ func (c *Channel) Send(m Message) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		n, err := unix.Write(int(c.file.Fd()), b)
+		n, err := unix.Write(c.fd, b)
 		switch {
 		case err == unix.EINTR || err == unix.EAGAIN:
 			continue
@@ -119,10 +120,9 @@ func (c *Channel) Send(m Message) error {
 // Receive waits at most the given time for one message. ok is false when there
 // was none.
 func (c *Channel) Receive(wait time.Duration) (m Message, ok bool, err error) {
-	fd := int(c.file.Fd())
 	for i := 0; ; i++ {
 		buf := make([]byte, MaxMessage)
-		n, err := unix.Read(fd, buf)
+		n, err := unix.Read(c.fd, buf)
 		switch {
 		case err == nil:
 			m, err := c.Generation.Decode(buf[:n])
@@ -133,21 +133,35 @@ func (c *Channel) Receive(wait time.Duration) (m Message, ok bool, err error) {
 			return m, false, nil
 		}
 		// POLLPRI and POLLOUT are always set by modules: ask for POLLIN only.
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		fds := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, int(wait.Milliseconds())); err != nil && err != unix.EINTR {
 			return m, false, fmt.Errorf("waiting on control channel: %w", err)
 		}
 	}
 }
 
-// Close detaches from the module, which goes on running.
-func (c *Channel) Close() error { return c.file.Close() }
+// Close detaches from the module, which goes on running. A Send under way is
+// waited for.
+func (c *Channel) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return os.NewSyscallError("close "+c.name, unix.Close(c.fd))
+}
+
+// TraceFile is one CPU's open trace file, in non-blocking mode.
+type TraceFile struct {
+	Name string
+	FD   int
+}
+
+// Close closes the file.
+func (t *TraceFile) Close() error { return unix.Close(t.FD) }
 
 // OpenTrace opens the trace files of the directory: one for each CPU that was
 // online when the module was inserted. The result is indexed by CPU, nil where
 // there is none.
-func OpenTrace(dir *os.File, cpus int) ([]*os.File, error) {
-	files := make([]*os.File, cpus)
+func OpenTrace(dir *os.File, cpus int) ([]*TraceFile, error) {
+	files := make([]*TraceFile, cpus)
 	found := false
 	var first error
 	for cpu := range files {
@@ -159,7 +173,7 @@ func OpenTrace(dir *os.File, cpus int) ([]*os.File, error) {
 			}
 			continue
 		}
-		files[cpu] = os.NewFile(uintptr(fd), dir.Name()+"/"+name)
+		files[cpu] = &TraceFile{dir.Name() + "/" + name, fd}
 		found = true
 	}
 	if !found {

@@ -1,0 +1,143 @@
+package relay
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// output is where the records go: standard output or the file of -o. After the
+// first failed write nothing more is written, and broken is closed.
+type output struct {
+	broken chan struct{}
+
+	w    io.Writer
+	file *os.File // to be closed, nil for standard output
+	err  error
+}
+
+// maxPath is PATH_MAX less room for the suffixes of switched files.
+const maxPath = 4096 - 21
+
+// openOutput opens the file of -o: a strftime(3) template, relative to dir. An
+// empty name means standard output.
+func openOutput(template, dir string, now time.Time, stdout io.Writer) (*output, error) {
+	o := &output{broken: make(chan struct{}), w: stdout}
+	if template == "" {
+		return o, nil
+	}
+	name, err := strftime(template, now)
+	if err != nil {
+		return o, err
+	}
+	if !filepath.IsAbs(name) {
+		if dir == "" {
+			return o, fmt.Errorf("Unable to make output file name absolute: the working directory is gone")
+		}
+		name = filepath.Join(dir, name)
+	}
+	if name == "" || len(name) > maxPath {
+		return o, fmt.Errorf("Filename format is invalid or too long.")
+	}
+	o.file, err = os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o666)
+	if err != nil {
+		return o, fmt.Errorf("Couldn't open output file %s: %w", name, err)
+	}
+	o.w = o.file
+	return o, nil
+}
+
+// Write writes one piece, and remembers the first failure.
+func (o *output) Write(p []byte) {
+	if o.err != nil {
+		return
+	}
+	if _, o.err = o.w.Write(p); o.err != nil {
+		close(o.broken)
+	}
+}
+
+// Close closes the file and reports the first failure.
+func (o *output) Close() error {
+	if o.file != nil {
+		if err := o.file.Close(); o.err == nil {
+			o.err = err
+		}
+		o.file = nil
+	}
+	return o.err
+}
+
+// strftime expands the conversions of strftime(3) in the C locale.
+func strftime(format string, t time.Time) (string, error) {
+	var b strings.Builder
+	for i := 0; i < len(format); i++ {
+		if format[i] != '%' {
+			b.WriteByte(format[i])
+			continue
+		}
+		i++
+		if i == len(format) {
+			return "", fmt.Errorf("Invalid FILE name format: %q ends in '%%'", format)
+		}
+		text, ok := convert(format[i], t)
+		if !ok {
+			return "", fmt.Errorf("Invalid FILE name format: %q has no meaning", "%"+format[i:i+1])
+		}
+		b.WriteString(text)
+	}
+	return b.String(), nil
+}
+
+// layouts are the conversions that are a layout of package time.
+var layouts = map[byte]string{
+	'a': "Mon", 'A': "Monday", 'b': "Jan", 'h': "Jan", 'B': "January",
+	'c': "Mon Jan _2 15:04:05 2006", 'D': "01/02/06", 'd': "02", 'e': "_2",
+	'F': "2006-01-02", 'H': "15", 'I': "03", 'M': "04", 'm': "01", 'p': "PM",
+	'R': "15:04", 'r': "03:04:05 PM", 'S': "05", 'T': "15:04:05", 'X': "15:04:05",
+	'x': "01/02/06", 'Y': "2006", 'y': "06", 'Z': "MST", 'z': "-0700",
+}
+
+func convert(c byte, t time.Time) (string, bool) {
+	if l, ok := layouts[c]; ok {
+		return t.Format(l), true
+	}
+	weekday := int(t.Weekday())
+	isoYear, isoWeek := t.ISOWeek()
+	switch c {
+	case '%':
+		return "%", true
+	case 'n':
+		return "\n", true
+	case 't':
+		return "\t", true
+	case 'C':
+		return fmt.Sprintf("%02d", t.Year()/100), true
+	case 'G':
+		return fmt.Sprintf("%04d", isoYear), true
+	case 'g':
+		return fmt.Sprintf("%02d", isoYear%100), true
+	case 'j':
+		return fmt.Sprintf("%03d", t.YearDay()), true
+	case 'k':
+		return fmt.Sprintf("%2d", t.Hour()), true
+	case 'l':
+		return fmt.Sprintf("%2d", (t.Hour()+11)%12+1), true
+	case 's':
+		return fmt.Sprintf("%d", t.Unix()), true
+	case 'u':
+		return fmt.Sprintf("%d", (weekday+6)%7+1), true
+	case 'w':
+		return fmt.Sprintf("%d", weekday), true
+	case 'U':
+		return fmt.Sprintf("%02d", (t.YearDay()+6-weekday)/7), true
+	case 'W':
+		return fmt.Sprintf("%02d", (t.YearDay()+6-(weekday+6)%7)/7), true
+	case 'V':
+		return fmt.Sprintf("%02d", isoWeek), true
+	}
+	return "", false
+}
