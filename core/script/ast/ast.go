@@ -275,10 +275,11 @@ type (
 		ExprBase
 		Value int64
 	}
-	// Str is a string literal, escapes read, without terminating zero.
+	// Str is a string literal: Value with escapes read and without
+	// terminating zero, Raw with escapes as written.
 	Str struct {
 		ExprBase
-		Value string
+		Value, Raw string
 	}
 	// Embed is %{ %} as a value.
 	Embed struct {
@@ -291,6 +292,9 @@ type (
 		ExprBase
 		Op   string
 		L, R Expr
+		// Chain marks a "." whose L is the previous "." of the same
+		// unparenthesised chain.
+		Chain bool
 	}
 	// Unary is Op X for + - ! ~ and & (address of a target variable).
 	Unary struct {
@@ -350,9 +354,10 @@ type (
 		// String: sprint family, the value is the text. Format: printf and
 		// sprintf. Delim: printd family. Newline: println family.
 		String, Format, Delim, Newline bool
-		// Raw is the format string or the delimiter as written.
-		Raw  string
-		Args []Expr // without format string and delimiter
+		// Raw is the format string or the delimiter, Value the same with
+		// escapes read.
+		Raw, Value string
+		Args       []Expr // without format string and delimiter
 		// Parts is the whole output, delimiters and newline included, for
 		// every form; arguments are consumed in order by width, precision
 		// and value of each conversion. Set by check (the parser sets it

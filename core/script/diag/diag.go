@@ -1,15 +1,226 @@
 // Package diag holds the errors and warnings of passes 1 and 2 and renders
-// them the way stap 5.6 does.
+// them the way stap 5.6 does:
+//
+//	parse error: WHAT
+//	        saw: operator '}' at <input>:1:19
+//	     source: probe begin { x = }
+//	                               ^
+//
+//	semantic error: WHAT: identifier 'x' at <input>:1:15
+//	        source: probe begin { x = 1 . 2 }
+//	                              ^
 package diag
 
-import "stapbox/core/script/token"
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"stapbox/core/script/token"
+)
+
+// Severity says what kind of message a Diagnostic is.
+type Severity int
+
+// The severities.
+const (
+	ParseError Severity = iota
+	SemanticError
+	Warning
+)
 
 // Diagnostic is one error or warning.
 type Diagnostic struct {
-	Message string
-	Tok     *token.Token
-	Tok2    *token.Token
+	Severity Severity
+	Message  string
+	Tok      *token.Token
+	Tok2     *token.Token
+	// Saw: the token is where the parser stood, not what the message is
+	// about.
+	Saw bool
+	// Cause is the error behind this one ("while resolving probe point").
+	Cause *Diagnostic
 }
 
 // Error is the message alone.
 func (d *Diagnostic) Error() string { return d.Message }
+
+// Colors are SGR parameters for the parts of a message; an empty one means
+// plain text.
+type Colors struct{ Error, Warning, Source, Caret, Token string }
+
+// DefaultColors is what stap(1), --color documents.
+var DefaultColors = Colors{"01;31", "00;33", "00;34", "01", "01"}
+
+func paint(sgr, text string) string {
+	if sgr == "" {
+		return text
+	}
+	return "\033[" + sgr + "m\033[K" + text + "\033[m\033[K"
+}
+
+// ParseColors reads SYSTEMTAP_COLORS; invalid text turns colours off.
+func ParseColors(spec string) Colors {
+	c := DefaultColors
+	if spec == "" {
+		return Colors{}
+	}
+	for _, part := range strings.Split(spec, ":") {
+		key, val, ok := strings.Cut(part, "=")
+		if !ok || val == "" || strings.Trim(val, "0123456789;") != "" {
+			return Colors{}
+		}
+		switch key {
+		case "error":
+			c.Error = val
+		case "warning":
+			c.Warning = val
+		case "source":
+			c.Source = val
+		case "caret":
+			c.Caret = val
+		case "token":
+			c.Token = val
+		default:
+			return Colors{}
+		}
+	}
+	return c
+}
+
+// describe is "identifier 'x' at <input>:1:2".
+func describe(t *token.Token, c Colors) string {
+	if t.Kind == token.EOF {
+		return t.Pos.File.Name + " EOF"
+	}
+	if t.Kind == token.Keyword {
+		return "keyword at " + t.Pos.String()
+	}
+	return fmt.Sprintf("%s '%s' at %s", t.Kind, paint(c.Token, t.Text), t.Pos)
+}
+
+// source writes the source line of t and a caret below it, with the label
+// right-aligned in a column of the given width.
+func source(b *strings.Builder, t *token.Token, width int, c Colors) {
+	if t == nil || t.Pos.File == nil || t.Kind == token.EOF {
+		return
+	}
+	line := t.Pos.File.Line(t.Pos.Line)
+	fmt.Fprintf(b, "%*s: %s\n%*s  ", width, paint(c.Source, "source"), line, width, "")
+	for i := 0; i < t.Pos.Col-1 && i < len(line); i++ {
+		if line[i] == '\t' {
+			b.WriteByte('\t')
+		} else {
+			b.WriteByte(' ')
+		}
+	}
+	b.WriteString(paint(c.Caret, "^") + "\n")
+}
+
+// Text is the whole message with its source lines.
+func (d *Diagnostic) Text(c Colors) string {
+	var b strings.Builder
+	switch d.Severity {
+	case ParseError:
+		b.WriteString(paint(c.Error, "parse error:") + " " + d.Message + "\n")
+		if d.Tok != nil {
+			word := "at"
+			if d.Saw {
+				word = "saw"
+			}
+			fmt.Fprintf(&b, "%11s: %s\n", word, describe(d.Tok, c))
+			source(&b, d.Tok, 11, c)
+			for t := d.Tok.Chain; t != nil; t = t.Chain {
+				fmt.Fprintf(&b, "\tin expansion of macro: %s\n", describe(t, c))
+				source(&b, t, 11, c)
+			}
+		}
+		b.WriteString("\n")
+	default:
+		word, label := paint(c.Error, "semantic error:"), c
+		if d.Severity == Warning {
+			word = paint(c.Warning, "WARNING:")
+		}
+		b.WriteString(word + " " + d.Message)
+		if d.Tok != nil {
+			b.WriteString(": " + describe(d.Tok, label))
+			if d.Tok2 != nil {
+				b.WriteString(" vs. " + describe(d.Tok2, label))
+			}
+		}
+		b.WriteString("\n")
+		source(&b, d.Tok, 14, c)
+		source(&b, d.Tok2, 14, c)
+		b.WriteString("\n")
+		if d.Cause != nil {
+			b.WriteString(d.Cause.Text(c))
+		}
+	}
+	return b.String()
+}
+
+// List is the outcome of a pass that found errors. It renders itself as
+// stap shows it, the closing lines included.
+type List struct {
+	Pass   int
+	Errors []*Diagnostic
+	// Notes are lines shown as they are.
+	Notes []string
+}
+
+// Error is the first message with the number of further ones.
+func (l *List) Error() string {
+	if len(l.Errors) == 0 {
+		return fmt.Sprintf("pass %d: %s", l.Pass, strings.Join(l.Notes, "; "))
+	}
+	first := l.Errors[0]
+	word := "semantic error"
+	if first.Severity == ParseError {
+		word = "parse error"
+	}
+	at := ""
+	if first.Tok != nil {
+		at = " at " + first.Tok.Pos.String()
+	}
+	more := ""
+	if n := len(l.Errors) - 1; n > 0 {
+		more = fmt.Sprintf(" (and %d more)", n)
+	}
+	return fmt.Sprintf("%s: %s%s%s", word, first.Message, at, more)
+}
+
+// Render writes all messages. Of those with one text only the first is
+// shown, unless verbose is set.
+func (l *List) Render(w io.Writer, c Colors, verbose bool) {
+	seen := map[string]bool{}
+	suppressed := 0
+	for _, d := range l.Errors {
+		key := d.Message
+		for x := d.Cause; x != nil; x = x.Cause {
+			key += "\n" + x.Message
+		}
+		if seen[key] && !verbose {
+			suppressed++
+			continue
+		}
+		seen[key] = true
+		io.WriteString(w, d.Text(c))
+	}
+	for _, n := range l.Notes {
+		io.WriteString(w, n+"\n")
+	}
+	if l.Pass == 1 {
+		switch n := len(l.Errors); {
+		case n == 1:
+			io.WriteString(w, "1 parse error.\n")
+		case n > 1:
+			fmt.Fprintf(w, "%d parse errors.\n", n)
+		}
+		io.WriteString(w, "Pass 1: parse failed.  [man error::pass1]\n")
+	} else {
+		io.WriteString(w, "Pass 2: analysis failed.  [man error::pass2]\n")
+	}
+	if suppressed > 0 {
+		fmt.Fprintf(w, "Number of similar error messages suppressed: %d.\nRerun with -v to see them.\n", suppressed)
+	}
+}

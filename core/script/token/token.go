@@ -13,7 +13,7 @@ type Kind int
 // The kinds of tokens.
 const (
 	EOF      Kind = iota
-	Junk          // characters that start no token; Text is the message to show
+	Junk          // text that is no token; Err says why
 	Ident         // name, $name, @name
 	Operator      // + << { %( and so on
 	String        // string literal, escapes already read
@@ -80,6 +80,8 @@ type Token struct {
 	Pos  Pos
 	// Chain is the macro invocation or alias this token came from, if any.
 	Chain *Token
+	// Err is the message of a Junk token.
+	Err string
 	// Arg marks text inserted from a script argument.
 	Arg bool
 }
