@@ -138,7 +138,7 @@ func path(list []PathPart) string {
 // escape puts backslashes before quotes and backslashes; raw newlines of
 // formats become \n.
 func escape(s string) string {
-	return strings.NewReplacer(`\`, `\\`, "\n", `\n`, "\t", `\t`).Replace(s)
+	return strings.NewReplacer(`\"`, `\"`, `\`, `\\`, "\n", `\n`, "\t", `\t`).Replace(s)
 }
 
 // ExprString is an expression as -p1 shows it.

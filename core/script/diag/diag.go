@@ -93,10 +93,56 @@ func describe(t *token.Token, c Colors) string {
 	if t.Kind == token.EOF {
 		return t.Pos.File.Name + " EOF"
 	}
-	if t.Kind == token.Keyword {
-		return "keyword at " + t.Pos.String()
+	if t.Kind == token.Keyword || t.Kind == token.EmbedC {
+		return t.Kind.String() + " at " + t.Pos.String()
 	}
 	return fmt.Sprintf("%s '%s' at %s", t.Kind, paint(c.Token, t.Text), t.Pos)
+}
+
+// Renderer writes the messages of one run. Like upstream it leaves out the
+// file name of a semantic message's place when the place named before was in
+// the same file.
+type Renderer struct {
+	W       io.Writer
+	Colors  Colors
+	Verbose bool
+
+	file       *token.File
+	suppressed int
+}
+
+func (r *Renderer) describe(t *token.Token) string {
+	s := describe(t, r.Colors)
+	if r.file != nil && t.Pos.File == r.file {
+		at := t.Pos.String()
+		s = strings.TrimSuffix(s, at) + strings.TrimPrefix(at, t.Pos.File.Name)
+	}
+	r.file = t.Pos.File
+	return s
+}
+
+// Warnings writes warnings, each text once.
+func (r *Renderer) Warnings(list []*Diagnostic) {
+	suppressed := 0
+	seen := map[string]bool{}
+	for _, d := range list {
+		if seen[d.Message] && !r.Verbose {
+			suppressed++
+			continue
+		}
+		seen[d.Message] = true
+		io.WriteString(r.W, r.text(d))
+	}
+	r.suppressed = suppressed
+}
+
+// Close writes how many warnings were not shown. It is called when the pass
+// is over and its failure, if any, has been written.
+func (r *Renderer) Close() {
+	if r.suppressed > 0 {
+		fmt.Fprintf(r.W, "Number of similar warning messages suppressed: %d.\nRerun with -v to see them.\n", r.suppressed)
+		r.suppressed = 0
+	}
 }
 
 // source writes the source line of t and a caret below it, with the label
@@ -117,9 +163,10 @@ func source(b *strings.Builder, t *token.Token, width int, c Colors) {
 	b.WriteString(paint(c.Caret, "^") + "\n")
 }
 
-// Text is the whole message with its source lines.
-func (d *Diagnostic) Text(c Colors) string {
+// text is the whole message with its source lines.
+func (r *Renderer) text(d *Diagnostic) string {
 	var b strings.Builder
+	c := r.Colors
 	switch d.Severity {
 	case ParseError:
 		b.WriteString(paint(c.Error, "parse error:") + " " + d.Message + "\n")
@@ -137,23 +184,31 @@ func (d *Diagnostic) Text(c Colors) string {
 		}
 		b.WriteString("\n")
 	default:
-		word, label := paint(c.Error, "semantic error:"), c
+		word, width := paint(c.Error, "semantic error:"), 14
 		if d.Severity == Warning {
-			word = paint(c.Warning, "WARNING:")
+			word, width = paint(c.Warning, "WARNING:"), 7
 		}
 		b.WriteString(word + " " + d.Message)
-		if d.Tok != nil {
-			b.WriteString(": " + describe(d.Tok, label))
-			if d.Tok2 != nil {
-				b.WriteString(" vs. " + describe(d.Tok2, label))
+		place := func(t *token.Token) {
+			b.WriteString(r.describe(t) + "\n")
+			source(&b, t, width, c)
+			for t = t.Chain; t != nil; t = t.Chain {
+				b.WriteString("\tin expansion of macro: " + r.describe(t) + "\n")
+				source(&b, t, width, c)
 			}
 		}
-		b.WriteString("\n")
-		source(&b, d.Tok, 14, c)
-		source(&b, d.Tok2, 14, c)
+		if d.Tok == nil {
+			b.WriteString("\n")
+		} else {
+			b.WriteString(": ")
+			place(d.Tok)
+		}
+		if d.Tok2 != nil {
+			place(d.Tok2)
+		}
 		b.WriteString("\n")
 		if d.Cause != nil {
-			b.WriteString(d.Cause.Text(c))
+			b.WriteString(r.text(d.Cause))
 		}
 	}
 	return b.String()
@@ -189,13 +244,17 @@ func (l *List) Error() string {
 	return fmt.Sprintf("%s: %s%s%s", word, first.Message, at, more)
 }
 
-// Render writes all messages. Of those with one text only the first is
-// shown, unless verbose is set.
-func (l *List) Render(w io.Writer, c Colors, verbose bool) {
+// Failure writes the messages of a pass that failed and its closing lines.
+// Of errors with one text only the first is shown, unless Verbose is set.
+func (r *Renderer) Failure(l *List) {
+	w, verbose := r.W, r.Verbose
 	seen := map[string]bool{}
 	suppressed := 0
 	for _, d := range l.Errors {
 		key := d.Message
+		if d.Tok != nil && d.Severity == ParseError && !d.Saw {
+			key += d.Tok.Text
+		}
 		for x := d.Cause; x != nil; x = x.Cause {
 			key += "\n" + x.Message
 		}
@@ -204,13 +263,14 @@ func (l *List) Render(w io.Writer, c Colors, verbose bool) {
 			continue
 		}
 		seen[key] = true
-		io.WriteString(w, d.Text(c))
+		io.WriteString(w, r.text(d))
 	}
 	for _, n := range l.Notes {
 		io.WriteString(w, n+"\n")
 	}
 	if l.Pass == 1 {
 		switch n := len(l.Errors); {
+		case len(l.Notes) > 0:
 		case n == 1:
 			io.WriteString(w, "1 parse error.\n")
 		case n > 1:

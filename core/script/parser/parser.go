@@ -104,6 +104,7 @@ func (p *parser) toplevel(out *ast.File) (done bool, failure *diag.Diagnostic) {
 	}()
 	p.depth, p.links, p.inFunc, p.histOK = 0, 0, false, false
 	t := p.peek()
+	p.seen = p.seen || t.Kind != token.EOF
 	switch {
 	case t.Kind == token.EOF:
 		return true, nil
@@ -168,9 +169,6 @@ func (p *parser) recover() {
 func (p *parser) peek() *token.Token {
 	if p.ahead == nil {
 		p.ahead = p.pp.next()
-		if p.ahead.Kind != token.EOF {
-			p.seen = true
-		}
 	}
 	p.last = p.ahead
 	return p.ahead
@@ -221,6 +219,7 @@ func (p *parser) ident() *token.Token {
 		if p.ahead.Kind == token.EOF {
 			p.fail("unexpected end-of-file")
 		}
+		p.next()
 		p.fail("expected identifier")
 	}
 	return p.next()
@@ -394,9 +393,6 @@ func (p *parser) function(out *ast.File, private bool) {
 		p.last = t
 		p.fail("expected '('")
 	}
-	if p.peek().Kind == token.EOF {
-		p.fail("expected identifier")
-	}
 	for !p.isOp(")") {
 		a := p.ident()
 		for _, q := range f.Params {
@@ -453,6 +449,9 @@ func (p *parser) probe(out *ast.File) {
 			}
 		}
 		points = p.points()
+	}
+	if p.isOp("}") {
+		p.fail("expected probe point specifier")
 	}
 	if !p.isOp("{") && !p.isKw("if") {
 		p.fail("expected one of ', { } = +='")
@@ -613,6 +612,10 @@ func (p *parser) component() *ast.Component {
 			p.fail("unexpected end-of-file")
 		}
 		c.Arg = p.literal()
+		if p.peek().Kind == token.EOF {
+			p.last = c.Arg.Token()
+			p.fail("unexpected end-of-file")
+		}
 		if !p.isOp(")") {
 			p.fail("expected ')'")
 		}
