@@ -1,0 +1,96 @@
+package compile
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"stapbox/core/privilege"
+)
+
+func TestParseOptions(t *testing.T) {
+	o, err := ParseOptions([]string{"-vvp4", "-r", "6.1.0", "-DMAXACTION=5", "-G", "x=1", "--privilege=stapsys", "--use-server", "--use-server=1.2.3.4:5",
+		"-e", "probe begin {}", "a", "--", "-b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.LastPass != 4 || o.Verbose != 2 || o.Kernel != "6.1.0" || o.Privilege != privilege.StapSys || !o.Unprivileged() || o.Script != "probe begin {}" {
+		t.Errorf("got %+v", o)
+	}
+	if want := []string{"", "1.2.3.4:5"}; !reflect.DeepEqual(o.UseServer, want) {
+		t.Errorf("servers: got %q, want %q", o.UseServer, want)
+	}
+	if want := []string{"-v", "-v", "-p4", "-r6.1.0", "-DMAXACTION=5", "--privilege=stapsys", "-eprobe begin {}"}; !reflect.DeepEqual(o.Forward, want) {
+		t.Errorf("forward: got %q, want %q", o.Forward, want)
+	}
+	if want := []string{"a", "-b"}; !reflect.DeepEqual(o.Args, want) {
+		t.Errorf("arguments: got %q, want %q", o.Args, want)
+	}
+	if o, err := ParseOptions([]string{"-p4", "-m", "mod.ko", "x.stp", "1"}); err != nil || o.File != "x.stp" || o.Module != "mod" || len(o.Notes) != 1 {
+		t.Errorf("got %+v, %v", o, err)
+	}
+	if o, err := ParseOptions([]string{"--client-options", "-e", "x"}); err != nil || o.LastPass != 4 || o.Unprivileged() {
+		t.Errorf("got %+v, %v", o, err)
+	}
+}
+
+func TestParseOptionsRefuses(t *testing.T) {
+	for _, tt := range []struct{ args, want string }{
+		{"-p7 -e x", "Invalid pass number (should be 1-5)."},
+		{"-p x -e x", "Invalid pass number"},
+		{"-v", "A script must be specified."},
+		{"-e x -e y", "Only one script"},
+		{"-x abc -e x", "Invalid target process ID number."},
+		{"-s 5000 -e x", "Invalid buffer size (should be 1-4095)."},
+		{"-c true -x 5 -e x", "You can't specify -c and -x together."},
+		{"--privilege=foo -e x", "Invalid argument 'foo' for --privilege."},
+		{"--privilege=stapusr --privilege=stapsys -e x", "Privilege level may be set only once."},
+		{"-g --privilege=stapusr -e x", "You can't specify -g and --privilege=stapusr together."},
+		{"-m a.b -e x", "ERROR: Safety pattern mismatch for -m parameter ('a.b' vs. '^[a-z0-9_]+$') rc=1"},
+		{"-D a-b -e x", "Safety pattern mismatch for -D parameter"},
+		{"-G abc -e x", "Safety pattern mismatch for -G parameter"},
+		{"-a x/y -e x", "Safety pattern mismatch for -a parameter"},
+		{"--client-options -r ../x -e x", "Safety pattern mismatch for -r parameter from client ('../x' vs."},
+		{"--client-options -k -e x", "ERROR: -k invalid with --client-options"},
+		{"--client-options -R/x -e x", "ERROR: -R invalid with --client-options"},
+		{"--client-options -q -e x", "ERROR: -q invalid with --client-options"},
+		{"--client-options -BX=1 -e x", "ERROR: -B invalid with --client-options"},
+		{"--client-options --sysroot=/ -e x", "ERROR: --sysroot invalid with --client-options"},
+		{"--client-options --tmpdir=/x -e x", "ERROR: --tmpdir is invalid with --client-options"},
+		{"--client-options --use-server -e x", "ERROR: --use-server is invalid with --client-options"},
+		{"--client-options --remote=x -e x", "ERROR: --remote is invalid with --client-options"},
+		{"--client-options --rlimit-cpu=1 -e x", "ERROR: --rlimit-cpu is invalid with --client-options"},
+		{"--client-options --sign-module -e x", "ERROR: --sign-module is invalid with --client-options"},
+		{"--client-options --privilege=stapusr -m x -DA -DB -e x", "You can't specify -m, -D when --privilege=stapusr is specified."},
+		{"--rlimit-cpu=x -e x", "Invalid argument 'x' for --rlimit-cpu."},
+		{"--color=blue -e x", "Invalid argument 'blue' for --color."},
+		{"-I /x -e x", "option -I is not supported"},
+		{"--monitor -e x", "option --monitor is not supported"},
+		{"--nosuch -e x", "stap: unrecognized option '--nosuch'"},
+	} {
+		_, err := ParseOptions(strings.Fields(tt.args))
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.args, err, tt.want)
+		}
+	}
+	var usage *UsageError
+	if _, err := ParseOptions([]string{"-g", "--unprivileged", "-e", "x"}); !errors.As(err, &usage) {
+		t.Errorf("got %T, want a UsageError", err)
+	}
+}
+
+// The table says of every option either how it is set or that it is missing.
+func TestOptionTableComplete(t *testing.T) {
+	for _, d := range table {
+		args := []string{d.written()}
+		if d.arg == req {
+			args = append(args, "1")
+		}
+		_, err := ParseOptions(append(args, "-e", "x"))
+		unsupported := err != nil && strings.Contains(err.Error(), "not supported")
+		if d.pattern == "" && unsupported != d.missing {
+			t.Errorf("%s: missing is %v, got %v", d.written(), d.missing, err)
+		}
+	}
+}
