@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/* Time and chance. */
+#include "runtime.h"
+#include <linux/random.h>
+#include <linux/timekeeping.h>
+#include <asm/timex.h>
+
+int64_t stp_fn_gettimeofday_ns(struct stp_context *c)
+{
+	return ktime_get_real_fast_ns();
+}
+
+int64_t stp_fn_gettimeofday_us(struct stp_context *c)
+{
+	return ktime_get_real_fast_ns() / 1000;
+}
+
+int64_t stp_fn_gettimeofday_ms(struct stp_context *c)
+{
+	return ktime_get_real_fast_ns() / 1000000;
+}
+
+int64_t stp_fn_gettimeofday_s(struct stp_context *c)
+{
+	return ktime_get_real_fast_ns() / 1000000000;
+}
+
+int64_t stp_fn_get_cycles(struct stp_context *c)
+{
+	return get_cycles();
+}
+
+int64_t stp_fn_randint(struct stp_context *c, int64_t n)
+{
+	u64 r = (u64)get_random_u32() << 32 | get_random_u32();
+
+	return n > 0 ? r % (u64)n : 0;
+}
+
+/* "Thu Jan  1 00:00:00 1970": the proleptic Gregorian calendar, UTC. */
+void stp_fn_ctime(struct stp_context *c, char *out, int64_t seconds)
+{
+	static const char days[] = "SunMonTueWedThuFriSat", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+	struct tm tm;
+
+	/* Years of four digits only, as the text has room for. */
+	if (seconds > 253402300799LL) {
+		stp_strcpy(out, "far far in the future");
+		return;
+	}
+	if (seconds < -62135596800LL) {
+		stp_strcpy(out, "a long, long time ago...");
+		return;
+	}
+	time64_to_tm(seconds, 0, &tm);
+	snprintf(out, stp_script.string_size, "%.3s %.3s %2d %02d:%02d:%02d %ld", days + 3 * tm.tm_wday,
+		 months + 3 * tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec, tm.tm_year + 1900);
+}

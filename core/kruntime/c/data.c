@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/*
+ * The data path: records from the CPUs' print buffers to trace<N>.
+ *
+ *	0  f0 9f a9 ba	magic
+ *	4  u32		sequence, one counter for all CPUs, first record 1
+ *	8  u32		bytes that follow
+ */
+#include "runtime.h"
+#include <linux/mm.h>
+#include <linux/log2.h>
+
+static int _stp_bufsize;
+module_param(_stp_bufsize, int, 0);
+MODULE_PARM_DESC(_stp_bufsize, "buffer size");
+
+struct stp_record {
+	unsigned char magic[4];
+	u32 sequence;
+	u32 len;
+};
+
+atomic_t stp_dropped = ATOMIC_INIT(0);
+static atomic_t stp_sequence = ATOMIC_INIT(0);
+static bool stp_finished;
+
+/* Megabytes per CPU as asked for, else 16 but no more than a quarter of the
+ * free memory for all CPUs together; rounded down to a power of two. */
+unsigned long stp_ring_size(void)
+{
+	static unsigned long size;
+	unsigned long free;
+
+	if (size)
+		return size;
+	if (_stp_bufsize > 0 && _stp_bufsize <= 4095) {
+		size = (unsigned long)_stp_bufsize << 20;
+	} else {
+		free = (unsigned long)si_mem_available() / 4 / num_online_cpus();
+		size = min(16UL << 20, free << PAGE_SHIFT);
+		size = max(size, 1UL << 20);
+	}
+	size = rounddown_pow_of_two(size);
+	return size;
+}
+
+static void stp_ring_wake(struct irq_work *w)
+{
+	wake_up_all(&container_of(w, struct stp_ring, wake)->wait);
+}
+
+int stp_ring_init(struct stp_ring *r, unsigned long size)
+{
+	mutex_init(&r->reader);
+	init_waitqueue_head(&r->wait);
+	init_irq_work(&r->wake, stp_ring_wake);
+	r->size = size;
+	r->data = vmalloc(size);
+	return r->data ? 0 : -ENOMEM;
+}
+
+void stp_ring_exit(struct stp_ring *r)
+{
+	if (r->size)
+		irq_work_sync(&r->wake);
+	vfree(r->data);
+}
+
+static void stp_ring_copy(struct stp_ring *r, unsigned long at, const void *from, unsigned long len)
+{
+	unsigned long off = at & (r->size - 1), first = min(len, r->size - off);
+
+	memcpy(r->data + off, from, first);
+	memcpy(r->data, from + first, len - first);
+}
+
+/* Moves the print buffer of c into its ring, whole or not at all: a record
+ * that does not fit is counted, and takes no sequence number. */
+void stp_flush(struct stp_context *c)
+{
+	struct stp_cpu *k = container_of(c, struct stp_cpu, c);
+	struct stp_ring *r = &k->ring;
+	struct stp_record h = { .magic = { 0xf0, 0x9f, 0xa9, 0xba } };
+	unsigned long flags, head;
+
+	if (!c->print.len)
+		return;
+	local_irq_save(flags);
+	head = r->head;
+	if (r->size - (head - smp_load_acquire(&r->tail)) < sizeof(h) + c->print.len) {
+		atomic_inc(&stp_dropped);
+	} else {
+		h.sequence = atomic_inc_return(&stp_sequence);
+		h.len = c->print.len;
+		stp_ring_copy(r, head, &h, sizeof(h));
+		stp_ring_copy(r, head + sizeof(h), c->print.buf, h.len);
+		smp_store_release(&r->head, head + sizeof(h) + h.len);
+		/* We may be inside anything: never wake from here. */
+		if (wq_has_sleeper(&r->wait))
+			irq_work_queue(&r->wake);
+	}
+	c->print.len = 0;
+	local_irq_restore(flags);
+}
+
+/* No more records will come: readers waiting in poll see POLLERR. */
+void stp_rings_finish(void)
+{
+	int cpu;
+
+	WRITE_ONCE(stp_finished, true);
+	for_each_possible_cpu(cpu)
+		if (stp_cpus[cpu])
+			wake_up_all(&stp_cpus[cpu]->ring.wait);
+}
+
+static ssize_t stp_trace_read(struct file *f, char __user *buf, size_t count, loff_t *pos)
+{
+	struct stp_ring *r = pde_data(file_inode(f));
+	unsigned long tail, off, first;
+	ssize_t rc;
+
+	if (mutex_lock_interruptible(&r->reader))
+		return -ERESTARTSYS;
+	tail = r->tail;
+	count = min_t(size_t, count, smp_load_acquire(&r->head) - tail);
+	if (!count) {
+		rc = tail ? -ENODATA : 0;
+		goto out;
+	}
+	off = tail & (r->size - 1);
+	first = min_t(size_t, count, r->size - off);
+	rc = -EFAULT;
+	if (copy_to_user(buf, r->data + off, first) ||
+	    copy_to_user(buf + first, r->data, count - first))
+		goto out;
+	smp_store_release(&r->tail, tail + count);
+	rc = count;
+out:
+	mutex_unlock(&r->reader);
+	return rc;
+}
+
+static __poll_t stp_trace_poll(struct file *f, poll_table *wait)
+{
+	struct stp_ring *r = pde_data(file_inode(f));
+	__poll_t mask = 0;
+
+	poll_wait(f, &r->wait, wait);
+	if (READ_ONCE(stp_finished))
+		mask |= EPOLLERR;
+	if (smp_load_acquire(&r->head) != READ_ONCE(r->tail))
+		mask |= EPOLLIN | EPOLLRDNORM;
+	return mask;
+}
+
+/* A waiting poller stays on our wait queue after the call: hold the module. */
+static int stp_trace_open(struct inode *inode, struct file *f)
+{
+	return try_module_get(THIS_MODULE) ? 0 : -ENODEV;
+}
+
+static int stp_trace_release(struct inode *inode, struct file *f)
+{
+	module_put(THIS_MODULE);
+	return 0;
+}
+
+const struct proc_ops stp_trace_ops = {
+	.proc_open = stp_trace_open,
+	.proc_release = stp_trace_release,
+	.proc_read = stp_trace_read,
+	.proc_poll = stp_trace_poll,
+};

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/* What the sources of the runtime share. Never seen by a script unit. */
+#ifndef STP_RUNTIME_H
+#define STP_RUNTIME_H
+
+#include <linux/version.h>
+#include <linux/module.h>
+#include <linux/kernel.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+#include <linux/mutex.h>
+#include <linux/wait.h>
+#include <linux/irq_work.h>
+#include <linux/proc_fs.h>
+#include <linux/poll.h>
+#include <linux/sched.h>
+#include <linux/uaccess.h>
+#include "stp.h"
+
+/* Life of a session. Probes run only in the state they belong to. */
+enum stp_state {
+	STP_S_NEW,		/* loaded, START not seen */
+	STP_S_STARTING,		/* begin probes run */
+	STP_S_RUNNING,
+	STP_S_STOPPING,		/* end probes run */
+	STP_S_ERROR,		/* too many errors: error probes run instead of end probes */
+	STP_S_STOPPED,
+};
+
+/*
+ * Bytes on their way to user space. One producer, the CPU itself with
+ * interrupts off, moves head; readers on any CPU, one at a time, move tail.
+ * Both count bytes and wrap with the type; size is a power of two.
+ */
+struct stp_ring {
+	char *data;
+	unsigned long size;
+	unsigned long head;
+	unsigned long tail;
+	struct mutex reader;
+	wait_queue_head_t wait;
+	struct irq_work wake;
+};
+
+/* All that belongs to one CPU. */
+struct stp_cpu {
+	struct stp_context c;		/* first: the script unit's view */
+	atomic_t busy;			/* a handler runs on this CPU */
+	struct stp_ring ring;
+	u64 overload_start, overload_cycles;
+	const char *token;		/* rest of tokenize()'s string, in token_text */
+	char *token_text;
+	char *frames;
+};
+
+/* One per possible CPU; NULL for those not online at insertion. */
+extern struct stp_cpu **stp_cpus;
+extern atomic_t stp_state;
+extern int stp_target_pid;
+
+/* main.c */
+void stp_start(void);
+void stp_stop(void);
+void stp_started(void);
+void stp_request_exit(void);
+bool stp_exiting(void);
+
+/* probe.c */
+int stp_probe_init(void);
+void stp_probe_exit(void);
+void stp_run_kind(int kind, int state);
+void stp_run_probe(unsigned int n, int state);
+void stp_report_skips(void);
+
+/* data.c */
+int stp_ring_init(struct stp_ring *r, unsigned long size);
+void stp_ring_exit(struct stp_ring *r);
+unsigned long stp_ring_size(void);
+void stp_flush(struct stp_context *c);
+void stp_rings_finish(void);
+extern atomic_t stp_dropped;
+extern const struct proc_ops stp_trace_ops;
+
+/* control.c */
+enum stp_message {
+	STP_MSG_START = 0x50,
+	STP_MSG_EXIT,
+	STP_MSG_OOB,
+	STP_MSG_SYSTEM,
+	STP_MSG_TRANSPORT,
+	STP_MSG_BULK = 0x57,
+	STP_MSG_READY,
+	STP_MSG_RELOCATION,
+	STP_MSG_REALTIME = 0x5c,
+	STP_MSG_REQUEST_EXIT,
+	STP_MSG_TZINFO,
+	STP_MSG_CREDENTIALS,
+	STP_MSG_REMOTE_ID,
+	STP_MSG_NAMESPACES_PID = 0x62,
+	STP_MSG_MNT_NS_FDS,
+};
+
+int stp_control_init(void);
+void stp_control_exit(void);
+void stp_send(int type, const void *data, unsigned int len);
+__printf(1, 2) void stp_message(const char *fmt, ...);	/* OOB text, with its prefix */
+extern const struct proc_ops stp_cmd_ops;
+
+/* print.c */
+void stp_pad(struct stp_context *c, char ch, int64_t n);
+char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
+
+/* string.c */
+size_t stp_len(const char *s);
+size_t stp_append(char *to, size_t at, const char *from, size_t len);
+
+/* files.c */
+int stp_files_init(void);
+void stp_files_exit(void);
+
+#endif

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * The one header of a script unit: the C that the translator writes for a
+ * script includes it and nothing else, so that a compiler reads a script in
+ * milliseconds. The runtime sources include it after the kernel's headers.
+ *
+ * Everything here is plain C with names that start with stp_, STP_ or __stp_.
+ */
+#ifndef STP_H
+#define STP_H
+
+#ifndef _LINUX_TYPES_H
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#define NULL ((void *)0)
+#endif
+
+#define stp_unlikely(x) __builtin_expect(!!(x), 0)
+
+/* Bytes of a string, terminating zero included: a property of the script. */
+#ifndef STP_MAXSTRINGLEN
+#define STP_MAXSTRINGLEN 512
+#endif
+
+/* ---- what a script is: the data the runtime reads ---------------------- */
+
+enum stp_kind { STP_BEGIN, STP_END, STP_ERROR, STP_NEVER, STP_TIMER };
+
+#define STP_LOCK_WRITE 0x80000000u
+
+/* One probe. Its handler is the case of the same number in stp_script_run. */
+struct stp_probe {
+	unsigned char kind;		/* enum stp_kind */
+	unsigned char jiffies;		/* interval and randomize count jiffies, not ns */
+	unsigned short nlocks;
+	unsigned int lock0;		/* first of its entries in stp_script.locks */
+	int64_t interval, randomize;	/* timers; interval of the others: priority */
+	const char *point;		/* the probe point, for messages */
+};
+
+struct stp_map;
+
+enum stp_type { STP_LONG = 1, STP_STRING = 2 };
+
+/* One global array. types: value type, then one per key. */
+struct stp_array {
+	const char *name;
+	struct stp_map **map;
+	unsigned int size;
+	unsigned char wrap, nkeys;
+	unsigned char types[14];
+};
+
+/* Everything the runtime needs to know about a script. The const part is in
+ * script order; begin, end and error probes stand sorted by priority. */
+struct stp_script {
+	unsigned int size;		/* sizeof(struct stp_script): a wrong header is refused */
+	unsigned int nprobes, nlocks, nglobals, narrays;
+	const struct stp_probe *probes;
+	const unsigned int *locks;	/* number of a global, | STP_LOCK_WRITE */
+	const struct stp_array *arrays;
+	unsigned int string_size;	/* MAXSTRINGLEN */
+	unsigned int frame_size;	/* bytes for the locals of a probe and what it calls */
+	unsigned int max_nesting;	/* MAXNESTING */
+	unsigned int buffer_size;	/* STP_BUFFER_SIZE: print buffer per CPU */
+	int64_t max_action;		/* MAXACTION_INTERRUPTIBLE; 0 and less: no limit */
+	int64_t max_errors, max_skipped;
+	int64_t max_trylock;		/* MAXTRYLOCK */
+	int64_t trylock_delay;		/* TRYLOCKDELAY, microseconds */
+	int64_t min_stack;		/* MINSTACKSPACE */
+	int64_t overload_interval, overload_threshold; /* cycles; threshold 0: off */
+	int suppress_errors;		/* --suppress-handler-errors */
+};
+
+extern const struct stp_script stp_script;
+
+/*
+ * Parts of the runtime that only some scripts need are reached through the
+ * script unit alone, so that a linker that takes objects from an archive
+ * leaves out what is not used.
+ */
+enum stp_event { STP_SETUP, STP_ARM, STP_DISARM, STP_CLEANUP };
+
+int stp_maps_init(void);
+void stp_maps_exit(void);
+int stp_timers_init(void);
+void stp_timers_start(void);
+void stp_timers_stop(void);
+void stp_timers_exit(void);
+int stp_script_part(enum stp_event event);
+
+#define STP_SCRIPT_PARTS(has_arrays, has_timers)						\
+	int stp_script_part(enum stp_event event)						\
+	{											\
+		int rc = 0;									\
+		switch (event) {								\
+		case STP_SETUP:									\
+			if (has_arrays)								\
+				rc = stp_maps_init();						\
+			if (has_timers && !rc)							\
+				rc = stp_timers_init();						\
+			break;									\
+		case STP_ARM:									\
+			if (has_timers)								\
+				stp_timers_start();						\
+			break;									\
+		case STP_DISARM:								\
+			if (has_timers)								\
+				stp_timers_stop();						\
+			break;									\
+		case STP_CLEANUP:								\
+			if (has_timers)								\
+				stp_timers_exit();						\
+			if (has_arrays)								\
+				stp_maps_exit();						\
+		}										\
+		return rc;									\
+	}
+
+/* ---- the context of a running handler ---------------------------------- */
+
+/* Text under construction: the print buffer of the CPU or a string. */
+struct stp_out {
+	char *buf;
+	unsigned int len, cap;
+};
+
+struct stp_context {
+	int64_t actions;		/* statements left */
+	const char *error;		/* an error is pending: its text */
+	const char *where;		/* "operator '/' at FILE:LINE:COLUMN" */
+	char *frame, *frame_end;	/* free part of the locals' memory */
+	unsigned long stack_low;	/* the kernel stack ends here for us */
+	unsigned int nesting;
+	struct stp_out print, string, *out;
+	char *error_text;		/* stp_script.string_size bytes */
+	char trace[320];		/* " (called from ...)" of a pending error */
+};
+
+/* The script unit's only entry: runs handler number n. */
+void stp_script_run(struct stp_context *c, unsigned int n);
+
+/* ---- integers ----------------------------------------------------------- */
+
+#define __STP_OP(name, op)							\
+	static inline int64_t stp_##name(int64_t a, int64_t b)			\
+	{									\
+		return (int64_t)((uint64_t)a op (uint64_t)b);			\
+	}
+__STP_OP(add, +)
+__STP_OP(sub, -)
+__STP_OP(mul, *)
+#undef __STP_OP
+
+/* Only the low six bits of a shift count are used, as the machine does. */
+static inline int64_t stp_shl(int64_t a, int64_t b)
+{
+	return (int64_t)((uint64_t)a << (b & 63));
+}
+
+static inline int64_t stp_shr(int64_t a, int64_t b)
+{
+	return a >> (b & 63);
+}
+
+static inline int64_t stp_neg(int64_t a)
+{
+	return (int64_t)(0 - (uint64_t)a);
+}
+
+static inline void stp_fail(struct stp_context *c, const char *text, const char *where)
+{
+	c->error = text;
+	if (where)
+		c->where = where;
+}
+
+static inline int64_t stp_div(struct stp_context *c, int64_t a, int64_t b, const char *where)
+{
+	if (stp_unlikely(b == 0)) {
+		stp_fail(c, "division by 0", where);
+		return 0;
+	}
+	return b == -1 ? stp_neg(a) : a / b;
+}
+
+static inline int64_t stp_mod(struct stp_context *c, int64_t a, int64_t b, const char *where)
+{
+	if (stp_unlikely(b == 0)) {
+		stp_fail(c, "division by 0", where);
+		return 0;
+	}
+	return b == -1 ? 0 : a % b;
+}
+
+/* Counts n statements; true when that uses up what MAXACTION allows. */
+static inline int stp_count(struct stp_context *c, int n, const char *where)
+{
+	if (stp_unlikely((c->actions -= n) <= 0)) {
+		stp_fail(c, "MAXACTION exceeded", where);
+		return 1;
+	}
+	return 0;
+}
+
+/* ---- frames ------------------------------------------------------------- */
+
+/* Takes size bytes for the locals of a function called from where; NULL with
+ * an error set when the calls are nested too deeply. */
+void *stp_enter(struct stp_context *c, unsigned int size, const char *where);
+void stp_leave(struct stp_context *c, unsigned int size, const char *where);
+/* The text of the pending error, as catch (var) sees it; clears the error. */
+void stp_caught(struct stp_context *c, char *out);
+
+/* ---- strings: every buffer holds STP_MAXSTRINGLEN bytes ------------------ */
+
+void stp_strcpy(char *to, const char *from);
+void stp_strcat(char *to, const char *from);	/* appends in place */
+void stp_concat(char *to, const char *a, const char *b);
+int stp_strcmp(const char *a, const char *b);
+
+/* ---- printing ------------------------------------------------------------ */
+
+#define STP_MINUS 1
+#define STP_ZERO 2
+#define STP_PLUS 4
+#define STP_SPACE 8
+#define STP_ALT 16
+
+void stp_print_begin(struct stp_context *c);
+void stp_sprint_begin(struct stp_context *c, char *out);
+void stp_print_end(struct stp_context *c);
+void stp_put(struct stp_context *c, const char *text, unsigned int len);
+void stp_put_str(struct stp_context *c, const char *s);
+void stp_put_int(struct stp_context *c, int64_t v);
+/* width and prec: -1 is none */
+void stp_fmt_str(struct stp_context *c, int flags, int64_t width, int64_t prec, const char *s);
+void stp_fmt_int(struct stp_context *c, int conv, int flags, int64_t width, int64_t prec, int64_t v);
+/* %m and %M: false with an error set when the memory cannot be read */
+int stp_fmt_mem(struct stp_context *c, int conv, int flags, int64_t width, int64_t prec, int64_t addr,
+		const char *where);
+
+/* ---- arrays -------------------------------------------------------------- */
+
+union stp_key {
+	int64_t i;
+	const char *s;
+};
+
+struct stp_node;
+
+int64_t stp_map_get(struct stp_map *m, const union stp_key *k);
+const char *stp_map_get_str(struct stp_map *m, const union stp_key *k);
+/* false with an error set when the array is full or being iterated over */
+int stp_map_set(struct stp_context *c, struct stp_map *m, const union stp_key *k, int64_t v, const char *where);
+int stp_map_set_str(struct stp_context *c, struct stp_map *m, const union stp_key *k, const char *v,
+		    const char *where);
+/* Bit n of any stands for "*" as key n. */
+int64_t stp_map_in(struct stp_map *m, const union stp_key *k, unsigned int any);
+int stp_map_del(struct stp_context *c, struct stp_map *m, const union stp_key *k, unsigned int any, const char *where);
+int stp_map_clear(struct stp_context *c, struct stp_map *m, const char *where);
+/* column 0 is the value, else the number of a key; dir 0 is insertion order */
+struct stp_node *stp_map_first(struct stp_context *c, struct stp_map *m, int column, int dir);
+struct stp_node *stp_map_next(struct stp_map *m, struct stp_node *n);
+void stp_map_done(struct stp_map *m);
+int stp_node_match(struct stp_map *m, struct stp_node *n, const union stp_key *k, unsigned int any);
+int64_t stp_node_int(struct stp_map *m, struct stp_node *n, int column);
+const char *stp_node_str(struct stp_map *m, struct stp_node *n, int column);
+
+/* ---- module parameters and metadata --------------------------------------- */
+
+/* struct kernel_param of linux/moduleparam.h; main.c asserts the layout. */
+struct stp_param {
+	const char *name;
+	void *mod;
+	const void *ops;
+	const unsigned short perm;
+	signed char level;
+	unsigned char flags;
+	void *arg;
+};
+
+struct stp_param_string {
+	char *buf;
+	unsigned int size;
+};
+
+#ifndef _LINUX_MODULE_H
+extern char __this_module[] __attribute__((visibility("hidden")));
+#endif
+extern const char stp_param_ops_long[], stp_param_ops_string[];
+
+#define __STP_CAT2(a, b) a##b
+#define __STP_CAT(a, b) __STP_CAT2(a, b)
+#define STP_MODINFO(text)								\
+	static const char __STP_CAT(__stp_modinfo_, __COUNTER__)[]			\
+		__attribute__((__used__, __section__(".modinfo"), __aligned__(1))) = text
+
+#define __STP_PARAM(cname, name, ops_, arg_, type)					\
+	STP_MODINFO("parmtype=" name ":" type);						\
+	static const struct stp_param __stp_param_##cname				\
+		__attribute__((__used__, __section__("__param"), __aligned__(sizeof(void *)))) = \
+		{ name, __this_module, ops_, 0, -1, 0, arg_ }
+#define STP_PARAM_LONG(cname, name)							\
+	__STP_PARAM(cname, name, stp_param_ops_long, &cname, "int64_t")
+#define STP_PARAM_STRING(cname, name)							\
+	static const struct stp_param_string __stp_string_##cname = { cname, sizeof(cname) }; \
+	__STP_PARAM(cname, name, stp_param_ops_string, (void *)&__stp_string_##cname, "string")
+
+/* The privilege level the module needs (loader-relay 4.4). */
+#define STP_PRIVILEGE(level)								\
+	int stp_required_privilege							\
+		__attribute__((__section__(".stap_privilege"), __aligned__(4))) = level
+extern int stp_required_privilege;
+
+/* ---- the tapset's functions in C ------------------------------------------ */
+
+int64_t stp_fn_pid(struct stp_context *c);
+int64_t stp_fn_tid(struct stp_context *c);
+int64_t stp_fn_ppid(struct stp_context *c);
+int64_t stp_fn_uid(struct stp_context *c);
+int64_t stp_fn_euid(struct stp_context *c);
+int64_t stp_fn_gid(struct stp_context *c);
+int64_t stp_fn_egid(struct stp_context *c);
+void stp_fn_execname(struct stp_context *c, char *out);
+int64_t stp_fn_cpu(struct stp_context *c);
+int64_t stp_fn_target(struct stp_context *c);
+void stp_fn_module_name(struct stp_context *c, char *out);
+int64_t stp_fn_gettimeofday_s(struct stp_context *c);
+int64_t stp_fn_gettimeofday_ms(struct stp_context *c);
+int64_t stp_fn_gettimeofday_us(struct stp_context *c);
+int64_t stp_fn_gettimeofday_ns(struct stp_context *c);
+int64_t stp_fn_get_cycles(struct stp_context *c);
+int64_t stp_fn_randint(struct stp_context *c, int64_t n);
+void stp_fn_ctime(struct stp_context *c, char *out, int64_t seconds);
+int64_t stp_fn_strlen(struct stp_context *c, const char *s);
+int64_t stp_fn_strtol(struct stp_context *c, const char *s, int64_t base);
+void stp_fn_substr(struct stp_context *c, char *out, const char *s, int64_t start, int64_t len);
+int64_t stp_fn_stringat(struct stp_context *c, const char *s, int64_t pos);
+int64_t stp_fn_isinstr(struct stp_context *c, const char *s, const char *part);
+void stp_fn_str_replace(struct stp_context *c, char *out, const char *s, const char *from, const char *to);
+void stp_fn_text_str(struct stp_context *c, char *out, const char *s);
+void stp_fn_text_strn(struct stp_context *c, char *out, const char *s, int64_t len, int64_t quoted);
+void stp_fn_tokenize(struct stp_context *c, char *out, const char *s, const char *delim);
+void stp_fn_exit(struct stp_context *c);
+void stp_fn_error(struct stp_context *c, const char *text);
+void stp_fn_warn(struct stp_context *c, const char *text);
+void stp_fn_log(struct stp_context *c, const char *text);
+
+#endif

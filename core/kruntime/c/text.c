@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/* The tapset's functions on strings. */
+#include "runtime.h"
+#include <linux/string.h>
+
+#define SIZE ((size_t)stp_script.string_size)
+
+int64_t stp_fn_strlen(struct stp_context *c, const char *s)
+{
+	return stp_len(s);
+}
+
+int64_t stp_fn_strtol(struct stp_context *c, const char *s, int64_t base)
+{
+	if (base < 0 || base > 16 || base == 1)
+		return 0;
+	return simple_strtoll(s, NULL, base);
+}
+
+void stp_fn_substr(struct stp_context *c, char *out, const char *s, int64_t start, int64_t len)
+{
+	int64_t n = stp_len(s);
+
+	out[0] = 0;
+	if (start < 0 || start >= n || len <= 0)
+		return;
+	stp_append(out, 0, s + start, min(len, n - start));
+}
+
+int64_t stp_fn_stringat(struct stp_context *c, const char *s, int64_t pos)
+{
+	int64_t n = stp_len(s);
+
+	/* The terminating zero belongs to the string, as upstream sees it. */
+	return pos < 0 || pos >= n ? 0 : (unsigned char)s[pos];
+}
+
+int64_t stp_fn_isinstr(struct stp_context *c, const char *s, const char *part)
+{
+	return strstr(s, part) != NULL;
+}
+
+void stp_fn_str_replace(struct stp_context *c, char *out, const char *s, const char *from, const char *to)
+{
+	size_t n = 0, flen = stp_len(from), tlen = stp_len(to);
+	const char *hit;
+
+	out[0] = 0;
+	while (flen && (hit = strstr(s, from))) {
+		n = stp_append(out, n, s, hit - s);
+		n = stp_append(out, n, to, tlen);
+		s = hit + flen;
+	}
+	stp_append(out, n, s, stp_len(s));
+}
+
+/* Escapes s so that it can stand in C quotes, cutting at max bytes of input. */
+static size_t stp_escape_text(char *out, size_t n, size_t room, const char *s, size_t max)
+{
+	static const char from[] = "\a\b\f\n\r\t\v\"\\", names[] = "abfnrtv\"\\";
+	const char *hit;
+	char buf[5];
+	size_t i, len;
+
+	for (i = 0; i < max && s[i]; i++) {
+		unsigned char ch = s[i];
+
+		hit = strchr(from, ch);
+		if (hit)
+			len = snprintf(buf, sizeof(buf), "\\%c", names[hit - from]);
+		else if (ch >= 0x20 && ch < 0x7f)
+			len = snprintf(buf, sizeof(buf), "%c", ch);
+		else
+			len = snprintf(buf, sizeof(buf), "\\%03o", ch);
+		if (n + len > room)
+			break;
+		n = stp_append(out, n, buf, len);
+	}
+	return n;
+}
+
+void stp_fn_text_str(struct stp_context *c, char *out, const char *s)
+{
+	out[0] = 0;
+	stp_escape_text(out, 0, SIZE - 1, s, SIZE - 1);
+}
+
+void stp_fn_text_strn(struct stp_context *c, char *out, const char *s, int64_t len, int64_t quoted)
+{
+	size_t n = 0, max = len <= 0 || len > SIZE - 1 ? SIZE - 1 : len;
+	bool cut = stp_len(s) > max;
+
+	out[0] = 0;
+	if (quoted)
+		n = stp_append(out, n, "\"", 1);
+	n = stp_escape_text(out, n, SIZE - 6, s, max);
+	if (quoted)
+		n = stp_append(out, n, "\"", 1);
+	if (cut)
+		stp_append(out, n, "...", 3);
+}
+
+/* One string per CPU is being cut up: a call with text starts a new one, a
+ * call with "" goes on. Delimiters in a row count as one. */
+void stp_fn_tokenize(struct stp_context *c, char *out, const char *s, const char *delim)
+{
+	struct stp_cpu *k = container_of(c, struct stp_cpu, c);
+	size_t n;
+
+	out[0] = 0;
+	if (*s) {
+		stp_strcpy(k->token_text, s);
+		k->token = k->token_text;
+	}
+	if (!k->token)
+		return;
+	k->token += strspn(k->token, delim);
+	if (!*k->token) {
+		k->token = NULL;
+		return;
+	}
+	n = strcspn(k->token, delim);
+	stp_append(out, 0, k->token, n);
+	k->token += n;
+}
