@@ -1,0 +1,132 @@
+package kbuild
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// placeholder stands for the module's name in prepared objects. It is as long
+// as a name can be on 64-bit machines.
+const placeholder = "stapbox_placeholder_for_the_name_of_the_module_________"
+
+// MaxName is the longest module name, in bytes.
+const MaxName = len(placeholder)
+
+// Unit is a script as C, to be made a module.
+type Unit struct {
+	Name   string // of the module
+	Source []byte
+}
+
+// Build makes NAME.ko in dir, which must be empty and private. Errors of the
+// tools are ToolErrors.
+func (p *Prepared) Build(ctx context.Context, u Unit, dir string) (string, error) {
+	if len(u.Name) == 0 || len(u.Name) > MaxName {
+		return "", fmt.Errorf("module name %q is not between 1 and %d bytes long", u.Name, MaxName)
+	}
+	path := func(suffix string) string { return filepath.Join(dir, u.Name+suffix) }
+	build := filepath.Join(p.Dir, "build")
+	if err := os.WriteFile(path(".c"), u.Source, 0o600); err != nil {
+		return "", err
+	}
+	compile := withoutHeaders(p.recipe.Compile, filepath.Join(p.Dir, "include"))
+	if err := command(ctx, dir, expand(compile, map[string]string{varSource: path(".c"), varObject: path(".unit.o")})...); err != nil {
+		return "", err
+	}
+	link := expand(p.recipe.Link, map[string]string{varObject: path(".o")}, path(".unit.o"), filepath.Join(p.Dir, runtimeName))
+	if err := command(ctx, build, link...); err != nil {
+		return "", err
+	}
+	module, err := p.moduleObject(ctx, path(".o"))
+	if err != nil {
+		return "", err
+	}
+	if p.recipe.Objtool != nil {
+		if err := command(ctx, build, expand(p.recipe.Objtool, map[string]string{varObject: path(".o")})...); err != nil {
+			return "", err
+		}
+	}
+	objects := []string{path(".o"), module}
+	if p.recipe.ModCommon {
+		objects = append(objects, filepath.Join(p.Dir, commonName))
+	}
+	final := expand(p.recipe.LinkFinal, map[string]string{varObject: path(".ko")}, objects...)
+	final = slices.Insert(final, 1, "--strip-debug")
+	if err := command(ctx, build, final...); err != nil {
+		return "", err
+	}
+	if err := nameModule(path(".ko"), u.Name); err != nil {
+		return "", err
+	}
+	for _, suffix := range []string{".unit.o", ".o"} {
+		if err := os.Remove(path(suffix)); err != nil {
+			return "", err
+		}
+	}
+	return path(".ko"), nil
+}
+
+// moduleObject is the prepared module.o, or one of the module's own when it
+// needs a symbol that is not in the prepared one's CRC table.
+func (p *Prepared) moduleObject(ctx context.Context, object string) (string, error) {
+	b, err := os.ReadFile(object)
+	if err != nil {
+		return "", err
+	}
+	needed, err := undefined(b)
+	if err != nil {
+		return "", err
+	}
+	if !slices.ContainsFunc(needed, func(s string) bool { return !p.symbols[s] }) {
+		return filepath.Join(p.Dir, moduleName), nil
+	}
+	build := filepath.Join(p.Dir, "build")
+	source, err := modpost(ctx, p.recipe, build, object, false)
+	if err != nil {
+		return "", err
+	}
+	own := strings.TrimSuffix(source, ".c") + ".o"
+	words := expand(p.recipe.Compile, map[string]string{varSource: source, varObject: own, varName: placeholder})
+	return own, command(ctx, build, words...)
+}
+
+// nameModule overwrites the placeholder everywhere in a finished module: in
+// struct module and in .modinfo, where padding zeroes are skipped.
+func nameModule(path, name string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	padded := make([]byte, len(placeholder))
+	copy(padded, name)
+	if n := bytes.Count(b, []byte(placeholder)); n < 2 {
+		return fmt.Errorf("naming module %q: its name has %d places in the file, not 2 or more", name, n)
+	}
+	return os.WriteFile(path, bytes.ReplaceAll(b, []byte(placeholder), padded), 0o644)
+}
+
+// undefined lists the symbols that an object takes from elsewhere.
+func undefined(object []byte) ([]string, error) {
+	f, err := elf.NewFile(bytes.NewReader(object))
+	if err != nil {
+		return nil, err
+	}
+	symbols, err := f.Symbols()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, s := range symbols {
+		if s.Section == elf.SHN_UNDEF && s.Name != "" {
+			names = append(names, s.Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}

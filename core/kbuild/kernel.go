@@ -1,0 +1,139 @@
+package kbuild
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kernel is a kernel that modules can be built for.
+type Kernel struct {
+	Release  string // uname -r of the kernel
+	BuildDir string // its headers as the distribution packs them, absolute
+}
+
+// ErrNoHeaders is returned when the build directory of a kernel is not there.
+var ErrNoHeaders = errors.New("kernel headers are not installed")
+
+var releasePattern = regexp.MustCompile(`^[A-Za-z0-9_.+-]+$`)
+
+// FindKernel resolves the argument of -r: a release or an absolute build
+// directory; "" is the running kernel. Searched for a release are
+// /lib/modules/RELEASE/build and /usr/src/linux-headers-RELEASE, and for a
+// kernel of another distribution's layout /usr/src/kernels/RELEASE.
+func FindKernel(spec string) (Kernel, error) {
+	if spec == "" {
+		var u unix.Utsname
+		if err := unix.Uname(&u); err != nil {
+			return Kernel{}, fmt.Errorf("asking for the kernel release: %w", err)
+		}
+		spec = unix.ByteSliceToString(u.Release[:])
+	}
+	if filepath.IsAbs(spec) {
+		dir := filepath.Clean(spec)
+		release, err := buildRelease(dir)
+		if err != nil {
+			return Kernel{}, fmt.Errorf("build directory %q: %w", dir, err)
+		}
+		return Kernel{release, dir}, nil
+	}
+	if !releasePattern.MatchString(spec) || spec[0] == '.' || spec[0] == '-' {
+		return Kernel{}, fmt.Errorf("kernel release %q is not made of letters, digits and _.+-", spec)
+	}
+	for _, dir := range []string{
+		filepath.Join("/lib/modules", spec, "build"),
+		"/usr/src/linux-headers-" + spec,
+		"/usr/src/kernels/" + spec,
+	} {
+		if release, err := buildRelease(dir); err == nil && release == spec {
+			return Kernel{spec, dir}, nil
+		}
+	}
+	return Kernel{Release: spec}, fmt.Errorf("kernel release %q: %w", spec, ErrNoHeaders)
+}
+
+var utsRelease = regexp.MustCompile(`(?m)^#define UTS_RELEASE "([A-Za-z0-9_.+-]+)"`)
+
+// buildRelease is the release a build directory is of: what its modules will
+// carry. (include/config/kernel.release is the bare version on Debian 12.)
+func buildRelease(dir string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "include/generated/utsrelease.h"))
+	if err != nil {
+		return "", err
+	}
+	m := utsRelease.FindSubmatch(b)
+	if m == nil {
+		return "", fmt.Errorf("include/generated/utsrelease.h names no release")
+	}
+	return string(m[1]), nil
+}
+
+// identity is what a prepared kernel depends on, as text: the files that change
+// whenever the headers do.
+func (k Kernel) identity() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n%s\n", k.Release, k.BuildDir)
+	for _, name := range []string{"Makefile", ".config", "Module.symvers", "include/generated/autoconf.h", "include/generated/utsrelease.h"} {
+		b.WriteString(fileIdentity(filepath.Join(k.BuildDir, name)))
+	}
+	return b.String()
+}
+
+// fileIdentity tells one version of a file from another without reading it.
+func fileIdentity(path string) string {
+	st, err := os.Stat(path)
+	if err != nil {
+		return path + " absent\n"
+	}
+	return fmt.Sprintf("%s %d %d\n", path, st.Size(), st.ModTime().UnixNano())
+}
+
+// shadow fills dir with links to everything in the build directory. Debian's
+// Makefile there includes another by an absolute path, which leads nowhere when
+// the packages were unpacked below another root: then the path is rewritten.
+func (k Kernel) shadow(dir string) error {
+	entries, err := os.ReadDir(k.BuildDir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == "Makefile" {
+			continue
+		}
+		if err := os.Symlink(filepath.Join(k.BuildDir, e.Name()), filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	makefile, err := os.ReadFile(filepath.Join(k.BuildDir, "Makefile"))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "Makefile"), relocateIncludes(makefile, k.BuildDir), 0o644)
+}
+
+var includeLine = regexp.MustCompile(`(?m)^include (/\S+)$`)
+
+func relocateIncludes(makefile []byte, buildDir string) []byte {
+	return includeLine.ReplaceAllFunc(makefile, func(line []byte) []byte {
+		target := string(line[len("include "):])
+		if _, err := os.Stat(target); err == nil {
+			return line
+		}
+		for root := filepath.Dir(buildDir); root != "/"; root = filepath.Dir(root) {
+			if moved := filepath.Join(root, target); fileExists(moved) {
+				return []byte("include " + moved)
+			}
+		}
+		return line
+	})
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
