@@ -1,0 +1,490 @@
+package box
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"stapbox/core/getopt"
+	"stapbox/core/hostpaths"
+	"stapbox/core/invocation"
+	"stapbox/core/privilege"
+)
+
+// installSpec are the options of install and uninstall.
+var installSpec = getopt.Spec{Defs: []getopt.Def{
+	{Long: "root", Arg: getopt.RequiredArg},
+	{Long: "bindir", Arg: getopt.RequiredArg},
+	{Long: "no-setuid"},
+	{Long: "dry-run"},
+	{Short: 'h', Long: "help"},
+}}
+
+// installer puts the box in its place, or takes it away. Every step looks first
+// whether it is already done, so that installing twice changes nothing.
+type installer struct {
+	out      io.Writer
+	root     string // "" or the directory that becomes the root of an image
+	bindir   string
+	noSetuid bool
+	dryRun   bool
+	table    []Applet
+	self     string // the file to install
+	changed  int
+}
+
+func runInstall(inv *invocation.Invocation, table []Applet, remove bool, args []string) int {
+	in := &installer{out: inv.Stdout, bindir: hostpaths.Bindir, table: table}
+	opts, words, err := getopt.Parse(installSpec, args)
+	if err == nil && len(words) > 0 {
+		err = fmt.Errorf("unexpected word %q", words[0])
+	}
+	if err != nil {
+		inv.Errorf("ERROR: %v", err)
+		usage(inv.Stderr, table)
+		return exitUsage
+	}
+	for _, o := range opts {
+		switch o.Name {
+		case "root":
+			in.root = o.Value
+		case "bindir":
+			in.bindir = o.Value
+		case "no-setuid":
+			in.noSetuid = true
+		case "dry-run":
+			in.dryRun = true
+		case "help":
+			usage(inv.Stdout, table)
+			return exitOK
+		}
+	}
+	err = in.prepare()
+	if err == nil {
+		if remove {
+			err = in.uninstall()
+		} else {
+			err = in.install()
+		}
+	}
+	if err != nil {
+		inv.Errorf("ERROR: %v", err)
+		return exitError
+	}
+	if in.changed == 0 {
+		fmt.Fprintln(in.out, "nothing to do")
+	}
+	return exitOK
+}
+
+func (in *installer) prepare() (err error) {
+	if !filepath.IsAbs(in.bindir) {
+		return fmt.Errorf("--bindir %q is not an absolute path", in.bindir)
+	}
+	if filepath.Clean(in.bindir) != filepath.Clean(hostpaths.Bindir) && !in.noSetuid {
+		// stapio runs staprun -d from the place fixed at build time.
+		fmt.Fprintf(in.out, "note: staprun itself stays in %s, where stapio looks for it\n", hostpaths.Bindir)
+	}
+	if in.root != "" {
+		if in.root, err = filepath.Abs(in.root); err != nil {
+			return err
+		}
+		if in.root == "/" {
+			in.root = ""
+		}
+	}
+	if !in.dryRun && os.Geteuid() != 0 {
+		return errors.New("installing needs root: it sets owners and the setuid bit (see it all with --dry-run)")
+	}
+	in.self, err = os.Executable()
+	return err
+}
+
+// at is the place of a path below the root.
+func (in *installer) at(path string) string { return filepath.Join(in.root, path) }
+
+// groups in the order they are created, with the ids upstream's packages use.
+var groups = []struct {
+	name string
+	gid  int
+}{{privilege.GroupUsr, 156}, {privilege.GroupSys, 157}, {privilege.GroupDev, 158}}
+
+// directories of an installed host, with their modes. All belong to root.
+func (in *installer) directories() []string {
+	return []string{
+		in.bindir, hostpaths.Bindir, hostpaths.Pkglibdir,
+		filepath.Dir(hostpaths.LoadPolicy()),
+		filepath.Join(hostpaths.Sysconfdir, "systemtap"),
+		filepath.Join(hostpaths.Sysconfdir, "systemtap", "ssl"),
+		hostpaths.HostPeerStore(), hostpaths.SignerStore(),
+	}
+}
+
+func (in *installer) install() error {
+	gid, err := in.makeGroups()
+	if err != nil {
+		return err
+	}
+	for _, d := range in.directories() {
+		if err := in.makeDir(d); err != nil {
+			return err
+		}
+	}
+	if err := in.blessedDirs(); err != nil {
+		return err
+	}
+	if err := in.copySelf(hostpaths.Box(), 0o755, 0); err != nil {
+		return err
+	}
+	for _, a := range in.table {
+		path := filepath.Join(in.bindir, a.Name)
+		switch a.Name {
+		case "staprun":
+			continue
+		case "stapio", "stap-serverd":
+			path = filepath.Join(hostpaths.Pkglibdir, a.Name)
+		}
+		if err := in.link(path); err != nil {
+			return err
+		}
+	}
+	if err := in.link(filepath.Join(in.bindir, boxName)); err != nil {
+		return err
+	}
+	if in.noSetuid {
+		if err := in.disarm(hostpaths.Staprun()); err != nil {
+			return err
+		}
+		return in.link(hostpaths.Staprun())
+	}
+	return in.copySelf(hostpaths.Staprun(), 0o4750, gid)
+}
+
+const boxName = "stapbox"
+
+// makeGroups adds the missing groups and gives the id of stapusr. On a running
+// host groupadd(8) does it, which knows where groups come from; in an image the
+// group file is written.
+func (in *installer) makeGroups() (gid int, err error) {
+	path := in.at("/etc/group")
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && in.root != "" {
+		text, err = nil, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	ids := privilege.ReadGroups(strings.NewReader(string(text)), nil)
+	taken := map[string]bool{}
+	for _, line := range strings.Split(string(text), "\n") {
+		if f := strings.Split(line, ":"); len(f) > 2 {
+			taken[f[2]] = true
+		}
+	}
+	for _, g := range groups {
+		if _, ok := ids[g.name]; ok {
+			continue
+		}
+		if in.root == "" {
+			if id, ok := getent(g.name); ok { // from LDAP or SSSD
+				ids[g.name] = uint32(id)
+				if err := in.recordGroup(g.name, id); err != nil {
+					return 0, err
+				}
+				continue
+			}
+		}
+		id := g.gid
+		for taken[strconv.Itoa(id)] {
+			id++
+		}
+		taken[strconv.Itoa(id)] = true
+		ids[g.name] = uint32(id)
+		err := in.step("create group "+g.name, func() error {
+			if in.root == "" {
+				if tool, err := exec.LookPath("groupadd"); err == nil {
+					return run(tool, "-r", "-g", strconv.Itoa(id), g.name)
+				}
+			}
+			text = append(text, fmt.Sprintf("%s:x:%d:\n", g.name, id)...)
+			return replaceFile(path, text, 0o644)
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return int(ids[privilege.GroupUsr]), nil
+}
+
+// getent asks the host's name services for a group's id.
+func getent(name string) (int, bool) {
+	out, err := exec.Command("getent", "group", name).Output()
+	if err != nil {
+		return 0, false
+	}
+	f := strings.Split(string(out), ":")
+	if len(f) < 3 {
+		return 0, false
+	}
+	id, err := strconv.Atoi(f[2])
+	return id, err == nil
+}
+
+// recordGroup writes down an id that /etc/group does not have (decision L10).
+func (in *installer) recordGroup(name string, id int) error {
+	path := in.at(hostpaths.GroupIDs())
+	line := fmt.Sprintf("%s=%d", name, id)
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var kept []string
+	for _, l := range strings.Split(strings.TrimSpace(string(old)), "\n") {
+		if l == line {
+			return nil
+		}
+		if l != "" && !strings.HasPrefix(l, name+"=") {
+			kept = append(kept, l)
+		}
+	}
+	return in.step("record "+line+" in "+path, func() error {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		return replaceFile(path, []byte(strings.Join(append(kept, line), "\n")+"\n"), 0o644)
+	})
+}
+
+func (in *installer) makeDir(path string) error {
+	path = in.at(path)
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return in.step("create directory "+path, func() error {
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				return err
+			}
+			return os.Chmod(path, 0o755)
+		})
+	case err != nil:
+		return err
+	case !st.IsDir():
+		return fmt.Errorf("%q is not a directory", path)
+	}
+	return in.checkPlace(path, st)
+}
+
+// checkPlace refuses to install into a directory that somebody else may change.
+func (in *installer) checkPlace(path string, st fs.FileInfo) error {
+	sys, _ := st.Sys().(*syscall.Stat_t)
+	if st.Mode().Perm()&0o022 != 0 && st.Mode()&fs.ModeSticky == 0 {
+		return fmt.Errorf("directory %q is writable by others than its owner (mode %v)", path, st.Mode().Perm())
+	}
+	if sys != nil && sys.Uid != 0 && in.root == "" {
+		return fmt.Errorf("directory %q does not belong to root", path)
+	}
+	return nil
+}
+
+// blessedDirs makes the directory of approved modules for each installed kernel.
+func (in *installer) blessedDirs() error {
+	releases, err := os.ReadDir(in.at("/lib/modules"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, r := range releases {
+		dir := in.at(hostpaths.BlessedDir(r.Name()))
+		if _, err := os.Stat(dir); err == nil || !r.IsDir() {
+			continue
+		}
+		err := in.step("create directory "+dir, func() error { return os.Mkdir(dir, 0o755) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copySelf puts a copy of this executable in place by rename. An older setuid
+// copy loses its mode bits first: a hard link to it must not stay powerful.
+func (in *installer) copySelf(path string, mode uint32, gid int) error {
+	target := in.at(path)
+	source, err := os.ReadFile(in.self)
+	if err != nil {
+		return err
+	}
+	if in.same(target, source, mode, gid) {
+		return nil
+	}
+	if _, err := os.Lstat(target); err == nil && !isBox(target) {
+		return fmt.Errorf("%q is there already and is not ours (another SystemTap?); remove it first", target)
+	}
+	return in.step(fmt.Sprintf("install %s, mode %04o", target, mode), func() error {
+		if err := disarmFile(target); err != nil {
+			return err
+		}
+		f, err := os.CreateTemp(filepath.Dir(target), ".stapbox-")
+		if err != nil {
+			return err
+		}
+		defer os.Remove(f.Name())
+		defer f.Close()
+		if _, err := f.Write(source); err != nil {
+			return err
+		}
+		// The owner first: changing it clears the setuid bit.
+		if err := f.Chown(0, gid); err != nil {
+			return err
+		}
+		if err := unix.Fchmod(int(f.Fd()), mode); err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			return err
+		}
+		return os.Rename(f.Name(), target)
+	})
+}
+
+func (in *installer) same(target string, source []byte, mode uint32, gid int) bool {
+	var st unix.Stat_t
+	if unix.Lstat(target, &st) != nil || st.Mode != unix.S_IFREG|mode || st.Uid != 0 || int(st.Gid) != gid {
+		return false
+	}
+	old, err := os.ReadFile(target)
+	return err == nil && string(old) == string(source)
+}
+
+// isBox reports whether a regular file is this program in any version: every
+// build has the name of its privilege gate in it. A link is followed no further
+// than the box.
+func isBox(path string) bool {
+	if target, err := os.Readlink(path); err == nil {
+		return filepath.Base(target) == boxName
+	}
+	b, err := os.ReadFile(path)
+	return err == nil && bytes.Contains(b, []byte("stapbox/core/setuid.Enter"))
+}
+
+func (in *installer) disarm(path string) error {
+	target := in.at(path)
+	st, err := os.Lstat(target)
+	if err != nil || !st.Mode().IsRegular() {
+		return nil
+	}
+	return in.step("remove "+target, func() error {
+		if err := disarmFile(target); err != nil {
+			return err
+		}
+		return os.Remove(target)
+	})
+}
+
+// disarmFile takes the setuid and execute bits off a file that is to be
+// replaced (decision L9).
+func disarmFile(path string) error {
+	st, err := os.Lstat(path)
+	if err != nil || !st.Mode().IsRegular() || st.Mode()&(fs.ModeSetuid|fs.ModeSetgid) == 0 {
+		return nil
+	}
+	return os.Chmod(path, 0o600)
+}
+
+// link makes a symbolic link to the box, relative so that an image may be moved.
+func (in *installer) link(path string) error {
+	target, err := filepath.Rel(filepath.Dir(path), hostpaths.Box())
+	if err != nil {
+		return err
+	}
+	path = in.at(path)
+	if old, err := os.Readlink(path); err == nil && old == target {
+		return nil
+	}
+	if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSymlink == 0 {
+		return fmt.Errorf("%q is there already and is no link of ours (another SystemTap?); remove it or choose another --bindir", path)
+	}
+	return in.step("link "+path+" -> "+target, func() error {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return os.Symlink(target, path)
+	})
+}
+
+// uninstall removes the programs. Groups, trust stores and configuration stay:
+// they hold decisions of people.
+func (in *installer) uninstall() error {
+	names := []string{hostpaths.Staprun(), filepath.Join(in.bindir, boxName)}
+	for _, a := range in.table {
+		names = append(names, filepath.Join(in.bindir, a.Name), filepath.Join(hostpaths.Pkglibdir, a.Name))
+	}
+	ours := func(path string) bool {
+		if target, err := os.Readlink(path); err == nil {
+			return filepath.Base(target) == boxName
+		}
+		return path == in.at(hostpaths.Staprun()) && isBox(path)
+	}
+	for _, n := range append(names, hostpaths.Box()) {
+		path := in.at(n)
+		if _, err := os.Lstat(path); err != nil || path != in.at(hostpaths.Box()) && !ours(path) {
+			continue
+		}
+		err := in.step("remove "+path, func() error {
+			if err := disarmFile(path); err != nil {
+				return err
+			}
+			return os.Remove(path)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	dir := in.at(hostpaths.Pkglibdir)
+	if left, err := os.ReadDir(dir); err == nil && len(left) == 0 {
+		return in.step("remove "+dir, func() error { return os.Remove(dir) })
+	}
+	return nil
+}
+
+// step does one thing and says so; with --dry-run it only says so.
+func (in *installer) step(what string, do func() error) error {
+	in.changed++
+	if in.dryRun {
+		fmt.Fprintln(in.out, "would", what)
+		return nil
+	}
+	fmt.Fprintln(in.out, what)
+	if err := do(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+func replaceFile(path string, text []byte, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	tmp := path + ".stapbox"
+	if err := os.WriteFile(tmp, text, mode); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+func run(name string, args ...string) error {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
