@@ -30,8 +30,8 @@ type Options struct {
 	Output    string // -o
 	Command   string // -c
 	HasCmd    bool
-	Target    int  // -x
-	BufferMB  int  // -s
+	Target    int // -x
+	BufferMB  int // -s
 	Color     string
 	TempDir   string // --tmpdir
 	Rlimits   []Rlimit

@@ -1,0 +1,55 @@
+package compile
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// LocaleNames are the variables a client sends with its request, in the order
+// it sends them.
+var LocaleNames = []string{
+	"LANG", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME",
+}
+
+var localeValue = regexp.MustCompile("^[a-zA-Z0-9@_.=-]*$")
+
+// checkLocale sorts the lines of a request into settings and complaints
+// (server-client 4.5).
+func checkLocale(lines []string) (env, complaints []string) {
+	for _, line := range lines {
+		name, value, ok := strings.Cut(line, "=")
+		switch {
+		case !ok:
+			complaints = append(complaints, fmt.Sprintf("Localization key=value line '%s' cannot be parsed", oneLine(line)))
+		case !slices.Contains(LocaleNames, name):
+			complaints = append(complaints, fmt.Sprintf("Localization key '%s' not found in global list", oneLine(name)))
+		case !localeValue.MatchString(value):
+			complaints = append(complaints, fmt.Sprintf("Localization value '%s' contains illegal characters", oneLine(value)))
+		default:
+			env = append(env, line)
+		}
+	}
+	return env, complaints
+}
+
+// oneLine makes text of a client harmless in a log: no line ends, no terminal
+// sequences, bounded.
+func oneLine(s string) string {
+	const limit = 4096
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case b.Len() > limit:
+			return b.String() + "..."
+		case r == '\n':
+			b.WriteString(`\n`)
+		case r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0:
+			fmt.Fprintf(&b, `\x%02x`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,480 @@
+package compile
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"stapbox/core/getopt"
+	"stapbox/core/kmod"
+	"stapbox/core/signing"
+	"stapbox/core/wire"
+)
+
+// Limits on what a worker leaves.
+const (
+	maxOutput = 4 << 20  // stdout and stderr, each
+	maxModule = 48 << 20 // one module
+)
+
+// Release is a kernel a service builds for.
+type Release struct {
+	Name     string // what uname -r says there, and what clients ask for
+	BuildDir string // its build tree, "" for /lib/modules/NAME/build
+}
+
+// Service answers compile requests: it decodes and checks them, has a worker
+// translate them, and signs what the worker made. One Service serves any number
+// of requests at a time; how many run at once is up to the caller.
+type Service struct {
+	Releases  []Release
+	Arch      string        // normalised (Arch)
+	Options   []string      // translator options of the server (-D ...), before the client's
+	Rlimits   []Rlimit      // of a worker
+	Environ   []string      // HOME, SYSTEMTAP_DIR and the like, for the worker
+	Home      string        // replaced by <server> in what clients see
+	TempDir   string        // where request directories are made
+	WallClock time.Duration // of a worker
+	Limits    wire.Limits
+	Keep      bool
+
+	// Worker is the executable and argv[0] of a worker: this very program as
+	// applet stap. A running program is reached through /proc even after its
+	// file was replaced.
+	Worker []string
+
+	Key func() crypto.Signer
+	Log func(format string, args ...any)
+	// Requests gets one structured line per request.
+	Requests *slog.Logger
+}
+
+// Self is Service.Worker for this program.
+var Self = []string{"/proc/self/exe", "stap"}
+
+// request is one request on its way through the service.
+type request struct {
+	wire    *wire.Request
+	opts    *Options
+	argv    []string // of the client, without -r
+	release Release
+	env     []string
+	digest  string
+
+	dir    string // the request directory
+	stdout []byte
+	stderr bytes.Buffer
+	rc     int
+	files  []wire.File
+	signer string // fingerprint-free note for the log: "signed", "unsigned"
+}
+
+// refusal ends a request with a reason for the client and for the log.
+type refusal struct{ text string }
+
+func (r *refusal) Error() string { return r.text }
+
+func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
+
+// Do answers one request archive with a response archive. There is always an
+// answer with version, status and both outputs; a refusal says why in stderr.
+// ctx ends with the client's connection.
+func (s *Service) Do(ctx context.Context, archive []byte, peer string) ([]byte, error) {
+	start := time.Now()
+	r := &request{rc: 1, signer: "unsigned"}
+	err := s.serve(ctx, archive, r)
+	var no *refusal
+	switch {
+	case errors.As(err, &no):
+		r.rc, r.files = max(r.rc, 1), nil
+		s.Log("%s", oneLine(no.text))
+		fmt.Fprintln(&r.stderr, no.text)
+	case err != nil:
+		// Details of the host are for the log only.
+		r.rc, r.files = max(r.rc, 1), nil
+		s.Log("Error processing client request: %v", err)
+		if ctx.Err() == nil {
+			fmt.Fprintln(&r.stderr, "Server: an internal error ended this request, the log of the server has the details")
+		}
+	}
+	if r.dir != "" {
+		if s.Keep {
+			s.Log("Keeping temporary directory %s", r.dir)
+		} else if rerr := os.RemoveAll(r.dir); rerr != nil {
+			s.Log("Removing %s: %v", r.dir, rerr)
+		}
+	}
+	s.record(ctx, r, peer, start, err)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return (&wire.Response{
+		Version: wire.Version, RC: r.rc, Files: r.files,
+		Stdout: s.hide(r.stdout, r), Stderr: s.hide(r.stderr.Bytes(), r),
+	}).Encode()
+}
+
+func (s *Service) record(ctx context.Context, r *request, peer string, start time.Time, err error) {
+	attrs := []slog.Attr{
+		slog.String("peer", peer), slog.String("digest", r.digest),
+		slog.Int("rc", r.rc), slog.String("signature", r.signer),
+		slog.Duration("time", time.Since(start).Round(time.Microsecond)),
+	}
+	if r.wire != nil {
+		attrs = append(attrs, slog.String("release", oneLine(r.wire.Release)), slog.String("client", r.wire.Version))
+	}
+	if r.opts != nil {
+		attrs = append(attrs, slog.String("level", r.opts.Privilege.String()))
+	}
+	level := slog.LevelInfo
+	if err != nil {
+		level = slog.LevelWarn
+		attrs = append(attrs, slog.String("error", oneLine(err.Error())))
+	}
+	s.Requests.LogAttrs(context.WithoutCancel(ctx), level, "request", attrs...)
+}
+
+// hide replaces the names of places on the server.
+func (s *Service) hide(text []byte, r *request) []byte {
+	for _, dir := range []string{filepath.Join(r.dir, "response"), r.dir, s.Home} {
+		if r.dir == "" && dir != s.Home || dir == "" || dir == "/" || dir == "response" {
+			continue
+		}
+		text = bytes.ReplaceAll(text, []byte(dir), []byte("<server>"))
+	}
+	return text
+}
+
+func (s *Service) serve(ctx context.Context, archive []byte, r *request) error {
+	var err error
+	if r.wire, err = wire.DecodeRequest(archive, s.Limits); err != nil {
+		var size *wire.SizeError
+		switch {
+		case errors.Is(err, wire.ErrSysinfo):
+			return refuse("%v", err)
+		case errors.As(err, &size):
+			return refuse("%v (--max-request-size)", err)
+		}
+		return refuse("Unable to extract client request: %v", err)
+	}
+	if err := s.check(r); err != nil {
+		return err
+	}
+	if r.dir, err = os.MkdirTemp(s.TempDir, "stap-server."); err != nil {
+		return fmt.Errorf("making a request directory: %w", err)
+	}
+	if err := s.unpack(r); err != nil {
+		return err
+	}
+	if err := s.translate(ctx, r); err != nil {
+		return err
+	}
+	if r.rc != 0 || r.opts.LastPass < 4 {
+		return nil
+	}
+	return s.sign(r)
+}
+
+// check decides everything that can be decided without running anything.
+func (s *Service) check(r *request) error {
+	var complaints []string
+	r.env, complaints = checkLocale(r.wire.Locale)
+	if !r.wire.HasLocale && wire.CompareVersions(r.wire.Version, "1.6") >= 0 {
+		complaints = append(complaints, "Unable to open file locale for reading: the request has none")
+	}
+	for _, c := range complaints {
+		s.Log("%s", c)
+		fmt.Fprintf(&r.stderr, "Server: %s\n", c)
+	}
+	s.Log("Client version is %s", r.wire.Version)
+	s.Log("Options passed from the client: %s", oneLine(strings.Join(r.wire.Args, " ")))
+
+	if err := s.target(r, r.wire.Release, r.wire.Arch); err != nil {
+		return err
+	}
+	if len(r.wire.MOK) > 0 {
+		return refuse("The kernel of this client loads only modules that are signed with a machine owner key (MOK), and this server has none.")
+	}
+
+	spec := Spec()
+	list, words, err := getopt.Parse(spec, r.wire.Args)
+	if err != nil {
+		return refuse("stap: %v\n%s", err, strings.TrimSuffix(Hint, "\n"))
+	}
+	// The server's own -r says where the build tree is; a client's may only
+	// repeat the release it asked for in sysinfo, or name another one we have.
+	own := list[:0]
+	var last string
+	for _, o := range list {
+		if o.Name == "r" {
+			last = o.Value
+			continue
+		}
+		own = append(own, o)
+	}
+	all := append(append(slices.Clone(s.Options), "--client-options"), r.wire.Args...)
+	r.opts, err = ParseOptions(all)
+	var usage *UsageError
+	switch {
+	case errors.As(err, &usage):
+		return refuse("%v\n%s", err, strings.TrimSuffix(Hint, "\n"))
+	case err != nil:
+		return refuse("%v", err)
+	case r.opts.Help || r.opts.Version:
+		return refuse("ERROR: a compile server answers neither --help nor --version")
+	}
+	if last != "" && last != r.wire.Release {
+		if err := s.target(r, last, r.wire.Arch); err != nil {
+			return err
+		}
+	}
+	if a := r.opts.Arch; a != "" && a != s.Arch {
+		return refuse("Target architecture %s is not supported by this server, which builds for %s", a, s.Arch)
+	}
+	if f := r.opts.File; f != "" && !strings.HasPrefix(f, "script/") {
+		return refuse("ERROR: script %q is not part of the request: a server opens no file of its own by a client's word. Send the script with the request, as stap does.", f)
+	}
+	r.argv = spec.Words(own, words)
+	r.digest = digest(r)
+	return nil
+}
+
+// target finds the kernel to build for.
+func (s *Service) target(r *request, release, arch string) error {
+	i := slices.IndexFunc(s.Releases, func(k Release) bool { return k.Name == release })
+	if i < 0 {
+		return refuse("Target kernel version %s is not supported by this server", oneLine(release))
+	}
+	if arch != "" && arch != s.Arch {
+		return refuse("Target architecture %s is not supported by this server, which builds for %s", oneLine(arch), s.Arch)
+	}
+	r.release = s.Releases[i]
+	return nil
+}
+
+// digest names what was asked: equal requests have equal digests.
+func digest(r *request) string {
+	h := sha256.New()
+	put := func(parts ...string) {
+		for _, p := range parts {
+			fmt.Fprintf(h, "%d:%s", len(p), p)
+		}
+	}
+	put("request", r.release.Name, r.release.BuildDir)
+	put(strconv.Itoa(len(r.argv)))
+	put(r.argv...)
+	put(strconv.Itoa(len(r.env)))
+	put(r.env...)
+	files := slices.SortedFunc(slices.Values(r.wire.Files), func(a, b wire.File) int { return strings.Compare(a.Name, b.Name) })
+	for _, f := range files {
+		put(f.Name, string(f.Data))
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// unpack writes the trees of the request. Their names were checked when the
+// archive was read; os.Root holds the files below the directory all the same.
+func (s *Service) unpack(r *request) error {
+	for _, d := range []string{"request", "response", filepath.Join("response", wire.BuildDir)} {
+		if err := os.Mkdir(filepath.Join(r.dir, d), 0o700); err != nil {
+			return fmt.Errorf("making a request directory: %w", err)
+		}
+	}
+	root, err := os.OpenRoot(filepath.Join(r.dir, "request"))
+	if err != nil {
+		return fmt.Errorf("opening a request directory: %w", err)
+	}
+	defer root.Close()
+	for _, f := range r.wire.Files {
+		if err := root.MkdirAll(filepath.Dir(f.Name), 0o700); err != nil {
+			return fmt.Errorf("unpacking %q: %w", f.Name, err)
+		}
+		w, err := root.OpenFile(f.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return fmt.Errorf("unpacking %q: %w", f.Name, err)
+		}
+		_, err = w.Write(f.Data)
+		if cerr := w.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return fmt.Errorf("unpacking %q: %w", f.Name, err)
+		}
+	}
+	return nil
+}
+
+// translate runs the worker. This is the place a cache and single-flight go:
+// r.digest says what is asked, r.stdout, r.stderr, r.rc and the build directory
+// are the answer.
+func (s *Service) translate(ctx context.Context, r *request) error {
+	build := filepath.Join(r.dir, "response", wire.BuildDir)
+	kernel := r.release.Name
+	if r.release.BuildDir != "" {
+		kernel = r.release.BuildDir
+	}
+	args := []string{"-r" + kernel}
+	args = append(args, s.Options...)
+	for _, l := range s.Rlimits {
+		args = append(args, fmt.Sprintf("--rlimit-%s=%d", l.Name, l.Value))
+	}
+	args = append(args, "--tmpdir="+build, "--client-options")
+	args = append(args, r.argv...)
+	stdout, stderr, rc, err := s.run(ctx, args, filepath.Join(r.dir, "request"), build, r.env)
+	r.stdout, r.rc = stdout, rc
+	r.stderr.Write(stderr)
+	return err
+}
+
+// Prepare has a worker make what is made once per kernel, from a script of our
+// own, so that no client waits for it.
+func (s *Service) Prepare(ctx context.Context, k Release) error {
+	dir, err := os.MkdirTemp(s.TempDir, "stap-server.")
+	if err != nil {
+		return fmt.Errorf("making a request directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	kernel := k.Name
+	if k.BuildDir != "" {
+		kernel = k.BuildDir
+	}
+	args := append([]string{"-r" + kernel}, s.Options...)
+	args = append(args, "--tmpdir="+dir, "--client-options", "-p4", "-e", "probe begin { exit() }")
+	_, stderr, rc, err := s.run(ctx, args, dir, dir, nil)
+	if err == nil && rc != 0 {
+		err = fmt.Errorf("status %d: %s", rc, oneLine(string(stderr)))
+	}
+	if err != nil {
+		return fmt.Errorf("preparing kernel %s: %w", k.Name, err)
+	}
+	return nil
+}
+
+func (s *Service) run(ctx context.Context, args []string, dir, temp string, env []string) (stdout, stderr []byte, rc int, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.WallClock, errWallClock)
+	defer cancel()
+	var out, errOut limited
+	cmd := exec.CommandContext(ctx, s.Worker[0])
+	cmd.Args = append(slices.Clone(s.Worker[1:]), args...)
+	cmd.Dir = dir
+	cmd.Env = append(append([]string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"TMPDIR=" + temp, "PWD=" + dir, WorkerVariable + "=1",
+	}, s.Environ...), env...)
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	cmd.SysProcAttr = workerAttr()
+	cmd.Cancel = func() error { return killGroup(cmd.Process) }
+	cmd.WaitDelay = 2 * time.Second
+	if err := cmd.Start(); err != nil {
+		return nil, nil, 1, fmt.Errorf("starting a worker: %w", err)
+	}
+	err = cmd.Wait()
+	// Whatever the worker left behind ends with it.
+	killGroup(cmd.Process)
+	rc = cmd.ProcessState.ExitCode()
+	var exit *exec.ExitError
+	switch {
+	case errors.Is(context.Cause(ctx), errWallClock):
+		fmt.Fprintf(&errOut.b, "Server: translation took longer than %v and was ended\n", s.WallClock)
+		rc, err = 1, nil
+	case ctx.Err() != nil:
+		return nil, nil, 1, context.Cause(ctx)
+	case err == nil, errors.As(err, &exit) && exit.Exited():
+		err = nil
+	case exit != nil:
+		fmt.Fprintf(&errOut.b, "Server: the translator was ended by a signal (%v)\n", exit.ProcessState)
+		rc, err = 1, nil
+	default:
+		return nil, nil, 1, fmt.Errorf("running a worker: %w", err)
+	}
+	return out.b.Bytes(), errOut.b.Bytes(), rc, err
+}
+
+var errWallClock = errors.New("wall-clock limit")
+
+// limited keeps the first maxOutput bytes written to it.
+type limited struct {
+	b    bytes.Buffer
+	full bool
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if room := maxOutput - l.b.Len(); room < len(p) {
+		l.b.Write(p[:max(room, 0)])
+		if !l.full {
+			l.full = true
+			l.b.WriteString("\n[output cut here]\n")
+		}
+		return len(p), nil
+	}
+	return l.b.Write(p)
+}
+
+// sign takes the module the worker left and, below stapdev, signs it. The
+// level the signature stands for is the one the request was checked with, and
+// the module must declare the same (decision T6).
+func (s *Service) sign(r *request) error {
+	dir := filepath.Join(r.dir, "response", wire.BuildDir)
+	names, err := filepath.Glob(filepath.Join(dir, "*.ko"))
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(names) == 0:
+		return refuse("Unable to find a module in %s", dir)
+	case len(names) > 1:
+		return refuse("Too many modules (%d) in %s", len(names), dir)
+	}
+	module, err := readRegular(names[0], maxModule)
+	if err != nil {
+		return fmt.Errorf("reading the module: %w", err)
+	}
+	name := filepath.Base(names[0])
+	files := []wire.File{{Name: name, Data: module}}
+	if r.opts.Unprivileged() {
+		level, present, err := kmod.RequiredLevel(module)
+		if err != nil {
+			return fmt.Errorf("reading the privilege level of the module: %w", err)
+		}
+		if !present || level != r.opts.Privilege {
+			return refuse("Server: the module declares privilege level %s and not %s, it is not signed", level, r.opts.Privilege)
+		}
+		sig, err := signing.Sign(module, s.Key())
+		if err != nil {
+			return err
+		}
+		files = append(files, wire.File{Name: name + signing.Extension, Data: sig})
+		r.signer = "signed"
+	}
+	r.files = files
+	return nil
+}
+
+func readRegular(path string, limit int64) ([]byte, error) {
+	f, err := openNoFollow(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > limit {
+		return nil, fmt.Errorf("%q is not a regular file of at most %d bytes", path, limit)
+	}
+	return io.ReadAll(io.LimitReader(f, limit))
+}

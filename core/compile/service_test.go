@@ -1,0 +1,350 @@
+package compile
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stapbox/core/privilege"
+	"stapbox/core/wire"
+)
+
+// The test binary is its own worker: it does what its script says.
+func TestMain(m *testing.M) {
+	if os.Getenv(WorkerVariable) != "" {
+		os.Exit(fakeWorker())
+	}
+	os.Exit(m.Run())
+}
+
+func fakeWorker() int {
+	o, err := ParseOptions(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := Confine(o.Rlimits); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	module := func(level privilege.Level, name string) {
+		os.WriteFile(filepath.Join(o.TempDir, name), fakeModule(level), 0o644)
+	}
+	switch {
+	case strings.HasPrefix(o.Script, "module "):
+		level, _ := privilege.ParseLevel(strings.TrimPrefix(o.Script, "module "))
+		module(level, "stap_x.ko")
+	case o.Script == "two":
+		module(o.Privilege, "a.ko")
+		module(o.Privilege, "b.ko")
+	case o.Script == "nothing":
+	case o.Script == "link":
+		os.Symlink("/etc/passwd", filepath.Join(o.TempDir, "a.ko"))
+	case o.Script == "say":
+		fmt.Printf("%q\n", os.Args[1:])
+		fmt.Fprintln(os.Stderr, os.Getenv("HOME")+"/secret", o.TempDir)
+		for _, e := range os.Environ() {
+			fmt.Fprintln(os.Stderr, "env", e)
+		}
+		files, _ := filepath.Glob("*/*/*")
+		fmt.Println("files", files)
+		var lim unix.Rlimit
+		unix.Getrlimit(unix.RLIMIT_CPU, &lim)
+		nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+		fmt.Println("cpu", lim.Cur, "nnp", nnp, "group", unix.Getpgrp() == os.Getpid())
+	case o.Script == "fail":
+		fmt.Fprintln(os.Stderr, "semantic error: bad")
+		return 1
+	case o.Script == "hang":
+		time.Sleep(time.Minute)
+	case o.Script == "crash":
+		unix.Kill(os.Getpid(), unix.SIGKILL)
+		time.Sleep(time.Second)
+	case o.Script == "flood":
+		for range 100 {
+			noise := make([]byte, 100<<10) // text that compresses well would look like a bomb
+			rand.Read(noise)
+			os.Stdout.Write(noise)
+		}
+	}
+	return 0
+}
+
+// fakeModule is a minimal ELF file with a .stap_privilege section.
+func fakeModule(level privilege.Level) []byte {
+	names := "\x00.shstrtab\x00.stap_privilege\x00"
+	var b bytes.Buffer
+	w := func(v any) { binary.Write(&b, binary.LittleEndian, v) }
+	b.WriteString("\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	w([]uint16{1, 62})
+	w(uint32(1))
+	data := uint64(64)
+	table := (data + 4 + uint64(len(names)) + 7) &^ 7
+	w([]uint64{0, 0, table})
+	w(uint32(0))
+	w([]uint16{64, 0, 0, 64, 3, 1})
+	w(uint32(level))
+	b.WriteString(names)
+	b.Write(make([]byte, int(table)-b.Len()))
+	section := func(name, typ uint32, off, size uint64) {
+		w([]uint32{name, typ})
+		w([]uint64{0, 0, off, size, 0, 1, 0}) // flags, addr, offset, size, link and info, align, entsize
+	}
+	section(0, 0, 0, 0)
+	section(1, 3, data+4, uint64(len(names)))
+	section(11, 1, data, 4)
+	return b.Bytes()
+}
+
+type testService struct {
+	Service
+	mu  sync.Mutex
+	log []string
+}
+
+func newService(t *testing.T) *testService {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &testService{}
+	s.Service = Service{
+		Releases: []Release{{Name: "6.1.0-1-cloud-amd64"}, {Name: "6.12", BuildDir: "/build/6.12"}}, Arch: "x86_64",
+		Options: []string{"-DSERVER=1"}, Rlimits: []Rlimit{{"cpu", 33}},
+		Environ: []string{"HOME=/home/server"}, Home: "/home/server", TempDir: t.TempDir(),
+		WallClock: 10 * time.Second, Limits: wire.RequestLimits(wire.DefaultMaxUncompressed),
+		Worker: []string{"/proc/self/exe", "stap"},
+		Key:    func() crypto.Signer { return key },
+		Log: func(f string, a ...any) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.log = append(s.log, fmt.Sprintf(f, a...))
+		},
+		Requests: slog.New(slog.DiscardHandler),
+	}
+	return s
+}
+
+func (s *testService) ask(t *testing.T, ctx context.Context, r *wire.Request) *wire.Response {
+	t.Helper()
+	archive, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := s.Do(ctx, archive, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := wire.DecodeResponse(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !got.HasRC || !got.HasStdout || !got.HasStderr || got.Version == "" {
+		t.Errorf("answer lacks a member: %+v", got)
+	}
+	if left, _ := os.ReadDir(s.TempDir); len(left) != 0 {
+		t.Errorf("left over: %v", left)
+	}
+	return got
+}
+
+func req61(args ...string) *wire.Request {
+	return &wire.Request{Version: "5.6", Release: "6.1.0-1-cloud-amd64", Arch: "x86_64", Args: args, HasLocale: true}
+}
+
+func TestServiceSigns(t *testing.T) {
+	for _, tt := range []struct {
+		args   []string
+		signed bool
+	}{
+		{[]string{"-p4", "-emodule stapusr", "--privilege=stapusr"}, true},
+		{[]string{"--unprivileged", "-emodule stapusr", "--", "--privilege=stapdev"}, true},
+		{[]string{"-emodule stapsys", "--privilege=stapsys"}, true},
+		{[]string{"-emodule stapdev"}, false},
+		{[]string{"-emodule stapdev", "--", "--privilege=stapusr"}, false},
+	} {
+		s := newService(t)
+		got := s.ask(t, context.Background(), req61(tt.args...))
+		modules, sigs := got.Modules()
+		if got.RC != 0 || len(modules) != 1 || modules[0].Name != "stap_x.ko" {
+			t.Errorf("%q: got status %d, %q, modules %v", tt.args, got.RC, got.Stderr, len(modules))
+			continue
+		}
+		if (sigs[0].Data != nil) != tt.signed {
+			t.Errorf("%q: signed is %v, want %v", tt.args, sigs[0].Data != nil, tt.signed)
+		}
+		if tt.signed && !ed25519.Verify(s.Key().Public().(ed25519.PublicKey), modules[0].Data, sigs[0].Data) {
+			t.Errorf("%q: bad signature", tt.args)
+		}
+	}
+}
+
+func TestServiceRefuses(t *testing.T) {
+	other := func(release, arch string) *wire.Request {
+		r := req61("-emodule stapdev")
+		r.Release, r.Arch = release, arch
+		return r
+	}
+	mok := req61("-enothing")
+	mok.MOK = []string{"missing"}
+	for _, tt := range []struct {
+		name string
+		req  *wire.Request
+		want string
+	}{
+		{"unknown kernel", other("9.9", "x86_64"), "Target kernel version 9.9 is not supported by this server"},
+		{"other architecture", other("6.12", "arm64"), "Target architecture arm64 is not supported"},
+		{"unknown kernel by -r", req61("-r5.0", "-ex"), "Target kernel version 5.0 is not supported by this server"},
+		{"-r with a path", req61("-r/etc", "-ex"), "Safety pattern mismatch for -r parameter from client"},
+		{"other architecture by -a", req61("-aarm64", "-ex"), "Target architecture arm64"},
+		{"-k", req61("-k", "-ex"), "ERROR: -k invalid with --client-options"},
+		{"--tmpdir", req61("--tmpdir=/x", "-ex"), "ERROR: --tmpdir is invalid with --client-options"},
+		{"-D below stapdev", req61("-DX", "--privilege=stapusr", "-ex"), "You can't specify -D when --privilege=stapusr is specified."},
+		{"-g below stapdev", req61("-g", "--privilege=stapusr", "-ex"), "You can't specify -g and --privilege=stapusr together."},
+		{"unknown option", req61("--nosuch"), "unrecognized option '--nosuch'"},
+		{"no script", req61("-v"), "A script must be specified."},
+		{"script of the server", req61("/etc/shadow"), "is not part of the request"},
+		{"help", req61("--help"), "answers neither"},
+		{"machine owner key", mok, "machine owner key"},
+		{"level of the module", req61("-emodule stapdev", "--privilege=stapusr"), "declares privilege level stapdev and not stapusr"},
+		{"lower level of the module", req61("-emodule stapusr", "--privilege=stapsys"), "declares privilege level stapusr and not stapsys"},
+		{"no module", req61("-enothing"), "Unable to find a module in <server>/stap000000"},
+		{"two modules", req61("-etwo"), "Too many modules (2)"},
+		{"module is a link", req61("-elink"), "internal error"},
+		{"failing script", req61("-efail"), "semantic error: bad"},
+		{"crashing translator", req61("-ecrash"), "ended by a signal"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := newService(t).ask(t, context.Background(), tt.req)
+			if got.RC != 1 || !strings.Contains(string(got.Stderr), tt.want) || len(got.Files) != 0 {
+				t.Errorf("got status %d, %d files, %q; want %q", got.RC, len(got.Files), got.Stderr, tt.want)
+			}
+		})
+	}
+	for _, tt := range []struct {
+		name    string
+		archive []byte
+		want    string
+	}{
+		{"junk", []byte("junk"), "Unable to extract client request"},
+		{"empty", nil, "Unable to extract client request"},
+	} {
+		answer, err := newService(t).Do(context.Background(), tt.archive, "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := wire.DecodeResponse(answer); err != nil || got.RC != 1 || !strings.Contains(string(got.Stderr), tt.want) {
+			t.Errorf("%s: got %+v, %v", tt.name, got, err)
+		}
+	}
+	s := newService(t)
+	s.Limits.Uncompressed = 10
+	if got := s.ask(t, context.Background(), req61("-enothing")); !strings.Contains(string(got.Stderr), "is not within the expected range of 1 to 10 bytes") {
+		t.Errorf("size: got %q", got.Stderr)
+	}
+}
+
+func TestServiceWorkerSurroundings(t *testing.T) {
+	s := newService(t)
+	t.Setenv("SECRET", "x")
+	r := req61("-p2", "-r6.12", "-esay", "--", "-x")
+	r.Locale = []string{"LANG=C.UTF-8", "bad", "PATH=/x", "LC_ALL=$(x)"}
+	r.Files = []wire.File{{Name: "script/home/a.stp", Data: []byte("x")}}
+	got := s.ask(t, context.Background(), r)
+	out, errOut := string(got.Stdout), string(got.Stderr)
+	for _, want := range []string{
+		`["-r/build/6.12" "-DSERVER=1" "--rlimit-cpu=33" "--tmpdir=<server>/stap000000" "--client-options" "-p2" "-esay" "--" "-x"]`,
+		"files [script/home/a.stp]", "cpu 33 nnp 1 group true",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("stdout lacks %s:\n%s", want, out)
+		}
+	}
+	for _, want := range []string{
+		"Server: Localization key=value line 'bad' cannot be parsed\n", "Server: Localization key 'PATH' not found in global list\n",
+		"Server: Localization value '$(x)' contains illegal characters\n", "<server>/secret <server>/stap000000\n", "env LANG=C.UTF-8\n",
+	} {
+		if !strings.Contains(errOut, want) {
+			t.Errorf("stderr lacks %q:\n%s", want, errOut)
+		}
+	}
+	if strings.Contains(errOut, "SECRET") || strings.Contains(errOut, "LC_ALL") || strings.Contains(errOut, s.TempDir) {
+		t.Errorf("stderr shows too much:\n%s", errOut)
+	}
+	if log := strings.Join(s.log, "\n"); !strings.Contains(log, "Client version is 5.6") || !strings.Contains(log, "Options passed from the client: -p2 -r6.12 -esay -- -x") {
+		t.Errorf("log: got %s", log)
+	}
+}
+
+func TestServiceEndsWorker(t *testing.T) {
+	s := newService(t)
+	s.WallClock = 200 * time.Millisecond
+	start := time.Now()
+	got := s.ask(t, context.Background(), req61("-ehang"))
+	if got.RC != 1 || !strings.Contains(string(got.Stderr), "took longer than 200ms") || time.Since(start) > 5*time.Second {
+		t.Errorf("got %d, %q after %v", got.RC, got.Stderr, time.Since(start))
+	}
+	s = newService(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	archive, err := req61("-ehang").Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start = time.Now()
+	if _, err := s.Do(ctx, archive, "test"); err == nil || time.Since(start) > 5*time.Second {
+		t.Errorf("client gone: got %v after %v", err, time.Since(start))
+	}
+	if left, _ := os.ReadDir(s.TempDir); len(left) != 0 {
+		t.Errorf("left over: %v", left)
+	}
+}
+
+func TestServiceCutsOutput(t *testing.T) {
+	got := newService(t).ask(t, context.Background(), req61("-p1", "-eflood"))
+	if len(got.Stdout) > maxOutput+100 || !strings.Contains(string(got.Stdout), "[output cut here]") {
+		t.Errorf("got %d bytes", len(got.Stdout))
+	}
+}
+
+func TestPrepare(t *testing.T) {
+	s := newService(t)
+	if err := s.Prepare(context.Background(), s.Releases[1]); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(s.TempDir); len(left) != 0 {
+		t.Errorf("left over: %v", left)
+	}
+}
+
+func TestArch(t *testing.T) {
+	for in, want := range map[string]string{"x86_64": "x86_64", "i686": "i386", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "powerpc", "s390x": "s390", "riscv64": "riscv"} {
+		if got := Arch(in); got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
+	}
+}
+
+func FuzzParseOptions(f *testing.F) {
+	f.Add("-p4\x00-eprobe begin {}\x00--privilege=stapusr")
+	f.Add("-r../x\x00--\x00-v")
+	f.Fuzz(func(t *testing.T, in string) {
+		o, err := ParseOptions(append([]string{"--client-options"}, strings.Split(in, "\x00")...))
+		if err == nil && !o.Help && !o.Version && (o.LastPass > 4 || o.TempDir != "" || o.Unprivileged() && (o.Guru || len(o.Defines) > 0)) {
+			t.Errorf("got %+v", o)
+		}
+	})
+}
