@@ -60,6 +60,8 @@ type Probe struct {
 	Randomize int64
 	// Point is the resolved probe point as pp() gives it.
 	Point string
+	// Name is what pn() gives: the name of the alias used, else Point.
+	Name string
 	// Derivation lists the probe points from Point's alias chain up to what
 	// the script wrote (the text after "<-" of -p2).
 	Derivation []string
