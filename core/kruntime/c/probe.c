@@ -161,6 +161,8 @@ void stp_run_probe(unsigned int n, int state)
 	c->error = NULL;
 	c->where = NULL;
 	c->nesting = 0;
+	c->next = 0;
+	c->probe = p;
 	c->frame = k->frames;
 	c->out = &c->print;
 	c->trace[0] = 0;

@@ -35,7 +35,8 @@ struct stp_probe {
 	unsigned short nlocks;
 	unsigned int lock0;		/* first of its entries in stp_script.locks */
 	int64_t interval, randomize;	/* timers; interval of the others: priority */
-	const char *point;		/* the probe point, for messages */
+	const char *point;		/* the probe point, for messages and pp() */
+	const char *name;		/* as the script wrote it, for pn() */
 };
 
 struct stp_map;
@@ -132,6 +133,8 @@ struct stp_context {
 	char *frame, *frame_end;	/* free part of the locals' memory */
 	unsigned long stack_low;	/* the kernel stack ends here for us */
 	unsigned int nesting;
+	int next;			/* the overload of a function passed: try the next one */
+	const struct stp_probe *probe;	/* the one that fired */
 	struct stp_out print, string, *out;
 	char *error_text;		/* stp_script.string_size bytes */
 	char trace[320];		/* " (called from ...)" of a pending error */
@@ -326,6 +329,8 @@ void stp_fn_execname(struct stp_context *c, char *out);
 int64_t stp_fn_cpu(struct stp_context *c);
 int64_t stp_fn_target(struct stp_context *c);
 void stp_fn_module_name(struct stp_context *c, char *out);
+void stp_fn_pp(struct stp_context *c, char *out);
+void stp_fn_pn(struct stp_context *c, char *out);
 int64_t stp_fn_gettimeofday_s(struct stp_context *c);
 int64_t stp_fn_gettimeofday_ms(struct stp_context *c);
 int64_t stp_fn_gettimeofday_us(struct stp_context *c);

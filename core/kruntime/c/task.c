@@ -69,3 +69,13 @@ void stp_fn_module_name(struct stp_context *c, char *out)
 {
 	stp_strcpy(out, THIS_MODULE->name);
 }
+
+void stp_fn_pp(struct stp_context *c, char *out)
+{
+	stp_strcpy(out, c->probe->point);
+}
+
+void stp_fn_pn(struct stp_context *c, char *out)
+{
+	stp_strcpy(out, c->probe->name);
+}

@@ -1,0 +1,74 @@
+package translate
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// limits are the -D macros of stap(1), RESOURCE LIMITS, that the runtime obeys.
+type limits struct {
+	stringLen, mapEntries, nesting         int64
+	action, actionInterruptible            int64
+	errors, skipped, trylock, trylockDelay int64
+	minStack                               int64
+	overloadInterval, overloadThreshold    int64
+	bufferSize                             int64
+	suppress                               bool
+}
+
+// parseLimits applies the -D options in order; the last one of a name counts.
+func parseLimits(o Options) (*limits, error) {
+	l := &limits{
+		stringLen: 512, mapEntries: 2048, action: 1000, skipped: 100, trylock: 1000, trylockDelay: 10,
+		minStack: 1024, overloadInterval: 1000000000, overloadThreshold: 500000000, bufferSize: 8192,
+		suppress: o.SuppressHandlerErrors,
+	}
+	const unlimited = 1<<63 - 1
+	known := map[string]struct {
+		value    *int64
+		min, max int64
+	}{
+		"MAXSTRINGLEN":            {&l.stringLen, 16, 1 << 16},
+		"MAXMAPENTRIES":           {&l.mapEntries, 1, 1 << 24},
+		"MAXNESTING":              {&l.nesting, 1, 10000},
+		"MAXACTION":               {&l.action, 0, unlimited / 10},
+		"MAXACTION_INTERRUPTIBLE": {&l.actionInterruptible, 0, unlimited},
+		"MAXERRORS":               {&l.errors, 0, 1<<31 - 1},
+		"MAXSKIPPED":              {&l.skipped, 0, 1<<31 - 1},
+		"MAXTRYLOCK":              {&l.trylock, 0, 1 << 20},
+		"TRYLOCKDELAY":            {&l.trylockDelay, 0, 1000},
+		"MINSTACKSPACE":           {&l.minStack, 0, 8192},
+		"STP_OVERLOAD_INTERVAL":   {&l.overloadInterval, 1, unlimited},
+		"STP_OVERLOAD_THRESHOLD":  {&l.overloadThreshold, 0, unlimited},
+		"STP_BUFFER_SIZE":         {&l.bufferSize, 256, 131072},
+	}
+	interruptible := false
+	for _, d := range o.Defines {
+		name, text, has := strings.Cut(d, "=")
+		if name == "STP_NO_OVERLOAD" {
+			l.overloadThreshold = 0
+			continue
+		}
+		k, ok := known[name]
+		if !ok {
+			continue
+		}
+		if !has {
+			text = "1"
+		}
+		v, err := strconv.ParseInt(strings.TrimRight(strings.Trim(strings.TrimSpace(text), "()"), "uUlL"), 0, 64)
+		if err != nil {
+			return nil, fmt.Errorf("-D %s: %q is not a number", name, text)
+		}
+		if v < k.min || v > k.max {
+			return nil, fmt.Errorf("-D %s: %d is not between %d and %d", name, v, k.min, k.max)
+		}
+		*k.value = v
+		interruptible = interruptible || name == "MAXACTION_INTERRUPTIBLE"
+	}
+	if !interruptible {
+		l.actionInterruptible = l.action * 10
+	}
+	return l, nil
+}

@@ -1,0 +1,521 @@
+// Package translate turns a checked script into the C text of its script unit:
+// the one source that is compiled per script. It includes only the flat header
+// of core/kruntime and is linked with the objects compiled from there.
+//
+// Shape of the unit: one static variable per global, one static function per
+// script function and probe handler, a table of probes, arrays and locks, and
+// struct stp_script with the limits. Locals live in a frame taken from memory
+// of the CPU's context, not on the kernel stack. Every statement that can fail
+// is followed by a jump to the innermost handler of errors: the end of the
+// function, a catch, or the end of a foreach that has to be left properly.
+//
+// Nothing from the script reaches the C text as it was written: names get a
+// prefix, texts are octal escapes for all but plain characters, comments are
+// reduced to harmless characters.
+//
+// Counting of statements (MAXACTION) follows what upstream 5.6 is seen to do:
+// simple statements are counted when control flow is next reached, and the
+// error names the statement there.
+package translate
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+
+	"stapbox/core/kruntime"
+	"stapbox/core/script/ast"
+	"stapbox/core/script/check"
+	"stapbox/core/script/token"
+)
+
+// Error is a construct of the script that has no translation.
+type Error struct {
+	Tok  *token.Token
+	Text string
+}
+
+func (e *Error) Error() string {
+	if e.Tok == nil {
+		return e.Text
+	}
+	return fmt.Sprintf("%s: %s", e.Text, where(e.Tok))
+}
+
+// Options are what a translation depends on beside the program.
+type Options struct {
+	// Defines are the arguments of -D, NAME or NAME=VALUE. Names that are no
+	// limit of the runtime have no effect, as a macro nobody reads.
+	Defines []string
+	// SuppressHandlerErrors is --suppress-handler-errors.
+	SuppressHandlerErrors bool
+}
+
+// maxKeys is the number of indexes an array may have (map.c).
+const maxKeys = 13
+
+// gen writes one unit.
+type gen struct {
+	prog   *check.Program
+	limits *limits
+	out    strings.Builder
+	names  map[*ast.Var]string // C expression of a global
+	number map[*ast.Var]int    // globals: place in the lock table
+	arrays []*ast.Var
+	frames map[*ast.Function]int // bytes, after translation
+	calls  map[*ast.Function][]*ast.Function
+	funcs  map[*ast.Function]bool
+	timers bool
+}
+
+// Translate answers the C text of the script unit.
+func Translate(p *check.Program, o Options) (text []byte, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			e, ok := r.(*Error)
+			if !ok {
+				panic(r)
+			}
+			text, err = nil, e
+		}
+	}()
+	l, err := parseLimits(o)
+	if err != nil {
+		return nil, err
+	}
+	g := &gen{prog: p, limits: l, names: map[*ast.Var]string{}, number: map[*ast.Var]int{},
+		frames: map[*ast.Function]int{}, calls: map[*ast.Function][]*ast.Function{}, funcs: map[*ast.Function]bool{}}
+	g.unit()
+	return []byte(g.out.String()), nil
+}
+
+func fail(tok *token.Token, format string, args ...any) {
+	panic(&Error{tok, fmt.Sprintf(format, args...)})
+}
+
+// where describes a token the way run-time errors do.
+func where(t *token.Token) string {
+	if t == nil {
+		return "unknown"
+	}
+	switch t.Kind {
+	case token.Ident, token.Operator, token.String, token.Number:
+		return fmt.Sprintf("%s '%s' at %s", t.Kind, t.Text, t.Pos)
+	}
+	return fmt.Sprintf("%s at %s", t.Kind, t.Pos)
+}
+
+// quote makes a C string literal. Only characters without any meaning in C
+// stay as they are; octal escapes always have three digits.
+func quote(s string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for i := 0; i < len(s); i++ {
+		ch := s[i]
+		switch {
+		case ch == '\n':
+			b.WriteString(`\n`)
+		case ch < ' ' || ch > '~' || ch == '"' || ch == '\\' || ch == '?' || ch == '%':
+			fmt.Fprintf(&b, `\%03o`, ch)
+		default:
+			b.WriteByte(ch)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+// place is the position of a token for a comment.
+func place(t *token.Token) string {
+	if t == nil {
+		return "made by the translator"
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= '0' && r <= '9', r >= 'A' && r <= 'Z', r >= 'a' && r <= 'z', strings.ContainsRune("_.-:<>", r):
+			return r
+		}
+		return '_'
+	}, t.Pos.String())
+}
+
+// cname makes a name safe as the rest of a C identifier.
+func cname(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || r == '_' {
+			return r
+		}
+		return '_'
+	}, s)
+}
+
+func number(v int64) string {
+	switch {
+	case v == -1<<63:
+		return "(-9223372036854775807LL - 1)"
+	case v < 0:
+		return fmt.Sprintf("(%dLL)", v)
+	}
+	return fmt.Sprintf("%dLL", v)
+}
+
+func (g *gen) printf(format string, args ...any) { fmt.Fprintf(&g.out, format, args...) }
+
+func (g *gen) unit() {
+	g.printf("/* The script unit of one script, written by core/translate. */\n")
+	g.printf("#pragma GCC diagnostic ignored \"-Wunused-but-set-variable\"\n")
+	g.printf("#define STP_MAXSTRINGLEN %d\n#include \"%s\"\n\n", g.limits.stringLen, kruntime.HeaderName)
+	g.globals()
+	var bodies strings.Builder
+	for _, f := range g.prog.Functions {
+		g.funcs[f] = true
+	}
+	for _, f := range g.prog.Functions {
+		if f.C != nil {
+			continue
+		}
+		g.printf("%s;\n", signature(f))
+	}
+	for _, f := range g.prog.Functions {
+		if f.C == nil {
+			bodies.WriteString(g.function(f))
+		}
+	}
+	g.printf("\n%s", bodies.String())
+	g.probes()
+}
+
+func signature(f *ast.Function) string {
+	args := []string{"struct stp_context *c", "const char *where"}
+	result := "int64_t"
+	if f.Ret == ast.String {
+		result = "void"
+		args = append(args, "char *ret")
+	}
+	for i, p := range f.Params {
+		if p.Type == ast.String {
+			args = append(args, fmt.Sprintf("const char *a%d", i))
+		} else {
+			args = append(args, fmt.Sprintf("int64_t a%d", i))
+		}
+	}
+	return fmt.Sprintf("static %s fn_%s(%s)", result, cname(f.Unique), strings.Join(args, ", "))
+}
+
+func (g *gen) globals() {
+	for i, v := range g.prog.Globals {
+		g.number[v] = i
+		name := v.Unique
+		if name == "" {
+			name = v.Name
+		}
+		c := "g_" + cname(name)
+		g.names[v] = c
+		switch {
+		case v.Type == ast.Stats:
+			fail(v.Tok, "statistics aggregates are not supported by the builtin translator")
+		case v.IsArray():
+			if v.Arity > maxKeys {
+				fail(v.Tok, "an array may have at most %d indexes, not %d", maxKeys, v.Arity)
+			}
+			g.arrays = append(g.arrays, v)
+			g.printf("static struct stp_map *%s; /* %s */\n", c, place(v.Tok))
+		case v.Type == ast.String:
+			init := ""
+			if s, ok := v.Init.(*ast.Str); ok {
+				init = s.Value
+			}
+			if max := int(g.limits.stringLen) - 1; len(init) > max {
+				init = init[:max]
+			}
+			g.printf("static char %s[STP_MAXSTRINGLEN] = %s; /* %s */\n", c, quote(init), place(v.Tok))
+			if v.Settable {
+				g.printf("STP_PARAM_STRING(%s, %s);\n", c, quote(v.Name))
+			}
+		default:
+			var init int64
+			if n, ok := v.Init.(*ast.Number); ok {
+				init = n.Value
+			}
+			g.printf("static int64_t %s = %s; /* %s */\n", c, number(init), place(v.Tok))
+			if v.Settable {
+				g.printf("STP_PARAM_LONG(%s, %s);\n", c, quote(v.Name))
+			}
+		}
+	}
+	g.printf("\n")
+}
+
+// handled are the probes that get a handler, in the order of the table: begin,
+// end and error probes by priority.
+func (g *gen) handled() []*check.Probe {
+	var out []*check.Probe
+	for _, p := range g.prog.Probes {
+		if p.Kind != check.Never {
+			out = append(out, p)
+		}
+	}
+	sort.SliceStable(out, func(i, j int) bool {
+		if out[i].Kind != out[j].Kind {
+			return out[i].Kind < out[j].Kind
+		}
+		return out[i].Kind != check.Timer && out[i].Priority < out[j].Priority
+	})
+	return out
+}
+
+func (g *gen) probes() {
+	probes := g.handled()
+	written := map[*ast.Var]bool{}
+	sorted := make([]map[*ast.Var]bool, len(probes))
+	for i, p := range probes {
+		sorted[i] = g.sortedArrays(p)
+		for _, v := range p.Writes {
+			written[v] = true
+		}
+		for v := range sorted[i] {
+			written[v] = true
+		}
+	}
+	var table, run, locks strings.Builder
+	nlocks, frame := 0, 0
+	for i, p := range probes {
+		text, size, callees := g.probe(i, p)
+		g.out.WriteString(text)
+		frame = max(frame, size+g.deepest(callees))
+		first := nlocks
+		for _, l := range g.locks(p, written, sorted[i]) {
+			fmt.Fprintf(&locks, "\t%s,\n", l)
+			nlocks++
+		}
+		kind := map[check.Kind]string{check.Begin: "STP_BEGIN", check.End: "STP_END", check.Error: "STP_ERROR", check.Timer: "STP_TIMER"}[p.Kind]
+		interval, randomize := p.Priority, int64(0)
+		if p.Kind == check.Timer {
+			g.timers = true
+			interval, randomize = p.Interval, p.Randomize
+		}
+		name := p.Point // as the script wrote it
+		if n := len(p.Derivation); n > 0 {
+			name = p.Derivation[n-1]
+		}
+		jiffies := 0
+		if p.Kind == check.Timer && p.Unit == check.Jiffies {
+			jiffies = 1
+		}
+		fmt.Fprintf(&table, "\t{ %s, %d, %d, %d, %s, %s, %s, %s },\n", kind, jiffies, nlocks-first, first,
+			number(interval), number(randomize), quote(p.Point), quote(name))
+		fmt.Fprintf(&run, "\tcase %d:\n\t\tprobe_%d(c);\n\t\treturn;\n", i, i)
+	}
+	if frame > 32<<20 {
+		fail(nil, "the script needs %d bytes for its variables on every CPU, more than %d: lower MAXNESTING or MAXSTRINGLEN", frame, 32<<20)
+	}
+	g.printf("void stp_script_run(struct stp_context *c, unsigned int n)\n{\n\tswitch (n) {\n%s\t}\n}\n\n", run.String())
+	g.printf("static const struct stp_probe probes[] = {\n%s\t{ STP_NEVER }\n};\n\n", table.String())
+	g.printf("static const unsigned int locks[] = {\n%s\t0\n};\n\n", locks.String())
+	g.printf("static const struct stp_array arrays[] = {\n")
+	for _, v := range g.arrays {
+		size := v.MaxSize
+		if size == 0 {
+			size = g.limits.mapEntries
+		}
+		if size < 1 || size > 1<<24 {
+			fail(v.Tok, "array size %d is not between 1 and %d", size, 1<<24)
+		}
+		types := []string{ctype(v.Type)}
+		for _, k := range v.Keys {
+			types = append(types, ctype(k))
+		}
+		wrap := 0
+		if v.Wrap {
+			wrap = 1
+		}
+		g.printf("\t{ %s, &%s, %d, %d, %d, { %s } },\n", quote(v.Name), g.names[v], size, wrap, len(v.Keys), strings.Join(types, ", "))
+	}
+	g.printf("\t{ \"\" }\n};\n\n")
+	l := g.limits
+	suppress := 0
+	if l.suppress {
+		suppress = 1
+	}
+	g.printf(`const struct stp_script stp_script = {
+	.size = sizeof(struct stp_script),
+	.nprobes = %d, .nlocks = %d, .nglobals = %d, .narrays = %d,
+	.probes = probes, .locks = locks, .arrays = arrays,
+	.string_size = STP_MAXSTRINGLEN,
+	.frame_size = %d,
+	.max_nesting = %d,
+	.buffer_size = %d,
+	.max_action = %d,
+	.max_errors = %d,
+	.max_skipped = %d,
+	.max_trylock = %d,
+	.trylock_delay = %d,
+	.min_stack = %d,
+	.overload_interval = %d,
+	.overload_threshold = %d,
+	.suppress_errors = %d,
+};
+`, len(probes), nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
+		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack, l.overloadInterval, l.overloadThreshold, suppress)
+	bit := map[bool]int{true: 1}
+	g.printf("STP_SCRIPT_PARTS(%d, %d)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], uint32(g.prog.Privilege))
+}
+
+func ctype(t ast.Type) string {
+	if t == ast.String {
+		return "STP_STRING"
+	}
+	return "STP_LONG"
+}
+
+// locks lists the lock table entries of a probe in ascending order. Globals
+// that no probe writes need none.
+func (g *gen) locks(p *check.Probe, written, sorted map[*ast.Var]bool) []string {
+	mode := map[int]bool{} // number -> write
+	for _, v := range append(append([]*ast.Var(nil), p.Reads...), p.CondReads...) {
+		if written[v] {
+			mode[g.number[v]] = mode[g.number[v]]
+		}
+	}
+	for _, v := range p.Writes {
+		mode[g.number[v]] = true
+	}
+	for v := range sorted {
+		mode[g.number[v]] = true
+	}
+	var nums []int
+	for n := range mode {
+		nums = append(nums, n)
+	}
+	sort.Ints(nums)
+	var out []string
+	for _, n := range nums {
+		if mode[n] {
+			out = append(out, fmt.Sprintf("%d | STP_LOCK_WRITE", n))
+		} else {
+			out = append(out, fmt.Sprint(n))
+		}
+	}
+	return out
+}
+
+// sortedArrays are the arrays that p may iterate over in sorted order: sorting
+// reorders the array itself, so it counts as writing.
+func (g *gen) sortedArrays(p *check.Probe) map[*ast.Var]bool {
+	out := map[*ast.Var]bool{}
+	seen := map[*ast.Function]bool{}
+	var expr func(x ast.Expr)
+	var stmt func(s ast.Stmt)
+	expr = func(x ast.Expr) {
+		if call, ok := x.(*ast.Call); ok {
+			for _, f := range call.Funcs {
+				if !seen[f] {
+					seen[f] = true
+					if f.Body != nil {
+						stmt(f.Body)
+					}
+				}
+			}
+		}
+		for _, s := range ast.Slots(x) {
+			expr(*s)
+		}
+	}
+	stmt = func(s ast.Stmt) {
+		if f, ok := s.(*ast.Foreach); ok && f.SortDir != 0 {
+			if a, ok := f.Array.(*ast.Symbol); ok && a.Var != nil {
+				out[a.Var] = true
+			}
+		}
+		exprs, stmts := ast.StmtSlots(s)
+		for _, x := range exprs {
+			expr(*x)
+		}
+		for _, q := range stmts {
+			stmt(*q)
+		}
+	}
+	if p.Body != nil {
+		stmt(p.Body)
+	}
+	return out
+}
+
+// deepest is the number of bytes that calls of fs may need for their frames.
+func (g *gen) deepest(fs []*ast.Function) int {
+	memo := map[*ast.Function]int{}
+	var visit func(f *ast.Function) int
+	visit = func(f *ast.Function) int {
+		if n, ok := memo[f]; ok {
+			return n
+		}
+		memo[f] = 0
+		n := 0
+		for _, h := range g.calls[f] {
+			n = max(n, visit(h))
+		}
+		memo[f] = g.frames[f] + n
+		return memo[f]
+	}
+	n, largest := 0, 0
+	recursive := false
+	for _, f := range fs {
+		n = max(n, visit(f))
+	}
+	for f := range memo {
+		largest = max(largest, g.frames[f])
+		recursive = recursive || f.Recursive
+	}
+	if recursive {
+		n = g.nesting() * largest
+	}
+	return n
+}
+
+// nesting is the MAXNESTING of the script: the depth of its calls, where a
+// recursive call counts once more, and ten for scripts with recursion.
+func (g *gen) nesting() int {
+	if g.limits.nesting > 0 {
+		return int(g.limits.nesting)
+	}
+	budget := 100000
+	recursive := false
+	stack := map[*ast.Function]bool{}
+	memo := map[*ast.Function]int{}
+	var depth func(f *ast.Function) (int, bool)
+	depth = func(f *ast.Function) (int, bool) {
+		if n, ok := memo[f]; ok {
+			return n, true
+		}
+		if stack[f] {
+			recursive = true
+			return 1, false
+		}
+		if budget--; budget < 0 {
+			return len(g.prog.Functions), false
+		}
+		stack[f] = true
+		defer delete(stack, f)
+		n, complete := 0, true
+		for _, h := range g.calls[f] {
+			d, ok := depth(h)
+			n = max(n, d)
+			complete = complete && ok
+		}
+		if complete {
+			memo[f] = n + 1
+		}
+		return n + 1, complete
+	}
+	n := 0
+	for _, f := range g.prog.Functions {
+		if f.C == nil {
+			d, _ := depth(f)
+			n = max(n, d)
+		}
+	}
+	if recursive {
+		n += 10
+	}
+	return max(n, 1)
+}
