@@ -66,6 +66,7 @@ type Var struct {
 	MaxSize int64 // global a[N]; 0 when not given
 	Wrap    bool  // global a%
 	Init    Expr  // *Number or *Str, globals only
+	InitTok *token.Token
 	Private bool
 	// Unique is a name no other global of the program has: for private
 	// globals it is made from file and name. It starts with a letter or '_'

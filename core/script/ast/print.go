@@ -182,6 +182,9 @@ func ExprString(x Expr) string {
 	case *In:
 		return "[" + keyList(x.Keys) + "] in " + ExprString(x.Array)
 	case *Symbol:
+		if x.Var != nil && x.Var.Kind == Global && !x.Var.Private {
+			return "__global_" + x.Name
+		}
 		return x.Name
 	case *Index:
 		return ExprString(x.Array) + "[" + keyList(x.Keys) + "]"

@@ -209,6 +209,9 @@ func (c *checker) setArity(v *ast.Var, n int, at *token.Token) {
 	}
 	if v.Arity != n {
 		first := c.firstAt[v]
+		if first == nil && v.InitTok != nil {
+			first = v.InitTok
+		}
 		if first == nil {
 			first = v.Tok
 		}
@@ -339,10 +342,6 @@ func (c *checker) resolveExpr(s *scope, x ast.Expr) {
 		}
 		c.call(s, x)
 		return
-	case *ast.Assign:
-		c.lvalue(x.L, x.Tok)
-	case *ast.IncDec:
-		c.lvalueOK(x.X)
 	}
 	for _, q := range ast.Slots(x) {
 		c.resolveExpr(s, *q)
@@ -577,7 +576,8 @@ func (u *uses) expr(x ast.Expr, used bool) {
 			return
 		}
 	case *ast.IncDec:
-		if u.target(x.X, used) {
+		sym, ok := x.X.(*ast.Symbol)
+		if u.target(x.X, used || ok && sym.Var.Kind != ast.Global) {
 			return
 		}
 	}

@@ -43,7 +43,11 @@ func (p *Program) Dump(w io.Writer, verbose bool) error {
 			if q.Cond != nil {
 				cond = " if (" + ast.ExprString(q.Cond) + ")"
 			}
-			fmt.Fprintf(&b, "%s%s /* %s */ \n", q.Point, cond, arrows(q.Derivation))
+			from := arrows(q.Derivation)
+			if len(q.Derivation) == 1 {
+				from += cond
+			}
+			fmt.Fprintf(&b, "%s%s /* %s */ \n", q.Point, cond, from)
 			locals(&b, q.Locals)
 			if verbose {
 				b.WriteString(ast.StmtString(q.Body) + "\n")

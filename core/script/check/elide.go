@@ -39,7 +39,7 @@ func (c *checker) elide() {
 	var kept []*Probe
 	for _, p := range c.prog.Probes {
 		if empty(p.Body) && p.Cond == nil {
-			c.warn(p.Source.Tok, "Probe '%s' has been elided", p.Point)
+			c.warn(p.tok, "Probe '%s' has been elided", p.Point)
 			continue
 		}
 		kept = append(kept, p)
@@ -188,8 +188,8 @@ func (c *checker) pureFunctions() map[*ast.Function]bool {
 				switch s := s.(type) {
 				case *ast.Delete:
 					bad = bad || deleteTarget(s.X).Kind == ast.Global
-				case *ast.Next, *ast.EmbedStmt, *ast.For, *ast.Foreach:
-					bad = true // may end in an error, or does what is unknown
+				case *ast.EmbedStmt:
+					bad = true
 				}
 			}, func(x ast.Expr) {
 				switch x := x.(type) {

@@ -63,7 +63,7 @@ func (c *checker) displayProbe(g *ast.Var) *Probe {
 	eb := ast.ExprBase{Tok: tok}
 	sb := ast.StmtBase{Tok: tok}
 	p := &Probe{Kind: End, Point: "end", Name: "end", Derivation: []string{"end"}, Synthetic: true,
-		Source: &ast.Probe{Tok: tok}}
+		Source: &ast.Probe{Tok: tok}, tok: tok}
 	literal := func(s string) ast.FormatPart {
 		return ast.FormatPart{Literal: s, Width: -1, Prec: -1, Arg: -1, WidthExpr: -1, PrecExpr: -1}
 	}

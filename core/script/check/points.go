@@ -47,7 +47,7 @@ func (c *checker) derive() {
 			whole := pointList(p.Points, ",")
 			for _, q := range p.Points {
 				var found []*Probe
-				d := c.resolvePoint(q, p, p.Body, []string{whole}, 0, &found)
+				d := c.resolvePoint(q, p, p.Body, []string{whole}, nil, &found)
 				if d != nil {
 					if !q.Optional {
 						c.errs = append(c.errs, wrap(q, d))
@@ -89,8 +89,14 @@ func hasWildcard(s string) bool { return strings.ContainsAny(s, "*?[") }
 
 // resolvePoint appends the probes that q stands for, or says why there is
 // none. Aliases win over built-in points.
-func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, chain []string, depth int, out *[]*Probe) *diag.Diagnostic {
-	if depth > maxAliasDepth {
+func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, chain []string, open []*token.Token, out *[]*Probe) *diag.Diagnostic {
+	first := q.Components[0].Tok
+	for _, t := range open {
+		if t == first {
+			return cause(nil, "recursive loop in alias expansion of %s at %s", q.Name(), first.Pos)
+		}
+	}
+	if open = append(open[:len(open):len(open)], first); len(open) > maxAliasDepth {
 		return cause(nil, "aliases are nested too deeply")
 	}
 	if len(*out) > maxProbes {
@@ -105,14 +111,8 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 					if !aliasMatches(n, q) {
 						continue
 					}
-					name := n.Name()
-					for _, open := range chain {
-						if strings.HasPrefix(open, name+" = ") {
-							return cause(nil, "recursive loop in alias expansion of %s at %s", name, a.Names[0].Components[0].Tok.Pos)
-						}
-					}
 					matched = true
-					if d := c.expandAlias(a, n, q, src, body, chain, depth, out); d != nil {
+					if d := c.expandAlias(a, n, q, src, body, chain, open, out); d != nil {
 						return d
 					}
 				}
@@ -125,7 +125,7 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 		}
 		return nil
 	}
-	return c.builtin(q, src, body, chain, out)
+	return c.builtin(q, src, body, chain, open, out)
 }
 
 // aliasMatches compares the alias name with the first words of q.
@@ -148,7 +148,7 @@ func aliasMatches(n, q *ast.Point) bool {
 	return true
 }
 
-func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, body *ast.Block, chain []string, depth int, out *[]*Probe) *diag.Diagnostic {
+func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, body *ast.Block, chain []string, open []*token.Token, out *[]*Probe) *diag.Diagnostic {
 	rest := q.Components[len(n.Components):]
 	whole := &ast.Block{StmtBase: ast.StmtBase{Tok: body.Tok}}
 	written := writtenNames(body)
@@ -170,7 +170,7 @@ func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, bod
 			np.Cond = p.Cond
 		}
 		was := len(*out)
-		if d := c.resolvePoint(np, src, whole, next, depth+1, out); d != nil {
+		if d := c.resolvePoint(np, src, whole, next, open, out); d != nil {
 			if !p.Optional && !q.Optional {
 				c.errs = append(c.errs, wrap(p, d))
 				failed = d
@@ -264,17 +264,16 @@ func (c *checker) pointNames() []string {
 }
 
 // builtin resolves begin, end, error, never and timers.
-func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain []string, out *[]*Probe) *diag.Diagnostic {
+func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain []string, open []*token.Token, out *[]*Probe) *diag.Diagnostic {
 	first := q.Components[0]
 	add := func(p *Probe, point string) *diag.Diagnostic {
 		p.Point, p.Derivation, p.Source = point, chain, src
 		p.Body = ast.CloneStmt(body)
 		p.Cond = ast.CloneExpr(q.Cond)
-		p.Name = chain[len(chain)-1]
+		p.Name, p.tok = point, src.Tok
 		if len(chain) > 1 {
 			p.Name, _, _ = strings.Cut(chain[len(chain)-2], " = ")
-		} else {
-			p.Name = point
+			p.tok = open[0]
 		}
 		*out = append(*out, p)
 		return nil
@@ -317,7 +316,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 			nc := *first
 			nc.Name = w
 			np.Components[0] = &nc
-			if c.builtin(&np, src, body, chain, out) == nil {
+			if c.builtin(&np, src, body, chain, open, out) == nil {
 				found = true
 			}
 		}
@@ -346,7 +345,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 			nc := *unit
 			nc.Name = u
 			np.Components[1] = &nc
-			if c.builtin(&np, src, body, chain, out) == nil {
+			if c.builtin(&np, src, body, chain, open, out) == nil {
 				found = true
 			}
 		}

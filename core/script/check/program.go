@@ -3,6 +3,7 @@ package check
 import (
 	"stapbox/core/privilege"
 	"stapbox/core/script/ast"
+	"stapbox/core/script/token"
 )
 
 // Program is a checked script: everything is resolved and typed, and holds
@@ -77,4 +78,6 @@ type Probe struct {
 	// Synthetic marks the end probes that display unread globals.
 	Synthetic bool
 	Source    *ast.Probe
+
+	tok *token.Token // for messages: the definition, or the alias used
 }

@@ -1,6 +1,8 @@
 package check
 
 import (
+	"fmt"
+
 	"stapbox/core/script/ast"
 	"stapbox/core/script/diag"
 	"stapbox/core/script/token"
@@ -76,7 +78,7 @@ func (t *inference) err(tok *token.Token, format string, args ...any) *diag.Diag
 
 // mismatch reports a value whose type is fixed.
 func (t *inference) mismatch(x ast.Expr, want, have ast.Type) {
-	t.err(x.Token(), "type mismatch: expected %s but found %s", want, have)
+	t.err(x.Token(), "type mismatch: expected %s but found %s", want, have).Site = fmt.Sprintf("%T", x)
 }
 
 // fixed checks the type of a value that has no choice.
@@ -468,6 +470,7 @@ func (c *checker) constructs() {
 	expr := func(x ast.Expr) {
 		switch x := x.(type) {
 		case *ast.Assign:
+			c.lvalue(x.L, x.Tok)
 			if x.Op == "<<<" {
 				lacks(x.Tok, "statistics aggregation operator <<<")
 			}
@@ -540,11 +543,11 @@ func (c *checker) loops(s ast.Stmt, depth int) {
 	switch s := s.(type) {
 	case *ast.Break:
 		if depth == 0 {
-			c.err(s.Tok, "found 'break' not inside loop")
+			c.err(s.Tok, "cannot 'break' outside loop")
 		}
 	case *ast.Continue:
 		if depth == 0 {
-			c.err(s.Tok, "found 'continue' not inside loop")
+			c.err(s.Tok, "cannot 'continue' outside loop")
 		}
 	case *ast.For, *ast.Foreach:
 		depth++

@@ -38,6 +38,8 @@ type Diagnostic struct {
 	// Saw: the token is where the parser stood, not what the message is
 	// about.
 	Saw bool
+	// Site tells messages with one text apart that are shown once each.
+	Site string
 	// Cause is the error behind this one ("while resolving probe point").
 	Cause *Diagnostic
 }
@@ -251,10 +253,7 @@ func (r *Renderer) Failure(l *List) {
 	seen := map[string]bool{}
 	suppressed := 0
 	for _, d := range l.Errors {
-		key := d.Message
-		if d.Tok != nil && d.Severity == ParseError && !d.Saw {
-			key += d.Tok.Text
-		}
+		key := d.Message + "\n" + d.Site
 		for x := d.Cause; x != nil; x = x.Cause {
 			key += "\n" + x.Message
 		}

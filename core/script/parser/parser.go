@@ -343,7 +343,7 @@ func (p *parser) globals(out *ast.File, private bool) {
 			if v.MaxSize > 0 {
 				p.fail("only scalar globals can be initialized")
 			}
-			p.next()
+			v.InitTok = p.next()
 			v.Init = p.literal()
 			v.Arity = 0
 			v.Type = v.Init.Type()

@@ -54,6 +54,11 @@ func failSaw(t *token.Token, msg string) {
 	panic(&diag.Diagnostic{Severity: diag.ParseError, Message: msg, Tok: t, Saw: true})
 }
 
+// orphan refuses a %?, %: or %) without its %(.
+func orphan(t *token.Token) {
+	panic(&diag.Diagnostic{Severity: diag.ParseError, Message: "incomplete conditional - missing '%('", Tok: t, Site: t.Text})
+}
+
 // raw is the next token before macros.
 func (p *preprocessor) raw() *token.Token {
 	if n := len(p.back); n > 0 {
@@ -272,18 +277,18 @@ func (p *preprocessor) next() *token.Token {
 			}
 		case t.IsOp("%:"):
 			if len(p.conds) == 0 {
-				failAt(t, "incomplete conditional - missing '%('")
+				orphan(t)
 			}
 			open := p.conds[len(p.conds)-1]
 			p.conds = p.conds[:len(p.conds)-1]
 			p.skipPart(open, false)
 		case t.IsOp("%)"):
 			if len(p.conds) == 0 {
-				failAt(t, "incomplete conditional - missing '%('")
+				orphan(t)
 			}
 			p.conds = p.conds[:len(p.conds)-1]
 		case t.IsOp("%?"):
-			failAt(t, "incomplete conditional - missing '%('")
+			orphan(t)
 		default:
 			return t
 		}

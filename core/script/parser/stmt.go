@@ -58,7 +58,7 @@ func (p *parser) stmtOnly() ast.Stmt {
 		p.fail("expected statement")
 	case t.Kind != token.Keyword:
 		x := p.expr()
-		return &ast.ExprStmt{StmtBase: ast.StmtBase{Tok: x.Token()}, X: x}
+		return &ast.ExprStmt{StmtBase: base, X: x}
 	}
 	switch t.Text {
 	case "if":
