@@ -1,0 +1,207 @@
+// Agent runs inside the test guest and executes commands for the tests: it
+// reads requests from a serial port, one JSON object per line, and answers each
+// with one line. Commands run as the user, and in the surroundings, that the
+// request describes.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stapbox/e2e/agent/request"
+)
+
+func main() {
+	if len(os.Args) > 2 && os.Args[1] == "become" {
+		fmt.Fprintf(os.Stderr, "agent: %v\n", become(os.Args[2]))
+		os.Exit(125)
+	}
+	port, err := os.OpenFile(os.Args[1], os.O_RDWR, 0)
+	if err == nil {
+		err = serve(port)
+	}
+	fmt.Fprintf(os.Stderr, "agent: %v\n", err)
+	os.Exit(1)
+}
+
+func serve(port *os.File) error {
+	if t, err := unix.IoctlGetTermios(int(port.Fd()), unix.TCGETS); err == nil {
+		t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
+		t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB|unix.CBAUD) | unix.CS8 | unix.CLOCAL | unix.CREAD | unix.B115200
+		if err := unix.IoctlSetTermios(int(port.Fd()), unix.TCSETS, t); err != nil {
+			return err
+		}
+	}
+	var mu sync.Mutex
+	answer := func(a request.Answer) {
+		b, err := json.Marshal(a)
+		if err != nil {
+			b, _ = json.Marshal(request.Answer{ID: a.ID, Error: err.Error()})
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		port.Write(append(b, '\n'))
+	}
+	answer(request.Answer{Ready: true})
+	lines := bufio.NewReaderSize(port, 1<<20)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			return err
+		}
+		var r request.Request
+		if err := json.Unmarshal(line, &r); err != nil {
+			answer(request.Answer{Error: err.Error()})
+			continue
+		}
+		go func() { answer(handle(r)) }()
+	}
+}
+
+func handle(r request.Request) request.Answer {
+	a := request.Answer{ID: r.ID}
+	if r.WritePath != "" {
+		if err := os.WriteFile(r.WritePath, r.Data, os.FileMode(r.Mode)); err != nil {
+			a.Error = err.Error()
+		} else if err := errors.Join(os.Chown(r.WritePath, r.UID, r.GID), os.Chmod(r.WritePath, os.FileMode(r.Mode))); err != nil {
+			a.Error = err.Error()
+		}
+		return a
+	}
+	if r.ReadPath != "" {
+		b, err := os.ReadFile(r.ReadPath)
+		if err != nil {
+			a.Error = err.Error()
+		}
+		a.Stdout = b
+		return a
+	}
+	description, err := json.Marshal(r)
+	if err != nil {
+		a.Error = err.Error()
+		return a
+	}
+	cmd := exec.Command("/proc/self/exe", "become", string(description))
+	cmd.Env = []string{}
+	cmd.Dir = "/"
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(r.Data), &stdout, &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		a.Error = err.Error()
+		return a
+	}
+	var timers []*time.Timer
+	for _, s := range r.Signals {
+		timers = append(timers, time.AfterFunc(time.Duration(s.After)*time.Millisecond, func() {
+			syscall.Kill(cmd.Process.Pid, syscall.Signal(s.Number))
+		}))
+	}
+	timers = append(timers, time.AfterFunc(time.Duration(max(r.Timeout, 1))*time.Second, func() {
+		a.TimedOut = true
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	}))
+	start := time.Now()
+	err = cmd.Wait()
+	for _, t := range timers {
+		t.Stop()
+	}
+	a.Millis = time.Since(start).Milliseconds()
+	a.Stdout, a.Stderr = stdout.Bytes(), stderr.Bytes()
+	a.Status = cmd.ProcessState.ExitCode()
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		a.Status = 128 + int(ws.Signal())
+	}
+	return a
+}
+
+// become turns this process into the described command. It returns only on
+// failure.
+func become(description string) error {
+	runtime.LockOSThread()
+	var r request.Request
+	if err := json.Unmarshal([]byte(description), &r); err != nil {
+		return err
+	}
+	for name, value := range r.Limits {
+		resource, ok := map[string]int{"fsize": unix.RLIMIT_FSIZE, "nofile": unix.RLIMIT_NOFILE, "core": unix.RLIMIT_CORE, "nproc": unix.RLIMIT_NPROC, "cpu": unix.RLIMIT_CPU}[name]
+		if !ok {
+			return fmt.Errorf("no limit %q", name)
+		}
+		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: value, Max: value}); err != nil {
+			return err
+		}
+	}
+	if err := syscall.Setgroups(r.Groups); err != nil {
+		return err
+	}
+	if err := syscall.Setresgid(r.GID, r.GID, r.GID); err != nil {
+		return err
+	}
+	if err := syscall.Setresuid(r.UID, r.UID, r.UID); err != nil {
+		return err
+	}
+	if r.Dir != "" {
+		if err := os.Chdir(r.Dir); err != nil {
+			return err
+		}
+	}
+	if r.UserNamespace {
+		return inUserNamespace(r)
+	}
+	if r.Personality != 0 {
+		if _, _, e := unix.RawSyscall(unix.SYS_PERSONALITY, uintptr(r.Personality), 0, 0); e != 0 {
+			return e
+		}
+	}
+	for _, s := range r.Ignored {
+		// A Go program that ignores a signal leaves it ignored for what it executes.
+		ignore(syscall.Signal(s))
+	}
+	if len(r.Blocked) > 0 {
+		var set unix.Sigset_t
+		for _, s := range r.Blocked {
+			set.Val[(s-1)/64] |= 1 << ((s - 1) % 64)
+		}
+		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &set, nil); err != nil {
+			return err
+		}
+	}
+	for _, fd := range r.Closed {
+		unix.Close(fd)
+	}
+	return unix.Exec(r.Path, r.Argv, r.Env)
+}
+
+// inUserNamespace runs the command in a new user namespace in which the user is
+// uid 0.
+func inUserNamespace(r request.Request) error {
+	cmd := &exec.Cmd{Path: r.Path, Args: r.Argv, Env: r.Env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: r.UID, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: r.GID, Size: 1}},
+	}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		os.Exit(exit.ExitCode())
+	}
+	if err != nil {
+		return err
+	}
+	os.Exit(0)
+	return nil
+}

@@ -1,0 +1,49 @@
+// Package request is what tests and the agent in the guest say to each other:
+// one JSON object per line in each direction.
+package request
+
+// Request asks for a command to be run, or for a file to be written or read.
+type Request struct {
+	ID int
+
+	Path    string // the program; Argv[0] may be anything, Argv may be empty
+	Argv    []string
+	Env     []string
+	Dir     string
+	UID     int
+	GID     int
+	Groups  []int
+	Data    []byte // standard input, or the contents for WritePath
+	Timeout int    // seconds
+	Signals []Signal
+
+	// Hostile surroundings.
+	Closed        []int             // descriptors to close
+	Ignored       []int             // signals to ignore
+	Blocked       []int             // signals to block
+	Limits        map[string]uint64 // fsize, nofile, core, nproc, cpu
+	Personality   uint32
+	UserNamespace bool
+
+	WritePath string // write Data there, with Mode and owner UID, GID
+	Mode      uint32
+	ReadPath  string // answer with the file in Stdout
+}
+
+// Signal is sent to the command some milliseconds after its start.
+type Signal struct {
+	Number int
+	After  int
+}
+
+// Answer is the outcome of a Request with the same ID.
+type Answer struct {
+	ID       int
+	Ready    bool // sent once, when the agent starts
+	Status   int  // exit status, or 128 and the signal's number
+	Stdout   []byte
+	Stderr   []byte
+	Millis   int64
+	TimedOut bool
+	Error    string
+}

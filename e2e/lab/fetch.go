@@ -1,0 +1,254 @@
+// Package lab sets the stage for end-to-end tests: it fetches kernels and
+// tools, builds initramfs images, boots them in QEMU and runs compile servers
+// for them in a network namespace.
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Lab is the place where fetched and built things are kept between runs.
+type Lab struct {
+	Dir string    // the cache directory
+	Log io.Writer // progress for people
+}
+
+// Open finds the cache: $STAPBOX_LAB, else /var/cache/stapbox for root, else the
+// user's cache directory.
+func Open(log io.Writer) (*Lab, error) {
+	dir := os.Getenv("STAPBOX_LAB")
+	switch {
+	case dir != "":
+	case os.Geteuid() == 0:
+		dir = "/var/cache/stapbox"
+	default:
+		base, err := os.UserCacheDir()
+		if err != nil {
+			return nil, err
+		}
+		dir = filepath.Join(base, "stapbox")
+	}
+	return &Lab{dir, log}, os.MkdirAll(dir, 0o755)
+}
+
+func (l *Lab) say(format string, args ...any) { fmt.Fprintf(l.Log, "lab: "+format+"\n", args...) }
+
+// Kernel is an unpacked Debian kernel with its headers.
+type Kernel struct {
+	Version string // "6.1": the name tests use
+	Release string // uname -r
+	Image   string // vmlinuz
+	Headers string // build directory
+	Modules string // /lib/modules/RELEASE of the package
+}
+
+// Packages of Debian 12 for each kernel of the matrix.
+var kernelPackages = map[string][2]string{
+	"6.1":  {"linux-image-cloud-amd64", "linux-headers-cloud-amd64"},
+	"6.12": {"linux-image-6.12-cloud-amd64", "linux-headers-6.12-cloud-amd64"},
+}
+
+// Versions of the matrix, oldest first.
+func Versions() []string { return []string{"6.1", "6.12"} }
+
+// tools that tests and demo need, and the packages that have them.
+var tools = []struct{ program, pkg string }{
+	{"qemu-system-x86_64", "qemu-system-x86"},
+	{"gcc-12", "gcc-12"},
+	{"x86_64-linux-gnu-gcc-12", "gcc-12"},
+	{"make", "make"},
+	{"ld", "binutils"},
+	{"ip", "iproute2"},
+}
+
+// EnsureTools installs missing programs with apt-get and says which.
+func (l *Lab) EnsureTools() error {
+	var missing []string
+	for _, t := range tools {
+		if _, err := exec.LookPath(t.program); err != nil && !slices.Contains(missing, t.pkg) {
+			missing = append(missing, t.pkg)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("these packages are missing: sudo apt-get install %s", strings.Join(missing, " "))
+	}
+	l.say("installing %s (some 100 MB with QEMU)", strings.Join(missing, " "))
+	if err := l.updateLists(); err != nil {
+		return err
+	}
+	return l.run("", "apt-get", append([]string{"install", "-y", "-q", "--no-install-recommends"}, missing...)...)
+}
+
+// updateLists runs apt-get update unless package lists are there.
+func (l *Lab) updateLists() error {
+	if exec.Command("apt-cache", "show", "linux-image-cloud-amd64").Run() == nil {
+		return nil
+	}
+	l.say("updating package lists")
+	return l.run("", "apt-get", "update", "-q")
+}
+
+// FetchKernel unpacks a kernel of the matrix, its headers and what they need.
+func (l *Lab) FetchKernel(version string) (*Kernel, error) {
+	names, ok := kernelPackages[version]
+	if !ok {
+		return nil, fmt.Errorf("kernel %q is not in the matrix %v", version, Versions())
+	}
+	root := filepath.Join(l.Dir, "kernels", version)
+	if k, err := FindKernel(version, root); err == nil {
+		return k, nil
+	}
+	if err := l.updateLists(); err != nil {
+		return nil, err
+	}
+	packages, err := closure(names[:])
+	if err != nil {
+		return nil, err
+	}
+	l.say("fetching kernel %s with headers: %s", version, strings.Join(packages, " "))
+	if err := l.unpack(root, packages); err != nil {
+		return nil, err
+	}
+	return FindKernel(version, root)
+}
+
+// FetchBusybox gives the path of a static busybox.
+func (l *Lab) FetchBusybox() (string, error) {
+	root := filepath.Join(l.Dir, "busybox")
+	path := filepath.Join(root, "bin/busybox")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	if err := l.updateLists(); err != nil {
+		return "", err
+	}
+	l.say("fetching busybox-static")
+	return path, l.unpack(root, []string{"busybox-static"})
+}
+
+// FindKernel looks at an unpacked tree.
+func FindKernel(version, root string) (*Kernel, error) {
+	images, err := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
+	if err != nil || len(images) != 1 {
+		return nil, fmt.Errorf("%q holds %d kernel images, not 1", root, len(images))
+	}
+	release := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
+	k := &Kernel{
+		Version: version, Release: release, Image: images[0],
+		Headers: filepath.Join(root, "usr/src/linux-headers-"+release),
+	}
+	for _, lib := range []string{"lib", "usr/lib"} {
+		if dir := filepath.Join(root, lib, "modules", release); exists(filepath.Join(dir, "kernel")) {
+			k.Modules = dir
+		}
+	}
+	if k.Modules == "" || !exists(filepath.Join(k.Headers, "Makefile")) {
+		return nil, fmt.Errorf("%q lacks modules or headers of kernel %s", root, release)
+	}
+	return k, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// wanted are the dependencies of kernel packages that matter for building
+// modules; gcc itself is installed by EnsureTools.
+var wanted = regexp.MustCompile(`^linux-(image|headers|kbuild|compiler)-`)
+
+// closure follows the dependencies of kernel packages.
+func closure(names []string) ([]string, error) {
+	var out []string
+	queue := slices.Clone(names)
+	for len(queue) > 0 {
+		name := queue[0]
+		queue = queue[1:]
+		if slices.Contains(out, name) {
+			continue
+		}
+		b, err := exec.Command("apt-cache", "depends", "--important", "--no-suggests", name).Output()
+		if err != nil {
+			return nil, fmt.Errorf("package %q is not known to apt: %w", name, err)
+		}
+		out = append(out, name)
+		alternative := false
+		for _, line := range strings.Split(string(b), "\n") {
+			line = strings.TrimSpace(line)
+			dep, ok := strings.CutPrefix(strings.TrimPrefix(line, "|"), "Depends: ")
+			skip := alternative
+			alternative = strings.HasPrefix(line, "|")
+			if ok && !skip && wanted.MatchString(dep) {
+				queue = append(queue, dep)
+			}
+		}
+	}
+	return out, nil
+}
+
+// unpack downloads packages and unpacks them below root, all or nothing.
+func (l *Lab) unpack(root string, packages []string) error {
+	if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(filepath.Dir(root), ".unpacking-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	if err := os.Chmod(work, 0o755); err != nil {
+		return err
+	}
+	debs := filepath.Join(work, "debs")
+	tree := filepath.Join(work, "tree")
+	for _, d := range []string{debs, tree} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	args := []string{"download", "-q"}
+	if os.Geteuid() == 0 {
+		args = append([]string{"-o", "APT::Sandbox::User=root"}, args...)
+	}
+	if err := l.run(debs, "apt-get", append(args, packages...)...); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(debs, "*.deb"))
+	if err != nil || len(files) == 0 {
+		return errors.Join(err, fmt.Errorf("apt-get downloaded nothing for %v", packages))
+	}
+	for _, f := range files {
+		if err := l.run(work, "dpkg", "-x", f, tree); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(root); err != nil {
+		return err
+	}
+	return os.Rename(tree, root)
+}
+
+// run runs a program and shows what it said only when it fails.
+func (l *Lab) run(dir, name string, args ...string) error {
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("running %s %s: %w\n%s", name, strings.Join(args, " "), err, out.Bytes())
+	}
+	return nil
+}

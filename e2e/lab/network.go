@@ -1,0 +1,83 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+)
+
+// Network is a network namespace with a tap device that a guest is joined to.
+// The host's side has 10.77.0.1, the guest 10.77.0.2; both have link-local IPv6
+// addresses.
+type Network struct {
+	Namespace string
+	Tap       string
+}
+
+// HostAddress and GuestAddress are the IPv4 addresses of the two sides.
+const (
+	HostAddress  = "10.77.0.1"
+	GuestAddress = "10.77.0.2"
+)
+
+var networks atomic.Int32
+
+// NewNetwork makes the namespace and the device.
+func (l *Lab) NewNetwork() (*Network, error) {
+	n := &Network{Namespace: fmt.Sprintf("stapbox-%d-%d", os.Getpid(), networks.Add(1)), Tap: "tap0"}
+	if err := l.run("", "ip", "netns", "add", n.Namespace); err != nil {
+		return nil, err
+	}
+	for _, args := range [][]string{
+		{"link", "set", "lo", "up"},
+		{"tuntap", "add", "dev", n.Tap, "mode", "tap"},
+		{"addr", "add", HostAddress + "/24", "dev", n.Tap},
+		{"link", "set", n.Tap, "up"},
+	} {
+		if err := l.run("", "ip", append([]string{"-n", n.Namespace}, args...)...); err != nil {
+			n.Close()
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+// Command is a command inside the namespace, in the rights of an unprivileged
+// user with the given home directory, or root's when uid is 0.
+func (n *Network) Command(uid int, env []string, argv ...string) *exec.Cmd {
+	args := append([]string{"netns", "exec", n.Namespace}, argv...)
+	if uid != 0 {
+		args = append([]string{"netns", "exec", n.Namespace, "setpriv", "--reuid", fmt.Sprint(uid), "--regid", fmt.Sprint(uid), "--clear-groups"}, argv...)
+	}
+	cmd := exec.Command("ip", args...)
+	cmd.Env = env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// Close removes the namespace, and with it the device.
+func (n *Network) Close() error {
+	out, err := exec.Command("ip", "netns", "del", n.Namespace).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("ip netns del: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// startLocked starts a command whose Pdeathsig counts for this process: the
+// signal comes when the starting thread ends, so that thread must not.
+func startLocked(cmd *exec.Cmd) error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		started <- cmd.Start()
+		if cmd.Process != nil {
+			select {} // keeps the thread
+		}
+	}()
+	return <-started
+}
