@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -121,13 +122,13 @@ var groups = []struct {
 
 // directories of an installed host, with their modes. All belong to root.
 func (in *installer) directories() []string {
-	return []string{
+	return slices.Compact([]string{
 		in.bindir, hostpaths.Bindir, hostpaths.Pkglibdir,
 		filepath.Dir(hostpaths.LoadPolicy()),
 		filepath.Join(hostpaths.Sysconfdir, "systemtap"),
 		filepath.Join(hostpaths.Sysconfdir, "systemtap", "ssl"),
 		hostpaths.HostPeerStore(), hostpaths.SignerStore(),
-	}
+	})
 }
 
 func (in *installer) install() error {
@@ -151,7 +152,7 @@ func (in *installer) install() error {
 		switch a.Name {
 		case "staprun":
 			continue
-		case "stapio", "stap-serverd":
+		case "stapio":
 			path = filepath.Join(hostpaths.Pkglibdir, a.Name)
 		}
 		if err := in.link(path); err != nil {
