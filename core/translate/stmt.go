@@ -273,7 +273,9 @@ func (b *body) statement(s ast.Stmt) {
 		for _, q := range s.Stmts {
 			b.stmt(q)
 		}
-		b.flush(0, bodyToken(s, s.Token()))
+		if len(s.Stmts) > 0 {
+			b.flush(0, bodyToken(s, s.Token()))
+		}
 		return
 	}
 	b.line("/* %s */", place(s.Token()))

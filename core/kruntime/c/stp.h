@@ -137,7 +137,7 @@ struct stp_context {
 	const struct stp_probe *probe;	/* the one that fired */
 	struct stp_out print, string, *out;
 	char *error_text;		/* stp_script.string_size bytes */
-	char trace[320];		/* " (called from ...)" of a pending error */
+	char trace[512];		/* " (called from ...)" of a pending error */
 };
 
 /* The script unit's only entry: runs handler number n. */
