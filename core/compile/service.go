@@ -60,6 +60,32 @@ type Service struct {
 	Log func(format string, args ...any)
 	// Requests gets one structured line per request.
 	Requests *slog.Logger
+
+	// preparing holds, per release name, a channel that is closed when what is
+	// made once for that kernel is ready; see Warm.
+	preparing map[string]chan struct{}
+}
+
+// Warm prepares all kernels, one after the other, until ctx ends. Requests for
+// a kernel whose turn has not come wait for it: otherwise they would do the
+// same work beside it. It is called before the first request; the function
+// returned does the work.
+func (s *Service) Warm(ctx context.Context) func() {
+	s.preparing = make(map[string]chan struct{})
+	for _, k := range s.Releases {
+		s.preparing[k.Name] = make(chan struct{})
+	}
+	return func() {
+		for _, k := range s.Releases {
+			start := time.Now()
+			if err := s.Prepare(ctx, k); err != nil {
+				s.Log("%v", err)
+			} else {
+				s.Log("Kernel %s is ready after %v", k.Name, time.Since(start).Round(time.Millisecond))
+			}
+			close(s.preparing[k.Name])
+		}
+	}
 }
 
 // Self is Service.Worker for this program.
@@ -321,6 +347,13 @@ func (s *Service) unpack(r *request) error {
 // r.digest says what is asked, r.stdout, r.stderr, r.rc and the build directory
 // are the answer.
 func (s *Service) translate(ctx context.Context, r *request) error {
+	if ready := s.preparing[r.release.Name]; ready != nil {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	build := filepath.Join(r.dir, "response", wire.BuildDir)
 	kernel := r.release.Name
 	if r.release.BuildDir != "" {

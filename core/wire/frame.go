@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"sync"
 	"time"
 )
 
@@ -63,11 +64,16 @@ func Frame(archive []byte) ([]byte, error) {
 type DeadlineConn struct {
 	net.Conn
 	Idle time.Duration // between two octets; 0 is unlimited
-	end  time.Time
+
+	mu  sync.Mutex
+	end time.Time
 }
 
-// Phase starts a phase that must end within d; 0 is unlimited.
+// Phase starts a phase that must end within d; 0 is unlimited. A read or write
+// that is under way keeps its deadline.
 func (c *DeadlineConn) Phase(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.end = time.Time{}
 	if d > 0 {
 		c.end = time.Now().Add(d)
@@ -75,6 +81,8 @@ func (c *DeadlineConn) Phase(d time.Duration) {
 }
 
 func (c *DeadlineConn) deadline() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	t := c.end
 	if c.Idle > 0 {
 		if idle := time.Now().Add(c.Idle); t.IsZero() || idle.Before(t) {

@@ -1,0 +1,206 @@
+package server
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"stapbox/core/compile"
+	"stapbox/core/getopt"
+	"stapbox/core/identity"
+	"stapbox/core/wire"
+)
+
+// options is the command line (server-client 4.1).
+type options struct {
+	help, version bool
+
+	arch       string
+	releases   []compile.Release
+	translator []string // -D, for every translation and for the advertisement
+	keep       bool
+	port       int
+	ssl        string
+	log        string
+	threads    int
+	maxRequest int64 // uncompressed
+	maxArchive int64 // compressed
+	keyType    identity.KeyType
+	ignored    []string // words that mean nothing
+}
+
+var spec = getopt.Spec{Defs: []getopt.Def{
+	{Short: 'a', Arg: getopt.RequiredArg},
+	{Short: 'r', Arg: getopt.RequiredArg},
+	{Short: 'R', Arg: getopt.RequiredArg},
+	{Short: 'I', Arg: getopt.RequiredArg},
+	{Short: 'D', Arg: getopt.RequiredArg},
+	{Short: 'B', Arg: getopt.RequiredArg},
+	{Short: 'k'},
+	{Short: 'P'},
+	{Short: 'h', Long: "help"},
+	{Short: 'V', Long: "version"},
+	{Long: "port", Arg: getopt.RequiredArg},
+	{Long: "ssl", Arg: getopt.RequiredArg},
+	{Long: "log", Arg: getopt.RequiredArg},
+	{Long: "max-threads", Arg: getopt.RequiredArg},
+	{Long: "max-request-size", Arg: getopt.RequiredArg},
+	{Long: "max-compressed-request", Arg: getopt.RequiredArg},
+	{Long: "key-type", Arg: getopt.RequiredArg},
+}}
+
+const usage = `Usage: stap-serverd [OPTION]...
+Compile and sign scripts for clients on other hosts.
+
+  -r RELEASE|DIR                build for this kernel release, or for the kernel
+                                whose build tree is DIR (may be repeated; the
+                                running kernel is always served)
+  -a ARCH                       architecture (this host's)
+  -D NAME[=VALUE]               macro for every translation
+  -k                            keep the directories of requests
+      --port=NUM                port to listen on (chosen by the kernel)
+      --ssl=DIR                 directory of key and certificate
+      --key-type=TYPE           of a new key: rsa (default), ecdsa or ed25519
+      --log=FILE                append messages to FILE
+      --max-threads=NUM         requests compiled at once (number of processors)
+      --max-request-size=NUM    bytes of a request, unpacked (50000)
+      --max-compressed-request=NUM  bytes of a request, packed (5000)
+  -h, --help                    show this help
+  -V, --version                 show the version
+`
+
+// number reads decimal, 0x and 0 numbers, as strtoul(3) does with base 0.
+func number(option, value string) (int64, error) {
+	n, err := strconv.ParseInt(value, 0, 64)
+	if err != nil {
+		return 0, fmt.Errorf("cannot parse number '--%s=%s'", option, value)
+	}
+	return n, nil
+}
+
+func parse(args []string, processors int) (*options, error) {
+	o := &options{
+		threads: processors, maxRequest: wire.DefaultMaxUncompressed,
+		maxArchive: wire.DefaultMaxCompressed, keyType: identity.RSA,
+	}
+	list, words, err := getopt.Parse(spec, args)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range words {
+		o.ignored = append(o.ignored, fmt.Sprintf("unrecognized argument '%s'", w))
+	}
+	for _, g := range list {
+		if err := o.set(g); err != nil {
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+func (o *options) set(g getopt.Option) error {
+	switch g.Name {
+	case "help":
+		o.help = true
+	case "version":
+		o.version = true
+	case "a":
+		o.arch = g.Value
+	case "r":
+		k := compile.Release{Name: g.Value}
+		if strings.HasPrefix(g.Value, "/") {
+			var err error
+			if k, err = buildTree(g.Value); err != nil {
+				return err
+			}
+		}
+		o.releases = append(o.releases, k)
+	case "D":
+		if _, err := compile.ParseOptions([]string{"-D" + g.Value, "-e", ""}); err != nil {
+			return err
+		}
+		o.translator = append(o.translator, "-D"+g.Value)
+	case "R", "I", "B":
+		return fmt.Errorf("option -%s is not supported: the translator is built in, with its runtime and tapsets", g.Name)
+	case "P":
+		return fmt.Errorf("option -P is not supported: the key is protected by the owner and mode of its file, not by a password")
+	case "k":
+		o.keep = true
+	case "ssl":
+		o.ssl = g.Value
+	case "log":
+		o.log = g.Value
+	case "key-type":
+		t, err := identity.ParseKeyType(g.Value)
+		if err != nil {
+			return err
+		}
+		o.keyType = t
+	default:
+		return o.setNumber(g)
+	}
+	return nil
+}
+
+func (o *options) setNumber(g getopt.Option) error {
+	n, err := number(g.Name, g.Value)
+	if err != nil {
+		return err
+	}
+	bad := func(text string) error { return fmt.Errorf("invalid entry: %s '--%s=%s'", text, g.Name, g.Value) }
+	switch g.Name {
+	case "port":
+		if n < 0 || n > 65535 {
+			return bad("port must be between 0 and 65535")
+		}
+		o.port = int(n)
+	case "max-threads":
+		if n < 0 {
+			return bad("max threads must not be negative")
+		}
+		o.threads = int(min(n, 4096))
+	case "max-request-size":
+		if n < 1 {
+			return bad("max (uncompressed) request size must be greater than 0")
+		}
+		o.maxRequest = n
+	case "max-compressed-request":
+		if n < 1 {
+			return bad("max compressed request size must be greater than 0")
+		}
+		o.maxArchive = n
+	}
+	return nil
+}
+
+// buildTree finds the release of a kernel's build tree.
+func buildTree(dir string) (compile.Release, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "include/config/kernel.release"))
+	if err != nil {
+		return compile.Release{}, fmt.Errorf("reading the release of build tree %q: %w", dir, err)
+	}
+	release, _, _ := strings.Cut(string(text), "\n")
+	release = strings.TrimSpace(release)
+	if release == "" || strings.ContainsAny(release, " /\t") {
+		return compile.Release{}, fmt.Errorf("reading the release of build tree %q: %q is no release", dir, release)
+	}
+	return compile.Release{Name: release, BuildDir: filepath.Clean(dir)}, nil
+}
+
+// kernels is what the server builds for, the running kernel included, in
+// ascending order; of several trees for one release the last given counts.
+func (o *options) kernels(running string) []compile.Release {
+	list := []compile.Release{{Name: running}}
+	for _, k := range o.releases {
+		if i := slices.IndexFunc(list, func(l compile.Release) bool { return l.Name == k.Name }); i >= 0 {
+			list[i] = k
+			continue
+		}
+		list = append(list, k)
+	}
+	slices.SortFunc(list, func(a, b compile.Release) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}

@@ -1,0 +1,507 @@
+// Package server is the applet stap-serverd: the compile server. It listens
+// for TLS connections, each with one request, and answers every one of them
+// with version, status, standard output and standard error, also when it
+// refuses (server-client 4, 11.1).
+//
+// Connections are cheap and have deadlines, translations are dear and have
+// slots: a peer that says nothing, or says it slowly, never holds a slot.
+package server
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"stapbox/core/compile"
+	"stapbox/core/config"
+	"stapbox/core/discovery"
+	"stapbox/core/hostpaths"
+	"stapbox/core/identity"
+	"stapbox/core/invocation"
+	"stapbox/core/trust"
+	"stapbox/core/trust/edit"
+	"stapbox/core/version"
+	"stapbox/core/wire"
+)
+
+// Deadlines and bounds of connections.
+const (
+	handshakeTime  = 10 * time.Second
+	requestTime    = 60 * time.Second
+	idleTime       = 15 * time.Second
+	answerTime     = 120 * time.Second
+	lingerTime     = 2 * time.Second
+	lingerBytes    = 4 << 20
+	wallClock      = 120 * time.Second
+	drainTime      = 4 * time.Second
+	maxConnections = 512
+	queuePerSlot   = 64
+)
+
+// server is one run of stap-serverd.
+type server struct {
+	inv   *invocation.Invocation
+	euid  int
+	uid   int
+	user  string
+	node  string
+	arch  string
+	opts  *options
+	now   func() time.Time
+	data  string // the user's data directory
+	clock time.Duration
+	// publish is discovery.Publish; a test that is about something else leaves
+	// the network alone.
+	publish func(host string, services []discovery.Service, log func(string, ...any)) (io.Closer, error)
+
+	log     *logger
+	service *compile.Service
+	port    int
+
+	mu        sync.Mutex
+	id        *identity.Identity
+	responder io.Closer
+	active    int // requests that hold a slot
+
+	slots chan struct{}
+	queue chan struct{}
+}
+
+// Main runs stap-serverd.
+func Main(ctx context.Context, inv *invocation.Invocation) int {
+	opts, err := parse(inv.Args, runtime.NumCPU())
+	if err != nil {
+		inv.Errorf("%v", err)
+		return 1
+	}
+	if opts.help {
+		fmt.Fprint(inv.Stdout, usage)
+		return 0
+	}
+	if opts.version {
+		fmt.Fprintf(inv.Stdout, "stap-serverd (stapbox %s, protocol version %s)\n", version.Version, version.Protocol)
+		return 0
+	}
+	release, arch, node := compile.Uname()
+	s := &server{
+		inv: inv, euid: os.Geteuid(), uid: os.Getuid(), node: node, arch: arch, opts: opts,
+		now: time.Now, clock: wallClock,
+		publish: func(host string, services []discovery.Service, log func(string, ...any)) (io.Closer, error) {
+			return discovery.Publish(host, services, log)
+		},
+	}
+	if u, err := user.LookupId(strconv.Itoa(s.uid)); err == nil {
+		s.user = u.Username
+	}
+	return s.run(ctx, release)
+}
+
+func (s *server) run(ctx context.Context, release string) int {
+	var err error
+	if s.log, err = openLog(s.opts.log, s.inv.Stderr, s.now); err != nil {
+		s.inv.Errorf("%v", err)
+		return 1
+	}
+	defer s.log.Close()
+	for _, w := range s.opts.ignored {
+		s.inv.Errorf("%s", w)
+	}
+	if s.euid == 0 {
+		s.log.errorf("For security reasons, invocation of stap-serverd as root is not supported.")
+		return 1
+	}
+	s.log.printf("===== compile server pid %d starting as %s =====", os.Getpid(), s.user)
+	if err := s.setup(release); err != nil {
+		s.log.errorf("%v", err)
+		return 1
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(s.opts.port)))
+	if err != nil {
+		s.log.errorf("Error setting socket address: %v", err)
+		return 1
+	}
+	defer l.Close()
+	s.port = l.Addr().(*net.TCPAddr).Port
+	s.log.printf("Using network address [::]:%d", s.port)
+	if s.opts.threads > 0 {
+		s.log.printf("Using a maximum of %d threads", s.opts.threads)
+	} else {
+		s.log.printf("Concurrency disabled")
+	}
+	s.slots = make(chan struct{}, max(s.opts.threads, 1))
+	s.queue = make(chan struct{}, queuePerSlot*cap(s.slots))
+
+	// The first certificate, before anybody can ask for it.
+	if _, err := s.identity(); err != nil {
+		s.log.errorf("%v", err)
+		s.log.errorf("Cannot check/create certificate, giving up.")
+		return 1
+	}
+	return s.serve(ctx, l)
+}
+
+// setup fills in the compile service.
+func (s *server) setup(release string) error {
+	if s.opts.arch != "" && s.opts.arch != s.arch {
+		return fmt.Errorf("architecture %q is not supported, this server builds for %q", s.opts.arch, s.arch)
+	}
+	home := s.inv.Getenv("HOME")
+	if home == "" {
+		if u, err := user.LookupId(strconv.Itoa(s.uid)); err == nil {
+			home = u.HomeDir
+		}
+	}
+	s.data = hostpaths.UserDir(s.inv.Getenv("SYSTEMTAP_DIR"), home)
+	if s.data == "" {
+		return errors.New("there is neither SYSTEMTAP_DIR nor HOME, so no place for key and certificate")
+	}
+	if !filepath.IsAbs(s.data) {
+		s.data = filepath.Join(s.inv.Dir, s.data)
+	}
+	if s.opts.ssl == "" {
+		s.opts.ssl = hostpaths.ServerIdentity(s.data)
+	} else if !filepath.IsAbs(s.opts.ssl) {
+		s.opts.ssl = filepath.Join(s.inv.Dir, s.opts.ssl)
+	}
+	temp := s.inv.Getenv("TMPDIR")
+	if temp == "" {
+		temp = "/tmp"
+	}
+	options, limits, err := s.rc()
+	if err != nil {
+		return err
+	}
+	environ := []string{"HOME=" + home}
+	if dir := s.inv.Getenv("SYSTEMTAP_DIR"); dir != "" {
+		environ = append(environ, "SYSTEMTAP_DIR="+s.data)
+	}
+	s.service = &compile.Service{
+		Releases: s.opts.kernels(release), Arch: s.arch,
+		Options: append(options, s.opts.translator...), Rlimits: limits,
+		Environ: environ, Home: home, TempDir: temp, WallClock: s.clock,
+		Limits: wire.RequestLimits(s.opts.maxRequest), Keep: s.opts.keep,
+		Worker: compile.Self,
+		Key: func() crypto.Signer {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.id.Key
+		},
+		Log:      s.log.printf,
+		Requests: slog.New(slog.NewTextHandler(s.log, nil)),
+	}
+	return nil
+}
+
+// rc reads the server user's DATA/rc, where an administrator sets limits for
+// the translator. Without limits there, some are set all the same.
+func (s *server) rc() ([]string, []compile.Rlimit, error) {
+	limits := map[string]uint64{"cpu": 60, "as": 8 << 30, "fsize": 256 << 20}
+	path := filepath.Join(s.data, "rc")
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, nil, err
+	}
+	words, err := config.Words(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading %q: %w", path, err)
+	}
+	if len(words) > 0 {
+		o, err := compile.ParseOptions(append(append([]string{}, words...), "-e", ""))
+		if err != nil {
+			return nil, nil, fmt.Errorf("reading %q: %w", path, err)
+		}
+		for _, l := range o.Rlimits {
+			delete(limits, l.Name)
+		}
+	}
+	var list []compile.Rlimit
+	for _, name := range []string{"as", "cpu", "fsize"} {
+		if v, ok := limits[name]; ok {
+			list = append(list, compile.Rlimit{Name: name, Value: v})
+		}
+	}
+	return words, list, nil
+}
+
+// identity is the server's certificate as of now. When its time is over it is
+// made anew, trusted in the user's own store, and advertised.
+func (s *server) identity() (*identity.Identity, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.id != nil && s.id.Valid(s.now()) == nil {
+		return s.id, nil
+	}
+	id, err := identity.Ensure(s.opts.ssl, identity.Options{NodeName: s.node, KeyType: s.opts.keyType, Now: s.now()}, s.log.printf)
+	if err != nil {
+		return nil, err
+	}
+	s.id = id
+	s.log.printf("Certificate %s sha256=%s", identity.CertInfo(id.Certificate), identity.Fingerprint(id.Certificate))
+	store := hostpaths.UserPeerStore(s.data)
+	_, err = edit.Add(store, trust.UserRules(s.uid, s.data), id.Certificate, edit.Note{
+		Host: s.node, When: s.now(), By: "stap-serverd", Scope: "peer, current user",
+	})
+	if err != nil {
+		s.log.errorf("Unable to authorize certificate for the local client: %v", err)
+	}
+	s.advertise()
+	return id, nil
+}
+
+// advertise publishes the services, replacing what was published before. A
+// server that cannot be found by browsing still serves those who know it.
+func (s *server) advertise() {
+	s.withdraw()
+	var services []discovery.Service
+	for _, k := range s.service.Releases {
+		services = append(services, discovery.Service{Port: s.port,
+			TXT: discovery.TXT(k.Name, s.arch, s.opts.translator, version.Protocol, identity.CertInfo(s.id.Certificate), nil)})
+	}
+	r, err := s.publish(s.node, services, s.log.printf)
+	if err != nil {
+		s.log.errorf("Failed to add %s service: %v", discovery.Type, err)
+		return
+	}
+	s.responder = r
+}
+
+func (s *server) withdraw() {
+	if s.responder != nil {
+		s.responder.Close()
+		s.responder = nil
+	}
+}
+
+// serve accepts connections until a signal comes or ctx ends, then drains.
+func (s *server) serve(ctx context.Context, l net.Listener) int {
+	// SIGPIPE is not among them: to ask for it would bring it for every client
+	// that goes away.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM,
+		syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGXFSZ, syscall.SIGXCPU)
+	defer signal.Stop(signals)
+
+	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	var warming, connections sync.WaitGroup
+	warming.Go(s.service.Warm(work))
+	accepting := make(chan struct{})
+	go func() {
+		defer close(accepting)
+		s.accept(work, l, &connections)
+	}()
+
+	select {
+	case sig := <-signals:
+		s.log.printf("Received signal %d, exiting", sig)
+	case <-ctx.Done():
+		s.log.printf("Exiting")
+	case <-accepting:
+		s.log.errorf("Accepting connections ended")
+	}
+	l.Close()
+	<-accepting
+	s.mu.Lock()
+	s.withdraw()
+	active := s.active
+	s.mu.Unlock()
+
+	done := make(chan struct{})
+	if active > 0 {
+		s.log.printf("Waiting for %d outstanding requests to complete...", active)
+	}
+	go func() {
+		connections.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(drainTime):
+		s.log.printf("Timeout reached, exiting (forced)")
+	case sig := <-signals:
+		s.log.printf("Received another signal %d, exiting (forced)", sig)
+	}
+	// Ends workers and, through their deadlines, connections that say nothing.
+	cancel(errors.New("the server is shutting down"))
+	warming.Wait()
+	select {
+	case <-done:
+	case <-time.After(drainTime):
+	}
+	return 0
+}
+
+func (s *server) accept(ctx context.Context, l net.Listener, connections *sync.WaitGroup) {
+	config := wire.ServerTLS(func() (*tls.Certificate, error) {
+		id, err := s.identity()
+		if err != nil {
+			s.log.errorf("%v", err)
+			return nil, err
+		}
+		cert := id.TLS()
+		return &cert, nil
+	})
+	open := make(chan struct{}, maxConnections)
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of descriptors, or the peer is gone already: both pass.
+			s.log.errorf("Accepting a connection: %v", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		select {
+		case open <- struct{}{}:
+		default:
+			s.log.printf("Refused connection from %s: %d connections are open", c.RemoteAddr(), maxConnections)
+			c.Close()
+			continue
+		}
+		connections.Go(func() {
+			defer func() { <-open }()
+			s.connection(ctx, c, config)
+		})
+	}
+}
+
+// connection serves one client.
+func (s *server) connection(ctx context.Context, raw net.Conn, config *tls.Config) {
+	peer := raw.RemoteAddr().String()
+	s.log.printf("Accepted connection from %s", peer)
+	defer s.log.printf("Request from %s complete", peer)
+	low := &wire.DeadlineConn{Conn: raw, Idle: idleTime}
+	conn := tls.Server(low, config)
+	defer conn.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// A shutdown ends the connection whatever it waits for.
+	defer context.AfterFunc(ctx, func() { raw.SetDeadline(time.Now()) })()
+
+	low.Phase(handshakeTime)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		s.log.printf("Handshake with %s: %v", peer, err)
+		return
+	}
+	low.Phase(requestTime)
+	archive, err := wire.ReadFrame(conn, s.opts.maxArchive)
+	var frame *wire.FrameError
+	switch {
+	case errors.Is(err, wire.ErrTrustContact):
+		return
+	case errors.As(err, &frame):
+		s.log.errorf("%v", err)
+		s.refuse(conn, low, err.Error())
+		return
+	case err != nil:
+		s.log.errorf("%v", err)
+		return
+	}
+	release, err := s.slot(ctx)
+	if err != nil {
+		s.log.errorf("%v", err)
+		s.refuse(conn, low, err.Error())
+		return
+	}
+	defer release()
+
+	// From here on the client only waits. The end of its stream means that it
+	// is gone, and nobody wants the answer any more.
+	low.Phase(0)
+	low.Idle = 0
+	go func() {
+		n, err := io.Copy(io.Discard, io.LimitReader(conn, lingerBytes))
+		if n == lingerBytes {
+			err = errors.New("the client sends more than its request")
+		} else if err == nil {
+			err = io.EOF
+		}
+		cancel(fmt.Errorf("the client is gone: %w", err))
+	}()
+	answer, err := s.service.Do(ctx, archive, peer)
+	if err != nil {
+		s.log.printf("Request from %s ended: %v", peer, err)
+		return
+	}
+	s.answer(conn, low, answer)
+}
+
+// slot waits for the right to translate.
+func (s *server) slot(ctx context.Context) (release func(), err error) {
+	select {
+	case s.queue <- struct{}{}:
+	default:
+		return nil, errors.New("Server is overloaded, try again later.")
+	}
+	defer func() { <-s.queue }()
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		s.log.printf("Server is overloaded. Processing times may be longer than normal.")
+		select {
+		case s.slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active++
+	if s.active == 1 {
+		s.log.printf("Processing 1 request...")
+	} else {
+		s.log.printf("Processing %d concurrent requests...", s.active)
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.active--
+		<-s.slots
+	}, nil
+}
+
+// refuse answers what never became a request.
+func (s *server) refuse(conn *tls.Conn, low *wire.DeadlineConn, reason string) {
+	answer, err := (&wire.Response{Version: version.Protocol, RC: 1, Stderr: []byte("Server: " + reason + "\n")}).Encode()
+	if err != nil {
+		s.log.errorf("%v", err)
+		return
+	}
+	s.answer(conn, low, answer)
+	// The client may still be sending: closing now would reset the connection
+	// and take the answer with it.
+	low.Phase(lingerTime)
+	io.Copy(io.Discard, io.LimitReader(conn, lingerBytes))
+}
+
+func (s *server) answer(conn *tls.Conn, low *wire.DeadlineConn, answer []byte) {
+	low.Phase(answerTime)
+	_, err := conn.Write(answer)
+	if err == nil {
+		err = conn.CloseWrite()
+	}
+	if err != nil && !strings.Contains(err.Error(), "broken pipe") {
+		s.log.printf("Answering %s: %v", conn.RemoteAddr(), err)
+	}
+}
