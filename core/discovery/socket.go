@@ -134,6 +134,9 @@ func setOptions(fd int, l link, v4, shared bool) error {
 	}
 	if v4 {
 		mreq := &unix.IPMreqn{Ifindex: int32(l.index)}
+		if a := l.addrs(); len(a) > 0 && a[0].Is4() {
+			mreq.Address = a[0].As4() // the source; the loopback interface has none by itself
+		}
 		errs = append(errs, unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, mreq))
 		set(unix.IPPROTO_IP, unix.IP_MULTICAST_TTL, 255)
 		set(unix.IPPROTO_IP, unix.IP_TTL, 255)
