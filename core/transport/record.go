@@ -105,7 +105,7 @@ func (s *Splitter) seekMagic() bool {
 }
 
 func (s *Splitter) plausible(seq uint32) bool {
-	const window = 1 << 24
+	const window = 1 << 16
 	return !s.any || seq-s.last-1 < window
 }
 

@@ -1,0 +1,103 @@
+package runopts
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestParseRefuses(t *testing.T) {
+	for _, tt := range []struct{ line, want string }{
+		{"-q m", "invalid option -- 'q'"},
+		{"-b", "option requires an argument -- 'b'"},
+		{"-b 0 m", "Invalid buffer size '0' (should be 1-4095)."},
+		{"-b 4096 m", "Invalid buffer size '4096' (should be 1-4095)."},
+		{"-b x m", "Invalid buffer size 'x' (should be 1-4095)."},
+		{"-T 0 m", "Invalid reader timeout value '0' (should be >= 1)."},
+		{"-C red m", "Invalid option 'red' for -C."},
+		{"-F -1 m", "Invalid file descriptor option '-1'."},
+		{"-x y m", "Invalid target process ID number 'y'."},
+		{"-A -L m", "You can't specify the '-A' and '-L' options together."},
+		{"-A -b 1 m", "You can't specify the '-A' and '-b' options together.  The '-b'\nbuffer size option only has an effect when the module is inserted."},
+		{"-c a -x 1 m", "You can't specify the '-c' and '-x' options together."},
+		{"-c a -t 1 m", "You can't specify the '-c' and '-x' options together."},
+		{"-D -L m", "You can't specify the '-D' and '-L' options together."},
+		{"-D -d m", "You can't specify the '-D' and '-d' options together."},
+		{"-D -c x m", "You can't specify the '-D' and '-c' options together."},
+		{"-D m", "You have to specify output FILE with '-D' option."},
+		{"-S 1 m", "You have to specify output FILE with '-S' option."},
+		{"-A m", "Option '-A' (attaching to a running module) is not supported by this version."},
+		{"-c true m", "Option '-c' (running a target command) is not supported by this version."},
+		{"m " + strings.Repeat("a=1 ", 64), "64 module parameters are more than the 63 allowed."},
+	} {
+		_, err := Parse(strings.Fields(tt.line))
+		if err == nil || err.Error() != tt.want || !errors.Is(err, ErrUsage) {
+			t.Errorf("%q: got %v, want %q", tt.line, err, tt.want)
+		}
+	}
+}
+
+func TestParse(t *testing.T) {
+	o, err := Parse(strings.Fields("-vv hello.ko -w -R -x 12 -b 16 -o out%d -T 50 -C never g=7"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Verbose != 2 || !o.NoWarnings || !o.Rename || o.Target != 12 || o.BufferMB != 16 || o.Output != "out%d" ||
+		o.ReadWait != 50 || o.Color != "never" || o.Module != "hello.ko" || len(o.Params) != 1 {
+		t.Errorf("got %+v", o)
+	}
+	got := strings.Join(o.Relay(5, "hello_1"), " ")
+	if want := "-v -v -w -R -x12 -b16 -oout%d -T50 -Cnever -F5 hello_1 g=7"; got != want {
+		t.Errorf("for stapio: got %q, want %q", got, want)
+	}
+	again, err := Parse(strings.Fields(got))
+	if err != nil || again.RelayFD != 5 || again.Module != "hello_1" {
+		t.Errorf("stapio reads %+v, %v", again, err)
+	}
+	o, err = Parse([]string{"--", "m", "-x=1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(o.Relay(3, "m"), " "), "-F3 -- m -x=1"; got != want {
+		t.Errorf("after --: got %q, want %q", got, want)
+	}
+}
+
+func TestModule(t *testing.T) {
+	const dir = "/lib/modules/6/systemtap"
+	for word, want := range map[string][2]string{
+		"pmod":         {dir + "/pmod.ko", "pmod"},
+		"pmod.ko":      {"pmod.ko", "pmod"},
+		"./pmod":       {"./pmod", "pmod"},
+		"/a/b.c/d.ko":  {"/a/b.c/d.ko", "d"},
+		".ko":          {dir + "/.ko.ko", ""},
+		"../x/y.z.ko":  {"../x/y.z.ko", "y.z"},
+		"a/../../p.ko": {"a/../../p.ko", "p"},
+	} {
+		name, err := ModuleName(word)
+		if got := ModulePath(word, dir); got != want[0] || name != want[1] || err != nil {
+			t.Errorf("%q: got %q, %q, %v; want %q", word, got, name, err, want)
+		}
+	}
+	if _, err := ModuleName(strings.Repeat("n", 56)); err != nil {
+		t.Errorf("56 characters: %v", err)
+	}
+	if _, err := ModuleName(strings.Repeat("n", 57)); err == nil {
+		t.Error("57 characters were accepted")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("-vvR\x00m.ko\x00g=1")
+	f.Add("-F3\x00--\x00-x")
+	f.Fuzz(func(t *testing.T, line string) {
+		o, err := Parse(strings.Split(line, "\x00"))
+		if err != nil || o.Module == "" || o.Help || o.Version {
+			return
+		}
+		again, err := Parse(o.Relay(7, "name"))
+		if err != nil || again.RelayFD != 7 || again.Module != "name" || len(again.Params) != len(o.Params) {
+			t.Errorf("%q: stapio reads %+v, %v", line, again, err)
+		}
+	})
+}
