@@ -22,7 +22,6 @@ struct stp_record {
 
 atomic_t stp_dropped = ATOMIC_INIT(0);
 static atomic_t stp_sequence = ATOMIC_INIT(0);
-static bool stp_finished;
 
 /* Megabytes per CPU as asked for, else 16 but no more than a quarter of the
  * free memory for all CPUs together; rounded down to a power of two. */
@@ -103,12 +102,13 @@ void stp_flush(struct stp_context *c)
 	local_irq_restore(flags);
 }
 
-/* No more records will come: readers waiting in poll see POLLERR. */
+/* All records are there: whoever waits in poll looks once more. There is no
+ * POLLERR to say so before removal, as with upstream's modules: readers of
+ * theirs would turn it into a busy loop until they are told to stop. */
 void stp_rings_finish(void)
 {
 	int cpu;
 
-	WRITE_ONCE(stp_finished, true);
 	for_each_possible_cpu(cpu)
 		if (stp_cpus[cpu])
 			wake_up_all(&stp_cpus[cpu]->ring.wait);
@@ -147,8 +147,6 @@ static __poll_t stp_trace_poll(struct file *f, poll_table *wait)
 	__poll_t mask = 0;
 
 	poll_wait(f, &r->wait, wait);
-	if (READ_ONCE(stp_finished))
-		mask |= EPOLLERR;
 	if (smp_load_acquire(&r->head) != READ_ONCE(r->tail))
 		mask |= EPOLLIN | EPOLLRDNORM;
 	return mask;
