@@ -38,6 +38,8 @@ type checker struct {
 	globals map[*ast.Var]bool         // in use
 
 	declared map[*ast.Function]bool // return type given in the source
+	steps    int                    // probe points looked at
+	copied   int                    // size of the handlers
 	deleting map[ast.Expr]bool      // operands of delete
 }
 
@@ -518,9 +520,11 @@ func (u *uses) stmt(s ast.Stmt) {
 			switch x := d.X.(type) {
 			case *ast.Symbol:
 				u.written[x.Var] = true
+				u.read[x.Var] = true // as upstream counts it
 			case *ast.Index:
 				if sym, ok := x.Array.(*ast.Symbol); ok {
 					u.written[sym.Var] = true
+					u.read[sym.Var] = true
 				}
 				for _, k := range x.Keys {
 					u.expr(k, true)

@@ -15,7 +15,10 @@ import (
 // maxProbes and maxAliasDepth bound what aliases may grow to.
 const (
 	maxProbes     = 20000
+	maxSteps      = 40000   // probe points looked at
+	maxCopies     = 1 << 20 // statements and expressions in all handlers
 	maxAliasDepth = 32
+	maxDerivation = 2000
 )
 
 // timerUnits are the timers with the length of their unit in nanoseconds and
@@ -99,8 +102,8 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 	if open = append(open[:len(open):len(open)], first); len(open) > maxAliasDepth {
 		return cause(nil, "aliases are nested too deeply")
 	}
-	if len(*out) > maxProbes {
-		return cause(nil, "too many probes")
+	if c.steps++; c.steps > maxSteps {
+		return cause(nil, "aliases stand for too many probe points")
 	}
 	before := len(*out)
 	matched := false
@@ -159,7 +162,11 @@ func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, bod
 	if a.Epilogue != nil {
 		whole.Stmts = append(whole.Stmts, withProbeWrite(a.Epilogue, written))
 	}
-	text := n.Name() + " = " + pointList(a.Points, ", ") + " /* " + arrows(chain) + " */ "
+	from := arrows(chain)
+	if len(from) > maxDerivation {
+		from = from[:maxDerivation] + "..." // it doubles with each alias
+	}
+	text := n.Name() + " = " + pointList(a.Points, ", ") + " /* " + from + " */ "
 	next := append([]string{text}, chain...)
 	var failed *diag.Diagnostic
 	for _, p := range a.Points {
@@ -172,7 +179,9 @@ func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, bod
 		was := len(*out)
 		if d := c.resolvePoint(np, src, whole, next, open, out); d != nil {
 			if !p.Optional && !q.Optional {
-				c.errs = append(c.errs, wrap(p, d))
+				if len(c.errs) < 200 {
+					c.errs = append(c.errs, wrap(p, d))
+				}
 				failed = d
 			}
 			continue
@@ -185,6 +194,13 @@ func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, bod
 		return cause(nil, "no match")
 	}
 	return nil
+}
+
+// size counts the statements and expressions of a body.
+func size(s ast.Stmt) int {
+	n := 0
+	ast.Walk(s, func(ast.Stmt) { n++ }, func(ast.Expr) { n++ })
+	return n
 }
 
 // writtenNames are the variables a handler body stores to: what @probewrite
@@ -267,7 +283,16 @@ func (c *checker) pointNames() []string {
 func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain []string, open []*token.Token, out *[]*Probe) *diag.Diagnostic {
 	first := q.Components[0]
 	add := func(p *Probe, point string) *diag.Diagnostic {
+		switch {
+		case q.Sufficient:
+			point += "!"
+		case q.Optional:
+			point += "?"
+		}
 		p.Point, p.Derivation, p.Source = point, chain, src
+		if c.copied += size(body); c.copied > maxCopies {
+			return cause(nil, "probe handlers are too large together")
+		}
 		p.Body = ast.CloneStmt(body)
 		p.Cond = ast.CloneExpr(q.Cond)
 		p.Name, p.tok = point, src.Tok

@@ -59,7 +59,7 @@ type Probe struct {
 	Unit      Unit
 	Interval  int64
 	Randomize int64
-	// Point is the resolved probe point as pp() gives it.
+	// Point is the resolved probe point as pp() gives it, with its ? or !.
 	Point string
 	// Name is what pn() gives: the name of the alias used, else Point.
 	Name string
@@ -79,5 +79,6 @@ type Probe struct {
 	Synthetic bool
 	Source    *ast.Probe
 
-	tok *token.Token // for messages: the definition, or the alias used
+	mark string       // ? or ! of the point, as -p2 shows it
+	tok  *token.Token // for messages: the definition, or the alias used
 }

@@ -208,7 +208,9 @@ func (r *Renderer) text(d *Diagnostic) string {
 		if d.Tok2 != nil {
 			place(d.Tok2)
 		}
-		b.WriteString("\n")
+		if d.Severity == SemanticError {
+			b.WriteString("\n")
+		}
 		if d.Cause != nil {
 			b.WriteString(r.text(d.Cause))
 		}

@@ -150,7 +150,9 @@ func (p *parser) recover() {
 					if !ok {
 						panic(r)
 					}
-					p.opts.report(d)
+					if d.Tok == nil || d.Tok.Kind != token.Junk {
+						p.opts.report(d)
+					}
 				}
 			}()
 			t := p.peek()

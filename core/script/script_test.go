@@ -1,0 +1,274 @@
+package script
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"stapbox/core/privilege"
+	"stapbox/core/script/diag"
+)
+
+var opts = Options{Release: "7.2.13+deb14-cloud-amd64", Arch: "x86_64"}
+
+// say runs the passes up to n and returns what stap would print.
+func say(text string, n int, o Options) string {
+	var out bytes.Buffer
+	r := &diag.Renderer{W: &out}
+	fail := func(err error) string {
+		var l *diag.List
+		if !errors.As(err, &l) {
+			return "unexpected error type: " + err.Error()
+		}
+		r.Failure(l)
+		r.Close()
+		return out.String()
+	}
+	p, err := Parse(Source{"<input>", text}, o)
+	if err != nil {
+		return fail(err)
+	}
+	if n == 1 {
+		p.Dump(&out)
+		return out.String()
+	}
+	prog, err := p.Check()
+	r.Warnings(prog.Warnings)
+	if err != nil {
+		return fail(err)
+	}
+	prog.Dump(&out, false)
+	r.Close()
+	return out.String()
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+var countLines = regexp.MustCompile(`Number of similar error messages suppressed: \d+\.\nRerun with -v to see them\.\n`)
+
+func TestMessagesLikeUpstream(t *testing.T) {
+	files, _ := filepath.Glob("testdata/bad/*.stp")
+	if len(files) < 40 {
+		t.Fatalf("%d scripts in testdata/bad, want 40 and more", len(files))
+	}
+	for _, f := range files {
+		text := strings.TrimSuffix(read(t, f), "\n")
+		want := read(t, strings.TrimSuffix(f, ".stp")+".err")
+		pass := 1
+		if strings.HasPrefix(filepath.Base(f), "p2-") {
+			pass = 2
+		}
+		got := say(text, pass, opts)
+		if pass == 2 {
+			got, want = countLines.ReplaceAllString(got, ""), countLines.ReplaceAllString(want, "")
+		}
+		if strings.TrimRight(got, "\n") != strings.TrimRight(want, "\n") {
+			t.Errorf("%s: %s\ngot\n%s\nwant\n%s", f, text, got, want)
+		}
+	}
+}
+
+func TestListingsLikeUpstream(t *testing.T) {
+	for _, ext := range []string{"p1", "p2"} {
+		files, _ := filepath.Glob("testdata/listing/*." + ext)
+		if len(files) == 0 {
+			t.Fatalf("no %s listings", ext)
+		}
+		for _, f := range files {
+			o := opts
+			o.Guru = ext == "p1"
+			text := strings.TrimSuffix(read(t, strings.TrimSuffix(f, ext)+"stp"), "\n")
+			got := say(text, int(ext[1]-'0'), o)
+			want := countLines.ReplaceAllString(read(t, f), "")
+			if countLines.ReplaceAllString(got, "") != want {
+				t.Errorf("%s: got\n%s\nwant\n%s", f, got, want)
+			}
+		}
+	}
+}
+
+// What this translator reads and gives no meaning names the construct.
+func TestConstructsWithoutMeaning(t *testing.T) {
+	const by = " is not supported by the built-in translator"
+	for _, test := range []struct{ script, want string }{
+		{`global a probe begin { a <<< 1 println(@count(a)) }`, "operator <<<" + by},
+		{`global a probe begin { println(@hist_log(a)) }`, "histogram @hist_log" + by},
+		{`global a probe begin { foreach (k in a @sum+) println(k) }`, "sorting by @sum" + by},
+		{`probe begin { system("ls") }`, "function system" + by},
+		{`probe kernel.function("vfs_read") { println(1) }`, `probe point kernel.function("vfs_read")` + by},
+		{`probe process("x").begin { println(1) }`, "probe point process" + "(\"x\").begin" + by},
+		{`probe procfs.read { println(1) }`, "probe point procfs.read" + by},
+		{`probe input.char { println(1) }`, "probe point input.char" + by},
+		{`probe timer.profile { println(1) }`, "probe point timer.profile" + by},
+		{`probe begin { println($foo) }`, "context variable $foo" + by},
+		{`probe begin { println(@var("x@y.c")) }`, "context variable @var" + by},
+		{`probe begin { println(@cast(1, "task_struct")->pid) }`, "@cast" + by},
+		{`probe begin { x = 1 println(x->y) }`, "dereference of a pointer" + by},
+		{`probe begin { println(&$foo) }`, "address operator &" + by},
+		{`probe begin { println("a" =~ "b") }`, "regular expression operator =~" + by},
+		{`probe begin { println(@defined($x)) }`, "@defined" + by},
+		{`probe begin { println(@enum("X")) }`, "@enum" + by},
+		{`%{ int x; %} probe begin { println(1) }`, "embedded C" + by},
+		{`function f() %{ STAP_RETURN(); %} probe begin { f() }`, "embedded C" + by},
+		{`probe begin { %{ ; %} }`, "embedded C" + by},
+		{`probe begin { println(%{ 1 %}) }`, "embedded C" + by},
+	} {
+		o := opts
+		o.Guru = true
+		if got := say(test.script, 2, o); !strings.Contains(got, "semantic error: ") || !strings.Contains(got, test.want) {
+			t.Errorf("%s: got\n%s\nwant %q", test.script, got, test.want)
+		}
+	}
+}
+
+func TestPrivilege(t *testing.T) {
+	usr, sys := privilege.StapUsr, privilege.StapUsr|privilege.StapSys
+	all := `begin, end, error, never, timer.s(1), timer.ms(1), timer.us(100), timer.ns(100000), timer.jiffies(1), timer.hz(1)`
+	for _, test := range []struct {
+		level  privilege.Level
+		script string
+		want   string // part of the message; "" for accepted
+	}{
+		{usr, `probe ` + all + ` { println(pid(), execname(), uid(), tokenize("a", "b")) exit() }`, ""},
+		{usr, `probe begin { println(ctime(1)) }`, "function may not be used when --privilege=stapusr is specified: identifier 'ctime'"},
+		{usr, `probe begin { println(ctime()) }`, "function may not be used when --privilege=stapusr is specified: identifier 'ctime'"},
+		{sys, `probe begin { println(ctime(1)) }`, ""},
+		{usr, `probe begin { printf("%m", 1) }`, "print conversion %m may not be used when --privilege=stapusr"},
+		{sys, `probe begin { printf("%M", 1) }`, "print conversion %M may not be used when --privilege=stapsys"},
+		{privilege.All, `probe begin { printf("%m", 1) }`, ""},
+		{usr, `probe kernel.function("x") { println(1) }`, "probe point is not allowed for --privilege=stapusr"},
+		{usr, `probe timer.profile { println(1) }`, "probe point is not allowed for --privilege=stapusr: identifier 'profile'"},
+		{usr, `function f() %{ %} probe begin { f() }`, "embedded code in unprivileged script; need stap -g"},
+		{usr, `probe begin { println(%{ 1 %}) }`, "embedded code in unprivileged script; need stap -g"},
+	} {
+		o := opts
+		o.Privilege = test.level
+		got := say(test.script, 2, o)
+		if test.want == "" && strings.Contains(got, "error:") || !strings.Contains(got, test.want) {
+			t.Errorf("%v %s: got\n%s\nwant %q", test.level, test.script, got, test.want)
+		}
+	}
+}
+
+// Hostile input ends with a message, soon.
+func TestLimits(t *testing.T) {
+	rep := strings.Repeat
+	for _, test := range []struct{ name, script, want string }{
+		{"parentheses", "probe begin { x = " + rep("(", 100000) + "1" + rep(")", 100000) + " }", "nested too deeply"},
+		{"blocks", "probe begin " + rep("{", 100000), "nested too deeply"},
+		{"unary", "probe begin { x = " + rep("-", 1) + rep(" -", 100000) + " 1 }", "nested too deeply"},
+		{"chain", "probe begin { x = 1" + rep(" + 1", 100000) + " println(x) }", "expression is too long"},
+		{"else if", "probe begin { " + rep("if (1) ; else ", 100000) + " ; }", "nested too deeply"},
+		{"macros", "@define a %( 1 1 1 1 1 1 1 1 1 1 %) @define b %( @a @a @a @a @a @a @a @a @a @a %) @define c %( @b @b @b @b @b @b @b @b @b @b %)" +
+			" @define d %( @c @c @c @c @c @c @c @c @c @c %) @define e %( @d @d @d @d @d @d @d @d @d @d %) @define f %( @e @e @e @e @e @e @e @e @e @e %)" +
+			" @define g %( @f @f @f @f @f @f @f @f @f @f %) probe begin { @g }", "macro expansion is too large"},
+		{"macro loop", "@define x %( @x %) probe begin { y = @x }", "recursive invocation of macro '@x'"},
+		{"conditionals", rep("%( 1 == 1 %? ", 10000) + "probe begin {}", "conditionals are nested too deeply"},
+		{"points", "probe " + rep("{a,a,a,a,a,a,a,a,a,a}.", 9) + "b {}", "too many probe points"},
+		{"source", rep(" ", 5<<20), "is larger than"},
+		{"aliases", "probe a0 = begin {}" + func() string {
+			s := ""
+			for i := 1; i < 50; i++ {
+				n := string(rune('a' + i%26))
+				_ = n
+				s += " probe a" + itoa(i) + " = a" + itoa(i-1) + ", a" + itoa(i-1) + " {}"
+			}
+			return s
+		}() + " probe a49 { println(1) }", "too"},
+	} {
+		if got := say(test.script, 2, opts); !strings.Contains(got, test.want) {
+			t.Errorf("%s: got\n%.300s\nwant %q", test.name, got, test.want)
+		}
+	}
+	o := opts
+	o.Args = []string{rep("x", 1<<20)}
+	if got := say("probe begin { "+rep("$1 ", 1000)+"}", 1, o); !strings.Contains(got, "script arguments are inserted too often") {
+		t.Errorf("arguments: got %.200s", got)
+	}
+}
+
+func itoa(n int) string { return string([]byte{byte('0' + n/10), byte('0' + n%10)}) }
+
+func TestArguments(t *testing.T) {
+	o := opts
+	o.Args = []string{"12", `a"b\`}
+	got := say(`probe begin { x = $1 y = @2 z = $# w = @# v = "$1" }`, 1, o)
+	for _, want := range []string{"(x) = (12);", `(y) = ("a\"b\\");`, "(z) = (2);", `(w) = ("2");`, `(v) = ("$1");`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("got\n%s\nwant %s", got, want)
+		}
+	}
+}
+
+func TestConditionals(t *testing.T) {
+	o := opts
+	o.Config = map[string]string{"CONFIG_SMP": "y"}
+	o.Args = []string{"5"}
+	o.Guru = true
+	for _, test := range []struct {
+		cond string
+		want bool
+	}{
+		{`kernel_v >= "2.6.30"`, true},
+		{`kernel_v < "7.2.2"`, false},
+		{`kernel_v == "7.*"`, true},
+		{`kernel_vr == "7.2.13*amd64"`, true},
+		{`kernel_vr != "7.2.13*amd64"`, false},
+		{`arch == "x86_*"`, true},
+		{`arch != "arm64"`, true},
+		{`CONFIG_SMP == "y"`, true},
+		{`CONFIG_NONE == ""`, true},
+		{`systemtap_v >= "5.0"`, true},
+		{`systemtap_v < "4.10"`, false},
+		{`systemtap_privilege == "stapdev"`, true},
+		{`runtime == "kernel"`, true},
+		{`guru_mode == 1`, true},
+		{`"a" < "b"`, true},
+		{`1 == 2`, false},
+		{`$1 == 5`, true},
+		{`@1 == "5"`, true},
+		{`$# == 1`, true},
+		{`1 == 2 && 1 == 1 || 2 == 2`, true},
+		{`1 == 1 || 1 == 1 && 1 == 2`, true},
+	} {
+		got := say(`probe begin { x = %( `+test.cond+` %? 111 %: 222 %) }`, 1, o)
+		want := "222"
+		if test.want {
+			want = "111"
+		}
+		if !strings.Contains(got, want) || strings.Contains(got, "333") {
+			t.Errorf("%s: got\n%s\nwant %s", test.cond, got, want)
+		}
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	for _, dir := range []string{"bad", "listing"} {
+		files, _ := filepath.Glob("testdata/" + dir + "/*.stp")
+		for _, name := range files {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(string(b))
+		}
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		o := opts
+		o.Guru = true
+		o.Args = []string{"1", "x"}
+		say(text, 1, o)
+		say(text, 2, o)
+	})
+}
