@@ -11,6 +11,7 @@ import (
 	"io"
 
 	"stapbox/core/privilege"
+	"stapbox/core/script/diag"
 )
 
 // Source is the text of one script and the name errors give it: "<input>" for
@@ -40,6 +41,7 @@ type Job struct {
 	TempDir   string // private directory for intermediate files; the caller removes it unless Keep
 	StateDir  string // prepared kernels (recipes, runtime objects) live here
 
+	Colors         diag.Colors // of messages; the zero value is none
 	Stdout, Stderr io.Writer
 }
 

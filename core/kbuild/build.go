@@ -39,7 +39,7 @@ func (p *Prepared) Build(ctx context.Context, u Unit, dir string) (string, error
 	if err := command(ctx, dir, expand(compile, map[string]string{varSource: path(".c"), varObject: path(".unit.o")})...); err != nil {
 		return "", err
 	}
-	link := expand(p.recipe.Link, map[string]string{varObject: path(".o")}, path(".unit.o"), filepath.Join(p.Dir, runtimeName))
+	link := expand(p.recipe.Link, map[string]string{varObject: path(".o")}, path(".unit.o"), filepath.Join(p.Dir, runtimeName), filepath.Join(p.Dir, archiveName))
 	if err := command(ctx, build, link...); err != nil {
 		return "", err
 	}

@@ -1,6 +1,7 @@
 package kbuild
 
 import (
+	"bytes"
 	"context"
 	"debug/elf"
 	"errors"
@@ -36,7 +37,7 @@ func kernels(t *testing.T) []Kernel {
 var tiny = Runtime{
 	Version: "tiny",
 	Files: map[string][]byte{
-		"tiny.h": []byte("const char *tiny_text(void);\nvoid tiny_say(const char *);\n"),
+		"tiny.h": []byte("const char *tiny_text(void);\nconst char *tiny_extra(void);\nvoid tiny_say(const char *);\n"),
 		"tiny.c": []byte(`#include <linux/module.h>
 #include <linux/slab.h>
 #include "tiny.h"
@@ -53,8 +54,10 @@ module_init(start);
 module_exit(stop);
 MODULE_LICENSE("Dual MIT/GPL");
 `),
+		"extra.c": []byte("#include \"tiny.h\"\nconst char *tiny_extra(void) { return \"extra\"; }\n"),
 	},
 	Headers: []string{"tiny.h"},
+	Always:  []string{"tiny.c"},
 	Probes: []Probe{
 		{"HAVE_KMALLOC", "#include <linux/slab.h>\nvoid *f(void); void *f(void) { return kmalloc(1, GFP_KERNEL); }\n"},
 		{"HAVE_NONSENSE", "#include <linux/slab.h>\nint f(void) { return no_such_function(); }\n"},
@@ -84,6 +87,20 @@ func TestPrepareAndBuild(t *testing.T) {
 				t.Fatal(err)
 			}
 			checkModule(t, ko, "hello_unit", k.Release)
+			small, err := os.ReadFile(ko)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ko, err = build("with_extra", "#include \"tiny.h\"\nconst char *tiny_text(void) { return tiny_extra(); }\n"); err != nil {
+				t.Fatal(err)
+			}
+			big, err := os.ReadFile(ko)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Contains(small, []byte("tiny_extra")) || !bytes.Contains(big, []byte("tiny_extra")) {
+				t.Error("parts of the runtime are not linked as needed")
+			}
 			// A symbol outside the prepared table: modpost makes a new one.
 			ko, err = build("slow_path", "#include \"tiny.h\"\nint sscanf(const char *, const char *, ...);\nconst char *tiny_text(void) { int i; sscanf(\"1\", \"%d\", &i); return i ? \"a\" : \"b\"; }\n")
 			if err != nil {

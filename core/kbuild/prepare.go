@@ -9,6 +9,7 @@
 //	include/       the flat header of script units
 //	build/         links to the kernel's build directory
 //	runtime.o      the runtime, compiled against the kernel's headers
+//	runtime.a      those parts of it that not every script needs
 //	module.o       what modpost makes: struct module, CRCs of symbols, version magic
 //
 // A script then costs one compilation without kernel headers, two links and one
@@ -45,6 +46,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"stapbox/core/version"
 )
 
 // Runtime is the C that is compiled once per kernel.
@@ -52,6 +55,8 @@ type Runtime struct {
 	Version string            // changes whenever any of the rest does
 	Files   map[string][]byte // by name; those ending in .c are compiled
 	Headers []string          // the files of Files that script units include
+	Always  []string          // .c files every module is linked with; of the others, what it needs
+	Defines []string          // NAME or NAME=VALUE, for all of Files
 	Probes  []Probe
 }
 
@@ -90,6 +95,7 @@ const (
 	format       = 1
 	manifestName = "recipe.json"
 	runtimeName  = "runtime.o"
+	archiveName  = "runtime.a"
 	moduleName   = "module.o"
 	commonName   = "common.o"
 )
@@ -100,7 +106,7 @@ var ErrNotPrepared = errors.New("kernel is not prepared")
 // directory names a kernel's prepared state: a different build directory or
 // runtime has a different one.
 func directory(stateDir string, k Kernel, rt Runtime) string {
-	sum := sha256.Sum256([]byte(k.identity() + rt.Version + fmt.Sprint(format)))
+	sum := sha256.Sum256([]byte(k.identity() + rt.Version + version.Version + fmt.Sprint(format)))
 	return filepath.Join(stateDir, k.Release+"-"+hex.EncodeToString(sum[:6]))
 }
 
@@ -185,6 +191,7 @@ type preparation struct {
 
 	recipe   recipe
 	features []string
+	optional []string // objects in the archive
 }
 
 func (p *preparation) path(name string) string { return filepath.Join(p.dir, name) }
@@ -325,8 +332,8 @@ func (p *preparation) compileRuntime() error {
 	}
 	slices.Sort(sources)
 	var defines []string
-	for _, f := range p.features {
-		defines = append(defines, "-D"+f)
+	for _, d := range append(slices.Clone(p.rt.Defines), p.features...) {
+		defines = append(defines, "-D"+d)
 	}
 	objects := make([]string, len(sources))
 	err := parallel(len(sources)+1, func(i int) error {
@@ -340,14 +347,25 @@ func (p *preparation) compileRuntime() error {
 	if err != nil {
 		return err
 	}
-	return command(p.ctx, p.path("build"), expand(p.recipe.Link, map[string]string{varObject: p.path(runtimeName)}, objects...)...)
+	var always []string
+	for i, name := range sources {
+		if slices.Contains(p.rt.Always, name) {
+			always = append(always, objects[i])
+		} else {
+			p.optional = append(p.optional, objects[i])
+		}
+	}
+	if err := command(p.ctx, p.path("build"), expand(p.recipe.Link, map[string]string{varObject: p.path(runtimeName)}, always...)...); err != nil {
+		return err
+	}
+	return command(p.ctx, p.dir, append([]string{p.recipe.archiver(), "rcs", p.path(archiveName)}, p.optional...)...)
 }
 
 // compileModuleObject has modpost make the source of module.o for the runtime
 // together with the extras, and compiles it.
 func (p *preparation) compileModuleObject() (symbols []string, err error) {
 	whole := filepath.Join(p.dir, "learn", "whole.o")
-	link := expand(p.recipe.Link, map[string]string{varObject: whole}, p.path(runtimeName), p.path("src/extras.o"))
+	link := expand(p.recipe.Link, map[string]string{varObject: whole}, append([]string{p.path(runtimeName), p.path("src/extras.o")}, p.optional...)...)
 	if err := command(p.ctx, p.path("build"), link...); err != nil {
 		return nil, err
 	}
@@ -385,7 +403,15 @@ func modpost(ctx context.Context, r recipe, build, object string, partial bool) 
 	if err := command(ctx, build, words...); err != nil {
 		return "", err
 	}
-	return base + ".mod.c", nil
+	source := base + ".mod.c"
+	f, err := os.OpenFile(source, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	// The loader knows our own modules by this.
+	_, err = fmt.Fprintf(f, "MODULE_INFO(stapbox, %q);\n", version.Version)
+	return source, err
 }
 
 func (p *preparation) writeManifest(symbols []string) error {
@@ -393,7 +419,7 @@ func (p *preparation) writeManifest(symbols []string) error {
 		Format: format, Kernel: p.kernel, Identity: p.kernel.identity(), Compiler: compilerIdentity(p.recipe),
 		Runtime: p.rt.Version, Recipe: p.recipe, Features: p.features, Symbols: symbols, Digests: map[string]string{},
 	}
-	used := []string{runtimeName, moduleName}
+	used := []string{runtimeName, archiveName, moduleName}
 	if p.recipe.ModCommon {
 		used = append(used, commonName)
 	}

@@ -91,8 +91,11 @@ func readRecipe(dir string) (recipe, error) {
 		`-DKBUILD_MODNAME="` + learned + `"`: `-DKBUILD_MODNAME="` + varName + `"`,
 		"-D__KBUILD_MODNAME=kmod_" + learned: "-D__KBUILD_MODNAME=kmod_" + varName,
 	})
+	// No dependency files, no debug information, no function tracing: a tracer
+	// must not run inside a probe.
 	r.Compile = slices.DeleteFunc(r.Compile, func(w string) bool {
-		return strings.HasPrefix(w, "-Wp,-MMD,") || strings.HasPrefix(w, "-Wp,-MD,") || w == "-g"
+		return strings.HasPrefix(w, "-Wp,-MMD,") || strings.HasPrefix(w, "-Wp,-MD,") ||
+			slices.Contains([]string{"-g", "-pg", "-mrecord-mcount", "-mfentry", "-DCC_USING_FENTRY"}, w)
 	})
 	r.Objtool = objtoolCommand(list[1:], object)
 
@@ -227,3 +230,6 @@ func withoutHeaders(command []string, dir string) []string {
 	}
 	return append(out, "-Wall", "-Wno-unused", "-I"+dir)
 }
+
+// archiver is the ar(1) that belongs to the recipe's linker.
+func (r recipe) archiver() string { return strings.TrimSuffix(r.Link[0], "ld") + "ar" }

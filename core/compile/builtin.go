@@ -1,0 +1,275 @@
+package compile
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stapbox/core/kbuild"
+	"stapbox/core/kruntime"
+	"stapbox/core/script"
+	"stapbox/core/script/check"
+	"stapbox/core/script/diag"
+	"stapbox/core/translate"
+)
+
+// Builtin is our own translator, in this process.
+type Builtin struct{}
+
+// Runtime is the kernel side of every module, as kbuild takes it.
+func Runtime() kbuild.Runtime {
+	rt := kbuild.Runtime{
+		Version: kruntime.Version(), Files: kruntime.Sources(), Headers: []string{kruntime.HeaderName},
+		Always: kruntime.Always(), Defines: []string{"STP_PROBED"},
+	}
+	for _, p := range kruntime.Probes {
+		rt.Probes = append(rt.Probes, kbuild.Probe{Name: p.Name, Source: p.Snippet})
+	}
+	return rt
+}
+
+// builtinRun is one job on its way through the passes.
+type builtinRun struct {
+	*Job
+	messages *diag.Renderer
+	kernel   kbuild.Kernel
+	start    time.Time
+	usage    unix.Rusage
+	children unix.Rusage
+}
+
+// errShown ends a run whose reason the user has seen.
+var errShown = errors.New("shown")
+
+// Translate implements Backend.
+func (Builtin) Translate(ctx context.Context, job *Job) (Artifact, int) {
+	r := &builtinRun{Job: job, messages: &diag.Renderer{W: job.Stderr, Colors: job.Colors, Verbose: job.Verbose > 0}}
+	a, err := r.passes(ctx)
+	switch {
+	case err == nil:
+		return a, 0
+	case !errors.Is(err, errShown):
+		fmt.Fprintf(job.Stderr, "ERROR: %v\n", err)
+	}
+	return Artifact{}, 1
+}
+
+func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
+	r.begin()
+	var err error
+	r.kernel, err = kbuild.FindKernel(r.Kernel)
+	// Without headers a script can still be checked, unless it asks for
+	// something they would tell.
+	missing := err
+	if err != nil && !errors.Is(err, kbuild.ErrNoHeaders) {
+		return Artifact{}, err
+	}
+	prog, err := r.analyse()
+	if err != nil || r.LastPass < 3 {
+		return Artifact{}, err
+	}
+
+	r.begin()
+	unit, err := translate.Translate(prog, translate.Options{Defines: r.Defines})
+	if err != nil {
+		fmt.Fprintf(r.Stderr, "semantic error: %v\nPass 3: translation failed.  [man error::pass3]\n", err)
+		return Artifact{}, errShown
+	}
+	name := r.Name
+	if name == "" {
+		name = contentName(unit, r.kernel)
+	}
+	source := filepath.Join(r.TempDir, name+"_src.c")
+	if err := os.WriteFile(source, unit, 0o600); err != nil {
+		return Artifact{}, err
+	}
+	if r.LastPass == 3 {
+		if _, err := r.Stdout.Write(unit); err != nil {
+			return Artifact{}, err
+		}
+	}
+	r.end(3, fmt.Sprintf("translated to C into %q", source))
+	if r.LastPass == 3 {
+		return Artifact{}, nil
+	}
+
+	r.begin()
+	if missing != nil {
+		fmt.Fprintf(r.Stderr, "ERROR: %v\nhint: install the package with the headers of that kernel (Debian: linux-headers-%s), or name its build directory with -r /DIR\nPass 4: compilation failed.  [man error::pass4]\n", missing, r.kernel.Release)
+		return Artifact{}, errShown
+	}
+	path, err := r.build(ctx, name, unit)
+	if err != nil {
+		fmt.Fprintf(r.Stderr, "ERROR: %v\nPass 4: compilation failed.  [man error::pass4]\n", err)
+		return Artifact{}, errShown
+	}
+	r.end(4, fmt.Sprintf("compiled C into %q", name+".ko"))
+	return Artifact{Name: name, Path: path}, nil
+}
+
+// analyse is passes 1 and 2.
+func (r *builtinRun) analyse() (*check.Program, error) {
+	opts := script.Options{Args: r.Args, Release: r.kernel.Release, Arch: r.Arch, Privilege: r.Privilege, Guru: r.Guru}
+	if opts.Arch == "" {
+		_, opts.Arch, _ = Uname()
+	}
+	if bytes.Contains(r.Source.Text, []byte("CONFIG_")) && r.kernel.BuildDir != "" {
+		var err error
+		if opts.Config, err = kernelConfig(r.kernel.BuildDir); err != nil {
+			return nil, err
+		}
+	}
+	parsed, err := script.Parse(script.Source{Name: r.Source.Name, Text: string(r.Source.Text)}, opts)
+	if err != nil {
+		return nil, r.failure(err)
+	}
+	if r.LastPass == 1 {
+		if err := parsed.Dump(r.Stdout); err != nil {
+			return nil, err
+		}
+	}
+	r.end(1, fmt.Sprintf("parsed user script and %d library scripts", len(parsed.Library)))
+	if r.LastPass == 1 {
+		return nil, nil
+	}
+
+	r.begin()
+	prog, err := parsed.Check()
+	if prog != nil && r.Suppress == 0 {
+		r.messages.Warnings(prog.Warnings)
+		defer r.messages.Close()
+	}
+	if err == nil {
+		err = checkGlobals(prog, r.Globals)
+	}
+	if err != nil {
+		return nil, r.failure(err)
+	}
+	if r.LastPass == 2 {
+		if err := prog.Dump(r.Stdout, r.Verbose > 0); err != nil {
+			return nil, err
+		}
+	}
+	r.end(2, fmt.Sprintf("analyzed script: %s, %s, %s, %s", count(len(prog.Probes), "probe"), count(len(prog.Functions), "function"),
+		count(len(prog.TopC), "embed"), count(len(prog.Globals), "global")))
+	return prog, nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// failure shows why a pass failed.
+func (r *builtinRun) failure(err error) error {
+	var list *diag.List
+	if !errors.As(err, &list) {
+		return err
+	}
+	r.messages.Failure(list)
+	return errShown
+}
+
+// checkGlobals holds -G against the script: staprun will set the values, but
+// the kernel ignores names that it does not know.
+func checkGlobals(prog *check.Program, settings []string) error {
+next:
+	for _, s := range settings {
+		name, _, _ := strings.Cut(s, "=")
+		for _, g := range prog.Globals {
+			if g.Name == name && g.Settable {
+				continue next
+			}
+		}
+		return fmt.Errorf("-G %s: the script has no global scalar %q", s, name)
+	}
+	return nil
+}
+
+// contentName names a module for what it is made of, so that equal scripts have
+// equal names.
+func contentName(unit []byte, k kbuild.Kernel) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\x00%s\x00%s\x00", k.Release, k.BuildDir, kruntime.Version())
+	h.Write(unit)
+	return fmt.Sprintf("stap_%s_%d", hex.EncodeToString(h.Sum(nil))[:32], len(unit))
+}
+
+func (r *builtinRun) build(ctx context.Context, name string, unit []byte) (string, error) {
+	rt := Runtime()
+	p, err := kbuild.Open(r.StateDir, r.kernel, rt)
+	if errors.Is(err, kbuild.ErrNotPrepared) {
+		p, err = kbuild.Prepare(ctx, r.StateDir, r.kernel, rt, func(step string) {
+			if r.Verbose > 0 {
+				fmt.Fprintf(r.Stderr, "%s (once)\n", step)
+			}
+		})
+	}
+	if err != nil {
+		return "", err
+	}
+	return p.Build(ctx, kbuild.Unit{Name: name, Source: unit}, r.TempDir)
+}
+
+// kernelConfig reads the CONFIG_ settings of a kernel.
+func kernelConfig(buildDir string) (map[string]string, error) {
+	text, err := os.ReadFile(filepath.Join(buildDir, ".config"))
+	if err != nil {
+		return nil, err
+	}
+	config := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && strings.HasPrefix(name, "CONFIG_") {
+			config[name] = strings.Trim(value, `"`)
+		}
+	}
+	return config, nil
+}
+
+// begin starts the clock of a pass.
+func (r *builtinRun) begin() {
+	r.start = time.Now()
+	unix.Getrusage(unix.RUSAGE_SELF, &r.usage)
+	unix.Getrusage(unix.RUSAGE_CHILDREN, &r.children)
+}
+
+// end writes the timing line of a pass, with -v.
+func (r *builtinRun) end(pass int, what string) {
+	if r.Verbose == 0 {
+		return
+	}
+	var self, children unix.Rusage
+	unix.Getrusage(unix.RUSAGE_SELF, &self)
+	unix.Getrusage(unix.RUSAGE_CHILDREN, &children)
+	ms := func(now, then, now2, then2 unix.Timeval) int64 {
+		return (now.Nano() - then.Nano() + now2.Nano() - then2.Nano()) / 1e6
+	}
+	fmt.Fprintf(r.Stderr, "Pass %d: %s using %s, in %dusr/%dsys/%dreal ms.\n", pass, what, memory(),
+		ms(self.Utime, r.usage.Utime, children.Utime, r.children.Utime),
+		ms(self.Stime, r.usage.Stime, children.Stime, r.children.Stime),
+		time.Since(r.start).Milliseconds())
+}
+
+// memory is "VIRTvirt/RESres/SHRshr/DATAdata kb" of this process (proc(5),
+// statm).
+func memory() string {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return "?kb"
+	}
+	var size, resident, shared, text, lib, data int64
+	fmt.Sscan(string(b), &size, &resident, &shared, &text, &lib, &data)
+	kb := int64(os.Getpagesize() / 1024)
+	return fmt.Sprintf("%dvirt/%dres/%dshr/%ddata kb", size*kb, resident*kb, shared*kb, data*kb)
+}

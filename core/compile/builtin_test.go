@@ -1,0 +1,104 @@
+package compile
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"stapbox/core/kmod"
+	"stapbox/core/privilege"
+)
+
+// job is a run of a script whose outputs are collected.
+func job(t *testing.T, script string) (*Job, *bytes.Buffer, *bytes.Buffer) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	return &Job{
+		Source: Source{"<input>", []byte(script)}, LastPass: 4, Privilege: privilege.StapDev,
+		TempDir: t.TempDir(), StateDir: filepath.Join(t.TempDir(), "kernels"), Stdout: &stdout, Stderr: &stderr,
+	}, &stdout, &stderr
+}
+
+const hello = `probe begin { printf ("Hello\n"); exit (); }`
+
+func TestBuiltinBuildsModules(t *testing.T) {
+	dirs := filepath.SplitList(os.Getenv("STAPBOX_KERNEL_HEADERS"))
+	if len(dirs) == 0 {
+		t.Skip("no kernel headers: set STAPBOX_KERNEL_HEADERS to a build directory, or use e2e/run test")
+	}
+	for _, dir := range dirs {
+		j, _, stderr := job(t, hello)
+		j.Kernel, j.Verbose, j.Privilege = dir, 1, privilege.StapUsr
+		a, rc := Builtin{}.Translate(context.Background(), j)
+		if rc != 0 {
+			t.Fatalf("%s: status %d\n%s", dir, rc, stderr)
+		}
+		image, err := os.ReadFile(a.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name, err := kmod.Name(image); err != nil || name != a.Name || !strings.HasPrefix(name, "stap_") {
+			t.Errorf("%s: the module is named %q, %v; the artifact %q", dir, name, err, a.Name)
+		}
+		if l, ok, err := kmod.RequiredLevel(image); l != privilege.StapUsr || !ok || err != nil {
+			t.Errorf("%s: required level %v, %v, %v", dir, l, ok, err)
+		}
+		if !kmod.Own(image) {
+			t.Errorf("%s: the module does not say that it is ours", dir)
+		}
+		const budget = 64 << 10 // design, section 8
+		if len(image) > budget {
+			t.Errorf("%s: hello.ko has %d bytes, more than %d", dir, len(image), budget)
+		}
+		for _, pass := range []string{"Pass 1: parsed user script", "Pass 2: analyzed script: 1 probe", "Pass 3: translated to C into", "Pass 4: compiled C into"} {
+			if !strings.Contains(stderr.String(), pass) {
+				t.Errorf("%s: -v does not show %q:\n%s", dir, pass, stderr)
+			}
+		}
+		t.Logf("%s: %d bytes\n%s", dir, len(image), stderr)
+	}
+}
+
+func TestBuiltinRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		script string
+		change func(*Job)
+		want   []string
+	}{
+		{"syntax", "probe begin {", nil, []string{"parse error:", "Pass 1: parse failed."}},
+		{"unknown function", "probe begin { nosuch() }", nil, []string{"semantic error:", "nosuch", "Pass 2: analysis failed."}},
+		{"unknown release", hello, func(j *Job) { j.Kernel = "9.9.9-none" }, []string{`"9.9.9-none"`, "kernel headers are not installed", "hint:", "Pass 4: compilation failed."}},
+		{"no release at all", hello, func(j *Job) { j.Kernel = "../../etc" }, []string{`kernel release "../../etc"`}},
+		{"-G without global", hello, func(j *Job) { j.Globals = []string{"x=1"} }, []string{`-G x=1: the script has no global scalar "x"`}},
+		{"limit out of range", hello, func(j *Job) { j.Defines = []string{"MAXSTRINGLEN=1"} }, []string{"MAXSTRINGLEN"}},
+	} {
+		j, stdout, stderr := job(t, tt.script)
+		if tt.change != nil {
+			tt.change(j)
+		}
+		_, rc := Builtin{}.Translate(context.Background(), j)
+		if rc != 1 || stdout.Len() != 0 {
+			t.Errorf("%s: status %d, stdout %q", tt.name, rc, stdout)
+		}
+		for _, w := range tt.want {
+			if !strings.Contains(stderr.String(), w) {
+				t.Errorf("%s: %q lacks %q", tt.name, stderr, w)
+			}
+		}
+	}
+}
+
+// The passes up to the third need no kernel at all.
+func TestBuiltinStopsWhereAsked(t *testing.T) {
+	for pass, want := range map[int]string{1: "probe begin{", 2: "# probes", 3: "stp_script"} {
+		j, stdout, stderr := job(t, hello)
+		j.LastPass = pass
+		if _, rc := (Builtin{}).Translate(context.Background(), j); rc != 0 || !strings.Contains(stdout.String(), want) {
+			t.Errorf("-p%d: status %d, stderr %q; %q is not in\n%s", pass, rc, stderr, want, stdout)
+		}
+	}
+}
