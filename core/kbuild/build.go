@@ -57,7 +57,7 @@ func (p *Prepared) Build(ctx context.Context, u Unit, dir string) (string, error
 		objects = append(objects, filepath.Join(p.Dir, commonName))
 	}
 	final := expand(p.recipe.LinkFinal, map[string]string{varObject: path(".ko")}, objects...)
-	final = slices.Insert(final, 1, "--strip-debug")
+	final = slices.Insert(final, 1, "--strip-debug", "--discard-all")
 	if err := command(ctx, build, final...); err != nil {
 		return "", err
 	}
