@@ -1,0 +1,229 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"stapbox/core/compile"
+	"stapbox/core/wire"
+)
+
+// remote has a server do passes 1 to 4.
+func (c *client) remote(ctx context.Context) outcome {
+	start := c.now()
+	if c.opts.Verbose > 0 || len(c.reasons) > 0 && c.opts.Verbose > 0 {
+		c.say("Using a compile server.")
+	}
+	failed := func() outcome {
+		c.say("Passes: via server failed.  Try again with another '-v' option.")
+		return outcome{rc: 1, server: true}
+	}
+	request, err := c.request()
+	if err != nil {
+		c.say("%v", err)
+		return failed()
+	}
+	archive, err := request.Encode()
+	if err != nil {
+		c.say("ERROR: packing the request: %v", err)
+		return failed()
+	}
+	s := newServers(c)
+	list, err := s.candidates(ctx)
+	if err != nil {
+		c.say("%v", err)
+		return failed()
+	}
+	if len(list) == 0 {
+		c.say("%s", s.noServer(ctx))
+		return failed()
+	}
+	answer, server, ok := c.exchange(ctx, s, list, archive)
+	if !ok {
+		return failed()
+	}
+	out, err := c.response(answer)
+	if err != nil {
+		c.say("%v", err)
+		return failed()
+	}
+	if c.opts.Verbose > 0 {
+		c.say("Passes: via server%s using %dkb, in %dreal ms.", server, (len(archive)+len(answer)+1023)/1024, c.now().Sub(start).Milliseconds())
+	}
+	if out.rc != 0 {
+		c.say("Passes: via server failed.  Try again with another '-v' option.")
+	}
+	return out
+}
+
+// exchange tries the servers in order.
+func (c *client) exchange(ctx context.Context, s *servers, list []record, archive []byte) ([]byte, record, bool) {
+	var last error
+	for _, r := range list {
+		if !r.addr.IsValid() || r.port == 0 {
+			continue
+		}
+		if c.opts.Verbose >= 2 {
+			c.say("Attempting SSL connection with%s\n  using certificates from the database in %s", r, c.userStore().dir)
+		}
+		cl := c.wireClient(r)
+		cl.Verify = s.verify(r)
+		answer, err := cl.Exchange(ctx, archive)
+		if err == nil {
+			return answer, r, true
+		}
+		last = err
+		if c.opts.Verbose >= 2 {
+			c.say("  Unable to connect: %v", err)
+			if a := r.addr; a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == "" {
+				c.say("    The address is an IPv6 link-local address with no scope specifier.")
+			}
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	c.say("Unable to connect to a server.")
+	if last != nil && c.opts.Verbose < 2 {
+		c.say("%v", last)
+	}
+	if errors.Is(last, errUntrusted) {
+		c.say("hint: stap --trust-servers --use-server=%s, after comparing the fingerprint with the one in the server's log", list[0].address())
+	}
+	if c.opts.Verbose == 1 {
+		fmt.Fprint(c.inv.Stderr, "The following servers were tried:\n"+lines(list, ""))
+	}
+	return nil, record{}, false
+}
+
+// request collects what a server needs to know (server-client 3.3, 3.4).
+func (c *client) request() (*wire.Request, error) {
+	s := newServers(c)
+	release, arch, _ := strings.Cut(s.kernel, " ")
+	if strings.HasPrefix(c.opts.Kernel, "/") {
+		text, err := os.ReadFile(filepath.Join(c.opts.Kernel, "include/config/kernel.release"))
+		if err != nil {
+			return nil, fmt.Errorf("ERROR: reading the release of build tree %q: %w", c.opts.Kernel, err)
+		}
+		release = strings.TrimSpace(string(text))
+	}
+	r := &wire.Request{Version: wire.Version, Release: release, Arch: arch, HasLocale: true}
+	for _, name := range compile.LocaleNames {
+		if v, ok := c.inv.LookupEnv(name); ok && !strings.ContainsAny(v, "\n\x00") {
+			r.Locale = append(r.Locale, name+"="+v)
+		}
+	}
+	if !c.opts.HasScript {
+		name, err := c.scriptMember(r)
+		if err != nil {
+			return nil, err
+		}
+		r.Args = append(r.Args, name)
+	}
+	for _, f := range c.opts.Forward {
+		if !strings.HasPrefix(f, "-r/") {
+			r.Args = append(r.Args, f)
+		}
+	}
+	if len(c.opts.Args) > 0 {
+		r.Args = append(append(r.Args, "--"), c.opts.Args...)
+	}
+	return r, nil
+}
+
+// scriptMember adds the script file to the request, under its real name. One
+// that cannot be read is only named: the translator says that it is missing.
+func (c *client) scriptMember(r *wire.Request) (string, error) {
+	if c.opts.File == "-" {
+		src, err := c.source()
+		if err != nil {
+			return "", err
+		}
+		r.Files = append(r.Files, wire.File{Name: "script/-", Data: src.Text})
+		return "script/-", nil
+	}
+	path := c.path(c.opts.File)
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "script" + filepath.Clean(path), nil
+	}
+	if real == "/" {
+		return "", errors.New("Unable to send / to the server")
+	}
+	text, err := readScript(real)
+	if err != nil {
+		return "", fmt.Errorf("ERROR: reading the script: %w", err)
+	}
+	r.Files = append(r.Files, wire.File{Name: "script" + real, Data: text})
+	return "script" + real, nil
+}
+
+var moduleName = regexp.MustCompile(`^[A-Za-z0-9_]{1,60}$`)
+
+// response takes a server's answer apart, in the order of server-client 3.6.
+func (c *client) response(answer []byte) (outcome, error) {
+	out := outcome{rc: 1, server: true}
+	r, err := wire.DecodeResponse(answer)
+	if err != nil {
+		return out, fmt.Errorf("Unable to unpack the server response: %w", err)
+	}
+	if wire.CompareVersions(r.Version, "1.6") < 0 {
+		c.say("Server protocol version is %s", r.Version)
+		c.say("The server does not use localization information passed by the client")
+	}
+	out.rc = r.RC
+	modules, signatures := r.Modules()
+	if c.opts.LastPass >= 4 && r.HasRC && r.RC == 0 {
+		if len(modules) == 1 {
+			out.name = strings.TrimSuffix(modules[0].Name, ".ko")
+		}
+		switch {
+		case len(modules) == 0:
+			defer c.say("No module was returned by the server.")
+			out.rc = 1
+		case len(modules) > 1:
+			return outcome{rc: 1, server: true}, errors.New("Incorrect number of modules in server response")
+		case !moduleName.MatchString(out.name):
+			return outcome{rc: 1, server: true}, fmt.Errorf("The server returned a module of the name %.100q.", modules[0].Name)
+		case c.opts.Module != "" && out.name != c.opts.Module:
+			return outcome{rc: 1, server: true}, fmt.Errorf("The server returned the module %q instead of %q.", out.name, c.opts.Module)
+		case c.opts.Unprivileged() && signatures[0].Data == nil:
+			return outcome{rc: 1, server: true}, fmt.Errorf("The server returned the module %q without a signature.", out.name)
+		default:
+			// The two must lie side by side: staprun looks for the signature
+			// beside the module.
+			out.module = filepath.Join(c.temp, modules[0].Name)
+			if err := os.WriteFile(out.module, modules[0].Data, 0o600); err != nil {
+				return out, fmt.Errorf("ERROR: writing the module: %w", err)
+			}
+			if signatures[0].Data != nil {
+				if err := os.WriteFile(out.module+".sgn", signatures[0].Data, 0o600); err != nil {
+					return out, fmt.Errorf("ERROR: writing the signature: %w", err)
+				}
+			}
+		}
+	}
+	c.inv.Stdout.Write(withoutModules(r.Stdout))
+	c.inv.Stderr.Write(r.Stderr)
+	if !r.HasRC {
+		return outcome{rc: 1, server: true}, errors.New("The server refused the request without giving a status; it may not build for this kernel.")
+	}
+	return out, nil
+}
+
+// withoutModules drops the lines in which a translator names its module.
+func withoutModules(text []byte) []byte {
+	var out []byte
+	for _, line := range bytes.SplitAfter(text, []byte("\n")) {
+		if !bytes.HasSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte(".ko")) {
+			out = append(out, line...)
+		}
+	}
+	return out
+}

@@ -1,0 +1,133 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"stapbox/core/hostpaths"
+)
+
+// staprunArgs are the words for staprun, in upstream's order (loader-relay
+// 1.2).
+func (c *client) staprunArgs(out outcome) []string {
+	var args []string
+	for i := 1; i < c.opts.Verbose; i++ {
+		args = append(args, "-v")
+	}
+	if c.opts.Suppress > 0 {
+		args = append(args, "-w")
+	}
+	if c.opts.Output != "" {
+		args = append(args, "-o", c.opts.Output)
+	}
+	if c.opts.HasCmd {
+		args = append(args, "-c", c.opts.Command)
+	}
+	if c.opts.Target != 0 {
+		args = append(args, "-t", strconv.Itoa(c.opts.Target))
+	}
+	if c.opts.BufferMB != 0 {
+		args = append(args, "-b", strconv.Itoa(c.opts.BufferMB))
+	}
+	if c.opts.Module == "" {
+		args = append(args, "-R")
+	}
+	if c.opts.Color != "auto" {
+		args = append(args, "-C", c.opts.Color)
+	}
+	return append(append(args, out.module), c.opts.Globals...)
+}
+
+// findStaprun is $SYSTEMTAP_STAPRUN, the installed one, or one beside our own
+// file (a box that was not installed).
+func (c *client) findStaprun() (string, error) {
+	if p := c.inv.Getenv("SYSTEMTAP_STAPRUN"); p != "" {
+		return p, nil
+	}
+	if c.staprun != "" {
+		return c.staprun, nil
+	}
+	tried := []string{hostpaths.Staprun()}
+	if self, err := os.Executable(); err == nil {
+		tried = append(tried, filepath.Join(filepath.Dir(self), "staprun"))
+	}
+	for _, p := range tried {
+		if _, err := os.Stat(p); err == nil {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("ERROR: there is no staprun, neither %q nor %q", tried[0], tried[len(tried)-1])
+}
+
+// pass5 runs the module.
+func (c *client) pass5(ctx context.Context, out outcome) int {
+	failed := func() int {
+		c.say("Pass 5: run failed.  [man error::pass5]")
+		return 1
+	}
+	path, err := c.findStaprun()
+	if err != nil {
+		c.say("%v\nhint: stapbox install", err)
+		return failed()
+	}
+	if c.opts.Verbose > 0 {
+		c.say("Pass 5: starting run.")
+	}
+	cmd := exec.Command(path, c.staprunArgs(out)...)
+	cmd.Env, cmd.Dir = c.inv.Environ, c.inv.Dir
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.inv.Stdin, c.inv.Stdout, c.inv.Stderr
+	// Signals before the start ended the run; from now on they are staprun's.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	start := c.now()
+	if ctx.Err() != nil {
+		return 1
+	}
+	if err := cmd.Start(); err != nil {
+		c.say("ERROR: starting %q: %v", path, err)
+		if errors.Is(err, os.ErrPermission) {
+			c.say("hint: only members of group stapusr may run it: sudo usermod -a -G stapusr USER")
+		}
+		return failed()
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	for {
+		select {
+		case <-signals:
+			// As upstream: whatever came, SIGTERM goes to the child, which asks
+			// the module to end and drains it. From a terminal it has the
+			// signal already and counts two; three would cut it short.
+			cmd.Process.Signal(syscall.SIGTERM)
+			continue
+		case err = <-done:
+		}
+		break
+	}
+	if c.opts.Verbose > 0 {
+		c.say("Pass 5: run completed in %dusr/%dsys/%dreal ms.", cmd.ProcessState.UserTime().Milliseconds(),
+			cmd.ProcessState.SystemTime().Milliseconds(), c.now().Sub(start).Milliseconds())
+	}
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			c.say("WARNING: %s exited with signal: %d (%s)", path, ws.Signal(), ws.Signal())
+		} else {
+			c.say("WARNING: %s exited with status: %d", path, exit.ExitCode())
+		}
+	default:
+		c.say("ERROR: running %q: %v", path, err)
+	}
+	return failed()
+}

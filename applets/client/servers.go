@@ -1,0 +1,427 @@
+package client
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"stapbox/core/compile"
+	"stapbox/core/discovery"
+	"stapbox/core/hostpaths"
+	"stapbox/core/identity"
+	"stapbox/core/trust"
+)
+
+// servers answers the queries of server-client 6.3. Each source is asked once.
+type servers struct {
+	c      *client
+	kernel string // "RELEASE ARCH" of this session
+	arch   string
+
+	online  []record
+	browsed bool
+	stores  map[string][]record
+}
+
+func newServers(c *client) *servers {
+	release, arch, _ := compile.Uname()
+	if c.opts.Kernel != "" && !strings.HasPrefix(c.opts.Kernel, "/") {
+		release = c.opts.Kernel
+	}
+	if c.opts.Arch != "" {
+		arch = compile.Arch(c.opts.Arch)
+	}
+	return &servers{c: c, kernel: release + " " + arch, arch: arch, stores: make(map[string][]record)}
+}
+
+// findOnline browses. It may stop as soon as all the wanted ones are there.
+func (s *servers) findOnline(ctx context.Context) []record {
+	if s.browsed {
+		return s.online
+	}
+	s.browsed = true
+	found, err := s.c.browse(ctx, nil)
+	if err != nil && s.c.opts.Verbose > 0 {
+		s.c.say("Browsing for servers: %v", err)
+	}
+	for _, f := range found {
+		s.online = append(s.online, record{
+			host: f.Host, addr: f.Addr, port: f.Port, version: f.Version, sysinfo: f.Sysinfo, certinfo: f.Certinfo, mok: f.MOK,
+		})
+	}
+	return s.online
+}
+
+// inStore are the certificates of trust stores as servers, with the online
+// servers that say they have them.
+func (s *servers) inStore(ctx context.Context, dirs ...store) []record {
+	var out []record
+	for _, d := range dirs {
+		list, ok := s.stores[d.dir]
+		if !ok {
+			list = s.readStore(d)
+			s.stores[d.dir] = list
+		}
+		for _, r := range list {
+			out = merge(out, r)
+			for _, o := range s.findOnline(ctx) {
+				if o.certinfo == r.certinfo {
+					o.fingerprint = r.fingerprint
+					out = merge(out, o)
+				}
+			}
+		}
+	}
+	return out
+}
+
+func (s *servers) readStore(d store) []record {
+	st, err := trust.Read(d.dir, d.rules)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		s.c.say("WARNING: %v", err)
+		return nil
+	}
+	for _, w := range st.Warnings {
+		s.c.say("WARNING: %s", w)
+	}
+	var list []record
+	for _, c := range st.Certificates {
+		if c.Revoked {
+			continue
+		}
+		r := record{certinfo: identity.CertInfo(c.Certificate), fingerprint: c.Fingerprint}
+		if len(c.DNSNames) > 0 {
+			r.host = clean(c.DNSNames[0])
+		}
+		list = append(list, r)
+	}
+	return list
+}
+
+// store is a trust store and the rules it is read by.
+type store struct {
+	dir   string
+	rules trust.Rules
+}
+
+func (c *client) userStore() store {
+	return store{hostpaths.UserPeerStore(c.data), trust.UserRules(c.uid, c.data)}
+}
+
+func (c *client) hostStore() store { return store{c.hostPeers, c.hostRules} }
+
+func (c *client) signerStore() store { return store{c.signers, c.hostRules} }
+
+func (s *servers) trusted(ctx context.Context) []record {
+	return s.inStore(ctx, s.c.userStore(), s.c.hostStore())
+}
+
+func (s *servers) signer(ctx context.Context) []record { return s.inStore(ctx, s.c.signerStore()) }
+
+func (s *servers) all(ctx context.Context) []record {
+	var out []record
+	for _, list := range [][]record{s.findOnline(ctx), s.trusted(ctx), s.signer(ctx)} {
+		for _, r := range list {
+			out = merge(out, r)
+		}
+	}
+	return out
+}
+
+func (s *servers) compatible(ctx context.Context) []record {
+	var out []record
+	for _, r := range s.findOnline(ctx) {
+		if r.sysinfo == s.kernel || r.sysinfo == s.arch {
+			out = append(out, r)
+			if s.c.opts.Verbose > 3 {
+				s.c.say("Accepted server:%s", r)
+			}
+		} else if s.c.opts.Verbose > 3 {
+			s.c.say("Rejected server (platform):%s", r)
+		}
+	}
+	return out
+}
+
+// defaultQuery is what is asked when nothing was specified.
+func (s *servers) defaultQuery() string {
+	q := "online,trusted,compatible"
+	if s.c.opts.Unprivileged() {
+		q += ",signer"
+	}
+	return q
+}
+
+// query combines properties: the first of a fixed order accumulates, the
+// others filter.
+func (s *servers) query(ctx context.Context, props string) []record {
+	given := strings.Split(props, ",")
+	known := []string{"all", "specified", "online", "trusted", "signer", "compatible"}
+	for _, p := range given {
+		if p != "" && !slices.Contains(known, p) {
+			s.c.say("WARNING: unsupported compile server property: %s", p)
+		}
+	}
+	var out []record
+	first := true
+	for _, p := range known {
+		if !slices.Contains(given, p) {
+			continue
+		}
+		var list []record
+		switch p {
+		case "all":
+			list = s.all(ctx)
+		case "specified":
+			list = s.specified(ctx)
+		case "online":
+			list = s.findOnline(ctx)
+		case "trusted":
+			list = s.trusted(ctx)
+		case "signer":
+			list = s.signer(ctx)
+		case "compatible":
+			list = s.compatible(ctx)
+		}
+		if first {
+			out, first = slices.Clone(list), false
+			continue
+		}
+		out = keepCommon(out, list)
+	}
+	return out
+}
+
+// keepCommon keeps what equals something in the other list, with what that
+// knows of it.
+func keepCommon(list, other []record) []record {
+	var out []record
+	for _, r := range list {
+		if i := slices.IndexFunc(other, r.equal); i >= 0 {
+			if r.fingerprint == "" {
+				r.fingerprint = other[i].fingerprint
+			}
+			if r.certinfo == "" {
+				r.certinfo = other[i].certinfo
+			}
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// specified are the servers of --use-server. What is not fully specified is
+// looked up among the known ones.
+func (s *servers) specified(ctx context.Context) []record {
+	var out []record
+	for _, r := range s.requested(ctx) {
+		if r.full && r.addr.IsValid() {
+			out = merge(out, r)
+			continue
+		}
+		found := false
+		for _, k := range s.all(ctx) {
+			if k.equal(r) {
+				if r.fingerprint != "" {
+					k.fingerprint = r.fingerprint
+				}
+				out, found = merge(out, k), true
+			}
+		}
+		if !found && s.c.opts.Verbose >= 3 {
+			s.c.say("Incomplete server spec:%s", r)
+		}
+	}
+	return out
+}
+
+// requested parses and resolves all --use-server. A default query stands for
+// an empty one.
+func (s *servers) requested(ctx context.Context) []record {
+	var out []record
+	for _, spec := range s.c.opts.UseServer {
+		if spec == "" {
+			continue
+		}
+		r, err := parseSpec(spec)
+		if err != nil {
+			s.c.say("%v", err)
+			continue
+		}
+		out = append(out, resolve(ctx, r)...)
+	}
+	return out
+}
+
+func (s *servers) wantDefault() bool {
+	return len(s.c.opts.UseServer) == 0 || slices.Contains(s.c.opts.UseServer, "")
+}
+
+// candidates chooses the servers for a compilation (6.4), best first.
+func (s *servers) candidates(ctx context.Context) ([]record, error) {
+	var out []record
+	if s.wantDefault() {
+		for _, r := range s.query(ctx, s.defaultQuery()) {
+			out = merge(out, r)
+		}
+	}
+	for _, want := range s.requested(ctx) {
+		if want.full && want.addr.IsValid() {
+			out = merge(out, want)
+			continue
+		}
+		var fit []record
+		for _, r := range s.findOnline(ctx) {
+			if !r.equal(want) {
+				continue
+			}
+			r.fingerprint = want.fingerprint
+			fit = append(fit, r)
+		}
+		if !want.full {
+			fit = keepCommon(fit, s.compatible(ctx))
+			if s.c.opts.Unprivileged() {
+				fit = keepCommon(fit, s.signer(ctx))
+			}
+		}
+		if want.certinfo != "" {
+			if err := onlyOne(fit, want.certinfo); err != nil {
+				return nil, err
+			}
+		}
+		for _, r := range fit {
+			out = merge(out, r)
+		}
+	}
+	return sorted(out), nil
+}
+
+// onlyOne refuses to choose between servers that announce the same serial
+// number: it identifies nobody (decision T1).
+func onlyOne(list []record, certinfo string) error {
+	for _, r := range list {
+		if r.host != list[0].host || r.port != list[0].port {
+			return fmt.Errorf("Two servers announce the certificate serial %s:\n%s\n%s\nName one of them by --use-server=sha256:HEX or by its address and port.", certinfo, list[0], r)
+		}
+	}
+	return nil
+}
+
+// noServer explains an empty choice.
+func (s *servers) noServer(ctx context.Context) string {
+	var b strings.Builder
+	b.WriteString("Unable to find a suitable compile server.  [man stap-server]\n")
+	online := s.findOnline(ctx)
+	if len(online) == 0 {
+		b.WriteString("No servers online to select from.")
+		return b.String()
+	}
+	b.WriteString("The following servers are online:\n" + lines(online, ""))
+	if req := s.requested(ctx); len(req) > 0 {
+		b.WriteString("The following servers were requested:\n" + lines(req, ""))
+	}
+	fmt.Fprintf(&b, "No servers matched the selection criteria of %s.", s.defaultQuery())
+	return b.String()
+}
+
+func lines(list []record, indent string) string {
+	if len(list) == 0 {
+		return "No Servers\n"
+	}
+	var b strings.Builder
+	for _, r := range list {
+		b.WriteString(indent + r.String() + "\n")
+	}
+	return b.String()
+}
+
+// list is --list-servers=PROPS (6.6).
+func (s *servers) list(ctx context.Context, props string) {
+	if props == "" {
+		props = "specified"
+	}
+	wanted := strings.Split(props, ",")
+	if slices.Contains(wanted, "specified") && s.wantDefault() && len(s.requested(ctx)) == 0 {
+		props = strings.Replace(props, "specified", s.defaultQuery(), 1)
+	}
+	s.c.say("Systemtap Compile Server Status for '%s'", props)
+	var out []record
+	for _, r := range s.query(ctx, props) {
+		known := false
+		for _, k := range s.all(ctx) {
+			if k.equal(r) {
+				out, known = merge(out, k), true
+			}
+		}
+		if !known {
+			out = merge(out, r)
+		}
+	}
+	out = slices.DeleteFunc(out, func(r record) bool { return r.certinfo == "" })
+	if len(out) == 0 {
+		s.c.say("No servers found")
+		return
+	}
+	fmt.Fprint(s.c.inv.Stderr, lines(sorted(out), ""))
+}
+
+// verify makes the check of a presented certificate: exactly this one must be
+// in a trust store of the user or the host, and it must be the one that was
+// asked for.
+func (s *servers) verify(r record) func(*x509.Certificate) error {
+	return func(cert *x509.Certificate) error {
+		if err := s.expected(r, cert); err != nil {
+			return err
+		}
+		var errs []error
+		for _, d := range []store{s.c.userStore(), s.c.hostStore()} {
+			st, err := trust.Read(d.dir, d.rules)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err == nil {
+				if err = st.Trusts(cert.Raw, s.c.now()); err == nil {
+					return nil
+				}
+				if c, ok := st.Find(cert.Raw); ok && c.Revoked {
+					return err // revoked in one store is revoked
+				}
+			}
+			errs = append(errs, err)
+		}
+		return fmt.Errorf("certificate %s sha256=%s is not trusted as a peer (see --trust-servers in stap(1)): %w",
+			identity.CertInfo(cert), identity.Fingerprint(cert), errors.Join(append(errs, errUntrusted)...))
+	}
+}
+
+var errUntrusted = errors.New("no trust store of this user or host has it")
+
+// expected holds a certificate to what was asked for or announced.
+func (s *servers) expected(r record, cert *x509.Certificate) error {
+	if fp := identity.Fingerprint(cert); r.fingerprint != "" && fp != r.fingerprint {
+		return fmt.Errorf("the server shows certificate sha256=%s, not %s", fp, r.fingerprint)
+	}
+	if ci := identity.CertInfo(cert); r.certinfo != "" && ci != r.certinfo {
+		return fmt.Errorf("the server shows a certificate with serial %s, not %s", ci, r.certinfo)
+	}
+	return nil
+}
+
+// clean keeps what can be shown on a terminal.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r <= ' ' || r > '~' || r == '"' {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+type browseFunc func(context.Context, func([]discovery.Server) bool) ([]discovery.Server, error)

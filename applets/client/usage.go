@@ -1,0 +1,52 @@
+package client
+
+// usageText lists the options that do something here; stap(1) has the rest.
+const usageText = `Usage: stap [options] FILE                    Run script in file.
+   or: stap [options] -                       Run script on stdin.
+   or: stap [options] -e SCRIPT               Run given script.
+
+Options (in ~/.systemtap/rc and on command line):
+   --         end of translator options, script options follow
+   -h --help  show help
+   -V --version
+              show version
+   -p NUM     stop after pass NUM 1-5, instead of 5
+              (parse, elaborate, translate, compile, run)
+   -v         add verbosity to all passes
+   -k         keep temporary directory
+   -w         suppress warnings
+   -g         guru mode
+   -s NUM     buffer size in megabytes
+   -D NM=VAL  emit macro definition into generated C code
+   -G VAR=VAL set global variable to value
+   -r DIR     cross-compile to kernel with given build tree; or else
+   -r RELEASE cross-compile to kernel /lib/modules/RELEASE/build
+   -a ARCH    cross-compile to given architecture
+   -m MODULE  set probe module name
+   -o FILE    send script output to file, instead of stdout
+   -c CMD     start the probes, run CMD, and exit when it finishes
+   -x PID     sets target() to PID
+   --color[=WHEN]
+              colour messages: always, auto or never
+   --privilege=PRIVILEGE_LEVEL
+              check the script for constructs not allowed at the given level:
+              stapusr, stapsys or stapdev
+   --unprivileged
+              equivalent to --privilege=stapusr
+   --use-server[=SERVER-SPEC]
+              compile on a server: ADDRESS[:PORT], NAME[:PORT], the serial number
+              of its certificate or sha256:HEX, its fingerprint
+   --list-servers[=PROPERTIES]
+              report on the status of the specified compile-servers:
+              all,specified,online,trusted,signer,compatible
+   --trust-servers[=TRUST-SPEC]
+              add/revoke trust of specified compile-servers:
+              ssl,signer,all-users,revoke,no-prompt
+   --use-server-on-error[=yes/no]
+              retry compilation using a compile server upon compilation error
+   --tmpdir=NAME
+              specify name of temporary directory to be used
+   --rlimit-as=NUM --rlimit-cpu=NUM --rlimit-nproc=NUM --rlimit-stack=NUM
+   --rlimit-fsize=NUM
+              limit the resources of the translator
+`
