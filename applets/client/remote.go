@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"stapbox/core/compile"
+	"stapbox/core/kbuild"
 	"stapbox/core/wire"
 )
 
@@ -107,11 +108,11 @@ func (c *client) request() (*wire.Request, error) {
 	s := newServers(c)
 	release, arch, _ := strings.Cut(s.kernel, " ")
 	if strings.HasPrefix(c.opts.Kernel, "/") {
-		text, err := os.ReadFile(filepath.Join(c.opts.Kernel, "include/config/kernel.release"))
+		k, err := kbuild.FindKernel(c.opts.Kernel)
 		if err != nil {
-			return nil, fmt.Errorf("ERROR: reading the release of build tree %q: %w", c.opts.Kernel, err)
+			return nil, fmt.Errorf("ERROR: %w", err)
 		}
-		release = strings.TrimSpace(string(text))
+		release = k.Release
 	}
 	r := &wire.Request{Version: wire.Version, Release: release, Arch: arch, HasLocale: true}
 	for _, name := range compile.LocaleNames {

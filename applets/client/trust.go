@@ -143,6 +143,9 @@ func (c *client) contact(ctx context.Context, s *servers) []contacted {
 			}
 			continue
 		}
+		if r.host == "" && len(cert.DNSNames) > 0 {
+			r.host = clean(cert.DNSNames[0])
+		}
 		r.certinfo, r.fingerprint = identity.CertInfo(cert), identity.Fingerprint(cert)
 		if !slices.ContainsFunc(out, func(o contacted) bool { return o.fingerprint == r.fingerprint }) {
 			out = append(out, contacted{r, cert})

@@ -2,7 +2,6 @@ package server
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -11,6 +10,7 @@ import (
 	"stapbox/core/compile"
 	"stapbox/core/getopt"
 	"stapbox/core/identity"
+	"stapbox/core/kbuild"
 	"stapbox/core/wire"
 )
 
@@ -178,16 +178,11 @@ func (o *options) setNumber(g getopt.Option) error {
 
 // buildTree finds the release of a kernel's build tree.
 func buildTree(dir string) (compile.Release, error) {
-	text, err := os.ReadFile(filepath.Join(dir, "include/config/kernel.release"))
+	k, err := kbuild.FindKernel(filepath.Clean(dir))
 	if err != nil {
-		return compile.Release{}, fmt.Errorf("reading the release of build tree %q: %w", dir, err)
+		return compile.Release{}, fmt.Errorf("option '-r %s': %w", dir, err)
 	}
-	release, _, _ := strings.Cut(string(text), "\n")
-	release = strings.TrimSpace(release)
-	if release == "" || strings.ContainsAny(release, " /\t") {
-		return compile.Release{}, fmt.Errorf("reading the release of build tree %q: %q is no release", dir, release)
-	}
-	return compile.Release{Name: release, BuildDir: filepath.Clean(dir)}, nil
+	return compile.Release{Name: k.Release, BuildDir: k.BuildDir}, nil
 }
 
 // kernels is what the server builds for, the running kernel included, in

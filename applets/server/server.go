@@ -107,6 +107,8 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	}
 	if u, err := user.LookupId(strconv.Itoa(s.uid)); err == nil {
 		s.user = u.Username
+	} else {
+		s.user = strconv.Itoa(s.uid)
 	}
 	return s.run(ctx, release)
 }
