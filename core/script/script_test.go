@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"stapbox/core/privilege"
 	"stapbox/core/script/diag"
@@ -180,16 +181,16 @@ func TestLimits(t *testing.T) {
 		{"aliases", "probe a0 = begin {}" + func() string {
 			s := ""
 			for i := 1; i < 50; i++ {
-				n := string(rune('a' + i%26))
-				_ = n
 				s += " probe a" + itoa(i) + " = a" + itoa(i-1) + ", a" + itoa(i-1) + " {}"
 			}
 			return s
 		}() + " probe a49 { println(1) }", "too"},
 	} {
-		if got := say(test.script, 2, opts); !strings.Contains(got, test.want) {
-			t.Errorf("%s: got\n%.300s\nwant %q", test.name, got, test.want)
-		}
+		t.Run(test.name, func(t *testing.T) {
+			if got := say(test.script, 2, opts); !strings.Contains(got, test.want) {
+				t.Errorf("got\n%.300s\nwant %q", got, test.want)
+			}
+		})
 	}
 	o := opts
 	o.Args = []string{rep("x", 1<<20)}
@@ -265,6 +266,9 @@ func FuzzLoad(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, text string) {
+		// A script that keeps the passes busy is a failure too.
+		stuck := time.AfterFunc(20*time.Second, func() { panic("no end in sight for: " + text) })
+		defer stuck.Stop()
 		o := opts
 		o.Guru = true
 		o.Args = []string{"1", "x"}

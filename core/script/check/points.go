@@ -15,10 +15,10 @@ import (
 // maxProbes and maxAliasDepth bound what aliases may grow to.
 const (
 	maxProbes     = 20000
-	maxSteps      = 40000   // probe points looked at
+	maxSteps      = 20000   // probe points looked at
 	maxCopies     = 1 << 20 // statements and expressions in all handlers
 	maxAliasDepth = 32
-	maxDerivation = 2000
+	maxDerivation = 400
 )
 
 // timerUnits are the timers with the length of their unit in nanoseconds and

@@ -3,6 +3,7 @@ package parser
 import (
 	"path"
 	"strconv"
+	"strings"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -64,29 +65,19 @@ func CompareVersions(a, b string) int {
 	if !isd(a, start) || !isd(b, start) {
 		return bytewise
 	}
-	if start == i && (!isd(a, i) || !isd(b, i)) {
-		return bytewise
-	}
-	zeroA, zeroB := a[start] == '0', b[start] == '0'
-	if zeroA || zeroB {
-		// Fractional parts: more leading zeroes come first.
-		za, zb := start, start
-		for za < len(a) && a[za] == '0' {
-			za++
+	if start == i {
+		if a[i] == '0' || b[i] == '0' {
+			return bytewise
 		}
-		for zb < len(b) && b[zb] == '0' {
-			zb++
-		}
-		fracA, fracB := zeroA && isd(a, start+1), zeroB && isd(b, start+1)
-		if za-start != zb-start && (fracA || fracB) {
-			if za > zb {
+	} else if a[start] == '0' {
+		// A fraction. While it is all zeroes, the one that goes on is less.
+		if strings.Trim(a[start:i], "0") == "" && isd(a, i) != isd(b, i) {
+			if isd(a, i) {
 				return -1
 			}
 			return 1
 		}
-		if fracA || fracB {
-			return bytewise
-		}
+		return bytewise
 	}
 	endA, endB := i, i
 	for isd(a, endA) {
