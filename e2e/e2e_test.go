@@ -1,0 +1,281 @@
+// Package e2e tests the built binary: on the host through testscript files, in
+// QEMU guests on real kernels, and with a compile server in between.
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"stapbox/core/identity"
+	"stapbox/core/signing"
+	"stapbox/core/trust/edit"
+	"stapbox/e2e/agent/request"
+	"stapbox/e2e/lab"
+)
+
+// stage is what all tests of this package share. Its parts are made when first
+// asked for.
+var stage struct {
+	lab      *lab.Lab
+	programs *lab.Programs
+	dir      string
+
+	mu      sync.Mutex
+	guests  map[string]*scene
+	modules map[string][]byte
+}
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	var err error
+	if stage.dir, err = os.MkdirTemp("", "stapbox-e2e-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(stage.dir)
+	os.Chmod(stage.dir, 0o755)
+	stage.guests, stage.modules = map[string]*scene{}, map[string][]byte{}
+	if stage.lab, err = lab.Open(os.Stderr); err == nil {
+		stage.programs, err = lab.Build(stage.dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer closeScenes()
+	return m.Run()
+}
+
+// scene is a guest, the network it is in, and a compile server there.
+type scene struct {
+	kernel *lab.Kernel
+	guest  *lab.Guest
+	net    *lab.Network
+	server *lab.Server
+}
+
+func closeScenes() {
+	for _, s := range stage.guests {
+		if s.guest != nil {
+			s.guest.Kill()
+		}
+		if s.server != nil {
+			s.server.Stop()
+		}
+		if s.net != nil {
+			s.net.Close()
+		}
+	}
+}
+
+// kernelState is where prepared kernels are kept between runs.
+func kernelState() string { return filepath.Join(stage.lab.Dir, "state") }
+
+// onKernels runs a test in the guest of each kernel of the matrix.
+func onKernels(t *testing.T, test func(t *testing.T, s *scene)) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("guests need root, for a network namespace with a tap device")
+	}
+	for _, v := range lab.Versions() {
+		t.Run(v, func(t *testing.T) {
+			s := sceneOf(t, v)
+			test(t, s)
+			s.checkClean(t)
+		})
+	}
+}
+
+func sceneOf(t *testing.T, version string) *scene {
+	t.Helper()
+	stage.mu.Lock()
+	defer stage.mu.Unlock()
+	if s := stage.guests[version]; s != nil {
+		if s.guest == nil {
+			t.Fatalf("the guest of kernel %s could not be set up before", version)
+		}
+		return s
+	}
+	s := &scene{}
+	stage.guests[version] = s
+	var err error
+	if s.kernel, err = stage.lab.FetchKernel(version); err != nil {
+		t.Fatal(err)
+	}
+	if s.net, err = stage.lab.NewNetwork(); err != nil {
+		t.Fatal(err)
+	}
+	s.guest, err = stage.lab.Boot(lab.GuestConfig{
+		Kernel: s.kernel, Agent: stage.programs.Agent, Box: stage.programs.Box, Net: s.net,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// startServer starts the scene's compile server, once.
+func (s *scene) startServer(t *testing.T) *lab.Server {
+	t.Helper()
+	if s.server != nil {
+		return s.server
+	}
+	var err error
+	s.server, err = stage.programs.StartServer(s.net, filepath.Join(stage.dir, "server-"+s.kernel.Version), []*lab.Kernel{s.kernel})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.server
+}
+
+// do runs a command in the guest.
+func (s *scene) do(t *testing.T, r request.Request) request.Answer {
+	t.Helper()
+	a, err := s.guest.Do(r)
+	if err != nil {
+		t.Fatalf("%q: %v", r.Argv, err)
+	}
+	if a.TimedOut {
+		t.Fatalf("%q: no end after %d s; stdout %q, stderr %q", r.Argv, r.Timeout, a.Stdout, a.Stderr)
+	}
+	return a
+}
+
+// put writes a file into the guest.
+func (s *scene) put(t *testing.T, path string, owner lab.User, mode uint32, data []byte) {
+	t.Helper()
+	if err := s.guest.Write(path, owner, mode, data); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// want checks an answer: its status, its whole stdout, and parts of its stderr.
+func want(t *testing.T, a request.Answer, status int, stdout string, stderr ...string) {
+	t.Helper()
+	if a.Status != status || string(a.Stdout) != stdout {
+		t.Errorf("status %d, stdout %q, stderr %q; want status %d, stdout %q", a.Status, a.Stdout, a.Stderr, status, stdout)
+		return
+	}
+	for _, w := range stderr {
+		if !strings.Contains(string(a.Stderr), w) {
+			t.Errorf("stderr %q lacks %q", a.Stderr, w)
+		}
+	}
+}
+
+// loaded lists the modules of ours that the guest has loaded.
+func (s *scene) loaded(t *testing.T) string {
+	t.Helper()
+	a := s.do(t, lab.Shell(lab.Root, "ls /proc/systemtap 2>/dev/null; lsmod | grep -v '^Module\\|^virtio\\|failover\\|af_packet' | cut -d' ' -f1"))
+	return strings.TrimSpace(string(a.Stdout))
+}
+
+// checkClean checks what no test may leave behind: modules, processes, and
+// complaints of the kernel.
+func (s *scene) checkClean(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if l := s.loaded(t); l == "" {
+			break
+		} else if time.Now().After(deadline) {
+			t.Errorf("modules left behind: %s", l)
+			s.do(t, lab.Shell(lab.Root, "for m in $(ls /proc/systemtap); do rmmod $m; done"))
+			break
+		}
+	}
+	a := s.do(t, lab.Shell(lab.Root, "pidof staprun stapio; dmesg -c | grep -E 'BUG|WARNING|Oops|Call Trace|INFO: task|already registered|Invalid|unknown parameter'"))
+	if len(a.Stdout) > 0 {
+		t.Errorf("the guest has processes left over, or its kernel complains:\n%s", a.Stdout)
+	}
+}
+
+// module compiles a script for a kernel with stap -p4 as root, here. Equal
+// requests are compiled once.
+func module(t *testing.T, k *lab.Kernel, level, script string, args ...string) []byte {
+	t.Helper()
+	key := strings.Join(append([]string{k.Release, level, script}, args...), "\x00")
+	stage.mu.Lock()
+	defer stage.mu.Unlock()
+	if m := stage.modules[key]; m != nil {
+		return m
+	}
+	dir := t.TempDir()
+	argv := append([]string{"-p4", "-r", k.Headers, "-m", "e2e_test_module_with_long_name", "-e", script}, args...)
+	if level != "" {
+		argv = append(argv, "--privilege="+level)
+	}
+	cmd := exec.Command(stage.programs.Applet("stap"), argv...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "SYSTEMTAP_DIR="+kernelState())
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("compiling %q: %v\n%s%s", script, err, out, stderr.Bytes())
+	}
+	m, err := os.ReadFile(filepath.Join(dir, "e2e_test_module_with_long_name.ko"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stage.modules[key] = m
+	return m
+}
+
+// hello is the script of the unprivileged-mode guide.
+const hello = `probe begin { printf ("Hello\n"); exit (); }`
+
+var (
+	signersOnce sync.Once
+	signerA     *identity.Identity
+	signerB     *identity.Identity
+)
+
+// signers are two identities; tests decide which of them are trusted.
+func signers(t *testing.T) (a, b *identity.Identity) {
+	t.Helper()
+	signersOnce.Do(func() {
+		var err error
+		if signerA, err = identity.New(identity.Options{NodeName: "a.example", Now: time.Now()}); err == nil {
+			signerB, err = identity.New(identity.Options{NodeName: "b.example", Now: time.Now().Add(time.Second), KeyType: identity.Ed25519})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	return signerA, signerB
+}
+
+func sign(t *testing.T, module []byte, id *identity.Identity) []byte {
+	t.Helper()
+	s, err := signing.Sign(module, id.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+const signerStore = "/etc/systemtap/staprun/"
+
+// trustSigner writes a certificate into the guest's signer store.
+func (s *scene) trustSigner(t *testing.T, id *identity.Identity) {
+	t.Helper()
+	s.put(t, signerStore+identity.Fingerprint(id.Certificate)+".pem", lab.Root, 0o644,
+		edit.Format(id.Certificate, edit.Note{Host: "test", When: time.Now(), By: "test", Scope: "module signer, all users"}))
+}
+
+// forgetSigners empties the guest's signer store.
+func (s *scene) forgetSigners(t *testing.T) {
+	t.Helper()
+	s.do(t, lab.Shell(lab.Root, "rm -rf "+signerStore+"*; chmod 755 "+signerStore+"; chown root:root "+signerStore))
+}
+
+// blessed is the directory of approved modules in the guest.
+func (s *scene) blessed() string { return "/lib/modules/" + s.kernel.Release + "/systemtap/" }

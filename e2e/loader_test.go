@@ -1,0 +1,302 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"stapbox/core/identity"
+	"stapbox/core/signing"
+	"stapbox/e2e/agent/request"
+	"stapbox/e2e/lab"
+)
+
+func TestLoaderDecides(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		a, b := signers(t)
+		usr := module(t, s.kernel, "stapusr", hello)
+		sys := module(t, s.kernel, "stapsys", hello)
+		dev := module(t, s.kernel, "", hello)
+		flip := func(m []byte, at int) []byte {
+			m = bytes.Clone(m)
+			m[at] ^= 1
+			return m
+		}
+		sigUsr, sigSys, sigDev := sign(t, usr, a), sign(t, sys, a), sign(t, dev, a)
+		const (
+			altered  = "It may have been altered since it was created."
+			elsewere = "groups can only use unsigned modules within"
+			noSig    = "Unable to verify the signature for the module"
+			lacking  = "are insufficient to load the module"
+		)
+		for _, tt := range []struct {
+			name   string
+			user   lab.User
+			module []byte
+			sig    []byte // nil: no file
+			status int
+			stderr string
+		}{
+			{"root runs an unsigned module", lab.Root, dev, nil, 0, ""},
+			{"a developer runs an unsigned module", lab.Dev, dev, nil, 0, ""},
+			{"a user runs a signed module", lab.Usr, usr, sigUsr, 0, ""},
+			{"stapsys runs a signed stapusr module", lab.Sys, usr, sigUsr, 0, ""},
+			{"stapsys runs a signed stapsys module", lab.Sys, sys, sigSys, 0, ""},
+			{"a user is refused an unsigned module", lab.Usr, usr, nil, 255, elsewere},
+			{"stapsys is refused an unsigned module", lab.Sys, usr, nil, 255, elsewere},
+			{"a user is refused a module of a higher level", lab.Usr, sys, sigSys, 255, "(stapusr) " + lacking},
+			{"stapsys is refused a module of the highest level", lab.Sys, dev, sigDev, 255, "(stapsys) " + lacking},
+			{"a user is refused a signer nobody trusts", lab.Usr, usr, sign(t, usr, b), 255, noSig},
+			{"a user is refused an empty signature", lab.Usr, usr, []byte{}, 255, noSig},
+			{"a user is refused a cut signature", lab.Usr, usr, sigUsr[:100], 255, noSig},
+			{"a user is refused an altered signature", lab.Usr, usr, flip(sigUsr, 17), 255, noSig},
+			{"a user is refused the signature of another module", lab.Usr, usr, sigSys, 255, altered},
+			{"a user is refused an altered module", lab.Usr, flip(usr, len(usr)/2), sigUsr, 255, altered},
+			{"root is refused an altered module", lab.Root, flip(usr, len(usr)/2), sigUsr, 255, altered},
+			{"a developer is refused an altered module", lab.Dev, flip(usr, len(usr)/2), sigUsr, 255, altered},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				s.forgetSigners(t)
+				s.trustSigner(t, a)
+				s.do(t, lab.Shell(lab.Root, "rm -rf /tmp/m.ko /tmp/m.ko.sgn"))
+				s.put(t, "/tmp/m.ko", lab.Root, 0o644, tt.module)
+				if tt.sig != nil {
+					s.put(t, "/tmp/m.ko.sgn", lab.Root, 0o644, tt.sig)
+				}
+				got := s.do(t, lab.Command(tt.user, "staprun", "/tmp/m.ko"))
+				stdout := ""
+				if tt.status == 0 {
+					stdout = "Hello\n"
+				}
+				want(t, got, tt.status, stdout, tt.stderr)
+			})
+		}
+
+		t.Run("a user outside all groups cannot execute the setuid copy", func(t *testing.T) {
+			got := s.do(t, lab.Shell(lab.Nobody, "staprun /tmp/m.ko"))
+			want(t, got, 126, "", "Permission denied")
+		})
+		t.Run("an Ed25519 signature is as good", func(t *testing.T) {
+			s.trustSigner(t, b)
+			s.put(t, "/tmp/m.ko", lab.Root, 0o644, usr)
+			s.put(t, "/tmp/m.ko.sgn", lab.Root, 0o644, sign(t, usr, b))
+			want(t, s.do(t, lab.Command(lab.Usr, "staprun", "/tmp/m.ko")), 0, "Hello\n")
+		})
+		t.Run("a revoked signer is refused, also to root", func(t *testing.T) {
+			s.put(t, signerStore+"revoked", lab.Root, 0o644, []byte(identity.Fingerprint(a.Certificate)+"\n"))
+			s.put(t, "/tmp/m.ko.sgn", lab.Root, 0o644, sigUsr)
+			for _, u := range []lab.User{lab.Usr, lab.Root} {
+				want(t, s.do(t, lab.Command(u, "staprun", "/tmp/m.ko")), 255, "", altered, "is revoked")
+			}
+		})
+		t.Run("a denied module is refused, also to root and unsigned", func(t *testing.T) {
+			s.forgetSigners(t)
+			s.put(t, signerStore+"denied", lab.Root, 0o644, []byte(digest(usr)+" # bad\n"))
+			s.do(t, lab.Shell(lab.Root, "rm /tmp/m.ko.sgn"))
+			want(t, s.do(t, lab.Command(lab.Root, "staprun", "/tmp/m.ko")), 255, "", "is on the list of denied modules")
+		})
+		t.Run("a signer store that others may write to trusts nobody", func(t *testing.T) {
+			s.forgetSigners(t)
+			s.trustSigner(t, a)
+			s.put(t, "/tmp/m.ko.sgn", lab.Root, 0o644, sigUsr)
+			s.do(t, lab.Shell(lab.Root, "chmod 777 "+signerStore))
+			want(t, s.do(t, lab.Command(lab.Usr, "staprun", "/tmp/m.ko")), 255, "", "Unable to use certificate database", noSig)
+			s.do(t, lab.Shell(lab.Root, "chmod 755 "+signerStore+"; chown usr "+signerStore))
+			want(t, s.do(t, lab.Command(lab.Usr, "staprun", "/tmp/m.ko")), 255, "", "must be owned by root", noSig)
+			s.forgetSigners(t)
+		})
+	})
+}
+
+func digest(b []byte) string {
+	return fmt.Sprintf("%x", signing.Verify(b, nil, nil, signing.Policy{}).Digest)
+}
+
+func TestBlessedDirectory(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		dev := module(t, s.kernel, "", hello)
+		dir := s.blessed()
+		reset := func() {
+			s.do(t, lab.Shell(lab.Root, "rm -rf "+dir+"*; chown root:root "+dir+"; chmod 755 "+dir))
+			s.put(t, dir+"pmod.ko", lab.Root, 0o644, dev)
+		}
+		run := func(word string) request.Answer { return s.do(t, lab.Command(lab.Usr, "staprun", word)) }
+		defer s.do(t, lab.Shell(lab.Root, "true"))
+		for _, tt := range []struct {
+			name, prepare, word string
+			status              int
+			stderr              string
+		}{
+			{"by name", "true", "pmod", 0, ""},
+			{"by path", "true", dir + "pmod.ko", 0, ""},
+			{"readable by root only", "chmod 600 " + dir + "pmod.ko", "pmod", 0, ""},
+			{"a developer's module in a directory for developers", "chgrp stapdev " + dir + "; chmod 775 " + dir + "; chown dev " + dir + "pmod.ko", "pmod", 0, ""},
+			{"a developer's module in root's directory", "chown dev " + dir + "pmod.ko", "pmod", 255, "must be owned by root"},
+			{"a user's module in a directory for developers", "chgrp stapdev " + dir + "; chmod 775 " + dir + "; chown usr " + dir + "pmod.ko", "pmod", 255, "must be owned by root"},
+			{"world-writable directory", "chmod 777 " + dir, "pmod", 255, "That directory should not be world writable."},
+			{"world-writable module", "chmod 666 " + dir + "pmod.ko", "pmod", 255, "must not be world writable."},
+			{"somebody else's directory", "chown usr " + dir, "pmod", 255, "That directory should be owned by root."},
+			{"a link from the directory to elsewhere", "mv " + dir + "pmod.ko /tmp/; ln -s /tmp/pmod.ko " + dir + "pmod.ko", "pmod", 255, "does not exist within that directory."},
+			{"deeper down", "mkdir " + dir + "sub; mv " + dir + "pmod.ko " + dir + "sub", dir + "sub/pmod.ko", 255, "does not exist within that directory."},
+			{"through ..", "mkdir " + dir + "sub; mv " + dir + "pmod.ko /tmp/", dir + "sub/../../../../../tmp/pmod.ko", 255, "does not exist within that directory."},
+			{"no such module", "rm " + dir + "pmod.ko", "pmod", 1, "no such file"},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				reset()
+				s.do(t, lab.Shell(lab.Root, tt.prepare))
+				stdout := ""
+				if tt.status == 0 {
+					stdout = "Hello\n"
+				}
+				want(t, run(tt.word), tt.status, stdout, tt.stderr)
+			})
+		}
+		reset()
+		s.do(t, lab.Shell(lab.Root, "rm -rf "+dir+"*"))
+	})
+}
+
+const ticker = `probe begin { println("up") } probe timer.ms(100) { println("tick") } probe end { println("down") }`
+
+func TestRelayEnds(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/ticker.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
+		for name, sig := range map[string]int{"INT": 2, "TERM": 15, "HUP": 1} {
+			t.Run(name, func(t *testing.T) {
+				r := lab.Command(lab.Dev, "staprun", "/tmp/ticker.ko")
+				r.Signals = []request.Signal{{Number: sig, After: 1500}}
+				got := s.do(t, r)
+				text := string(got.Stdout)
+				if got.Status != 0 || !strings.HasPrefix(text, "up\ntick\n") || !strings.HasSuffix(text, "tick\ndown\n") {
+					t.Errorf("status %d, stdout %q, stderr %q", got.Status, got.Stdout, got.Stderr)
+				}
+				if l := s.loaded(t); l != "" {
+					t.Errorf("still loaded: %s", l)
+				}
+			})
+		}
+		t.Run("an error in the script gives status 1", func(t *testing.T) {
+			s.put(t, "/tmp/error.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe begin { error("no luck") }`))
+			want(t, s.do(t, lab.Command(lab.Dev, "staprun", "/tmp/error.ko")), 1, "", "ERROR: no luck")
+		})
+		t.Run("a warning does not", func(t *testing.T) {
+			s.put(t, "/tmp/warn.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe begin { warn("careful") warn("careful") exit() }`))
+			got := s.do(t, lab.Command(lab.Dev, "staprun", "/tmp/warn.ko"))
+			want(t, got, 0, "", "WARNING: careful\n")
+			if n := strings.Count(string(got.Stderr), "careful"); n != 1 {
+				t.Errorf("the warning is shown %d times", n)
+			}
+			want(t, s.do(t, lab.Command(lab.Dev, "staprun", "-w", "/tmp/warn.ko")), 0, "")
+		})
+		t.Run("output to a file", func(t *testing.T) {
+			s.put(t, "/tmp/hello.ko", lab.Root, 0o644, module(t, s.kernel, "", hello))
+			want(t, s.do(t, lab.Shell(lab.Dev, "cd /tmp && staprun -o out-%Y.txt hello.ko && cat out-$(date +%Y).txt")), 0, "Hello\n")
+		})
+		t.Run("a full disk is reported once and ends the run", func(t *testing.T) {
+			got := s.do(t, lab.Shell(lab.Dev, "staprun /tmp/ticker.ko >/dev/full"))
+			want(t, got, 1, "", "ERROR: error writing output:")
+			if n := strings.Count(string(got.Stderr), "ERROR"); n != 1 {
+				t.Errorf("%d errors: %q", n, got.Stderr)
+			}
+		})
+		t.Run("a closed pipe ends the run", func(t *testing.T) {
+			got := s.do(t, lab.Shell(lab.Dev, "(staprun /tmp/ticker.ko; echo rc=$? >&2) | head -n 1"))
+			want(t, got, 0, "up\n", "error writing output:", "rc=1")
+		})
+		t.Run("a file renamed by the user still has its own name inside", func(t *testing.T) {
+			want(t, s.do(t, lab.Shell(lab.Dev, "cp /tmp/hello.ko /tmp/other.ko && staprun /tmp/other.ko")), 0, "Hello\n")
+		})
+		t.Run("the same module twice needs -R", func(t *testing.T) {
+			got := s.do(t, lab.Shell(lab.Dev, "staprun /tmp/ticker.ko >/dev/null & sleep 1; staprun /tmp/ticker.ko; echo rc=$?; kill -INT $!; wait $!"))
+			want(t, got, 0, "rc=1\n", "File exists", "Rerun with staprun option '-R' to rename this module.")
+		})
+		t.Run("two users run the same module at the same time", func(t *testing.T) {
+			id, _ := signers(t)
+			m := module(t, s.kernel, "stapusr", `probe timer.ms(800) { printf("%d\n", uid()) exit() }`)
+			s.trustSigner(t, id)
+			s.put(t, "/tmp/shared.ko", lab.Root, 0o644, m)
+			s.put(t, "/tmp/shared.ko.sgn", lab.Root, 0o644, sign(t, m, id))
+			answers := make(chan request.Answer, 8)
+			for i := range 8 {
+				go func() {
+					a, err := s.guest.Do(lab.Command([]lab.User{lab.Usr, lab.Usr2}[i%2], "staprun", "-R", "/tmp/shared.ko"))
+					if err != nil {
+						a.Stderr = []byte(err.Error())
+						a.Status = -1
+					}
+					answers <- a
+				}()
+			}
+			for range 8 {
+				if a := <-answers; a.Status != 0 || len(a.Stdout) < 2 {
+					t.Errorf("status %d, stdout %q, stderr %q", a.Status, a.Stdout, a.Stderr)
+				}
+			}
+			s.forgetSigners(t)
+		})
+		t.Run("a flood arrives complete and in order", func(t *testing.T) {
+			s.put(t, "/tmp/flood.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe begin { for (i = 0; i < 150000; i++) printf("%063d\n", i) exit() }`, "-DMAXACTION=10000000", "-DMAXACTION_INTERRUPTIBLE=10000000"))
+			got := s.do(t, lab.Shell(lab.Dev, `staprun -o /tmp/flood.txt /tmp/flood.ko; echo rc=$?; awk '$1+0 != NR-1 || length($1) != 63 {bad++} END {print NR, bad+0}' /tmp/flood.txt; rm /tmp/flood.txt`))
+			want(t, got, 0, "rc=0\n150000 0\n")
+		})
+	})
+}
+
+func TestRemove(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/ticker.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
+		const name = "e2e_test_module_with_long_name"
+		remove := func(u lab.User, word string) request.Answer { return s.do(t, lab.Command(u, "staprun", "-d", word)) }
+		t.Run("no such module", func(t *testing.T) { want(t, remove(lab.Dev, "nosuch"), 234, "", "is not a zombie systemtap module.") })
+		// CVE-2010-4171: staprun -d removed any module of the kernel.
+		t.Run("CVE-2010-4171: a module that is not ours", func(t *testing.T) {
+			want(t, remove(lab.Usr, "virtio_net"), 234, "", "'virtio_net' is not a zombie systemtap module.")
+			got := s.do(t, lab.Shell(lab.Root, "lsmod | grep -c ^virtio_net"))
+			want(t, got, 0, "1\n")
+		})
+		for _, bad := range []string{"..", ".", "/", "a b", "'; reboot; '"} {
+			t.Run("bad name "+bad, func(t *testing.T) {
+				if got := remove(lab.Usr, bad); got.Status == 0 || len(got.Stderr) == 0 {
+					t.Errorf("status %d, stderr %q", got.Status, got.Stderr)
+				}
+			})
+		}
+		t.Run("attached, somebody else's, then one's own", func(t *testing.T) {
+			r := lab.Shell(lab.Dev, "staprun /tmp/ticker.ko >/dev/null & sleep 1; kill -STOP $!; staprun -d "+name+"; echo $?; kill -KILL $!; sleep 0.3")
+			want(t, s.do(t, r), 0, "234\n", "Another process is attached")
+			want(t, remove(lab.Usr, name), 255, "", "is not a zombie systemtap module.")
+			want(t, remove(lab.Dev, name), 0, "")
+		})
+	})
+}
+
+// Decision L5: who is root in a namespace of his own stays who he is.
+func TestUserNamespaceCannotRaiseItsLevel(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		id, _ := signers(t)
+		s.trustSigner(t, id)
+		defer s.forgetSigners(t)
+		m := module(t, s.kernel, "stapusr", ticker)
+		s.put(t, "/tmp/ns.ko", lab.Root, 0o644, m)
+		s.put(t, "/tmp/ns.ko.sgn", lab.Root, 0o644, sign(t, m, id))
+		started := make(chan request.Answer, 1)
+		r := lab.Command(lab.Usr, "staprun", "/tmp/ns.ko")
+		r.Signals = []request.Signal{{Number: 19, After: 1000}, {Number: 9, After: 1200}} // leave it detached
+		go func() {
+			a, _ := s.guest.Do(r)
+			started <- a
+		}()
+		<-started
+		time.Sleep(200 * time.Millisecond)
+		cmd := "/proc/systemtap/e2e_test_module_with_long_name/.cmd"
+		ns := lab.Shell(lab.Usr, `id -u; printf '\137\0\0\0\016\0\0\0' >`+cmd)
+		ns.UserNamespace = true
+		got := s.do(t, ns)
+		if !strings.HasPrefix(string(got.Stdout), "0\n") || got.Status == 0 || !strings.Contains(string(got.Stderr), "ermitted") {
+			t.Errorf("credentials from a user namespace: status %d, stdout %q, stderr %q", got.Status, got.Stdout, got.Stderr)
+		}
+		want(t, s.do(t, lab.Command(lab.Usr, "staprun", "-d", "e2e_test_module_with_long_name")), 0, "")
+	})
+}
