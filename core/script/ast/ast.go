@@ -140,7 +140,6 @@ type Probe struct {
 	Tok    *token.Token
 	Points []*Point
 	Body   *Block
-	// Private is for probe aliases only.
 }
 
 // Alias is a probe alias definition: names = points { body }.
@@ -153,7 +152,6 @@ type Alias struct {
 	// "probe a = b {..},{..}" both.
 	Prologue, Epilogue *Block
 	Epi                bool // defined with +=
-	Private            bool
 }
 
 // Stmt is a statement.
@@ -364,10 +362,8 @@ type (
 		// and value of each conversion. Set by check (the parser sets it
 		// for printf and sprintf).
 		Parts []FormatPart
-		// Char marks print_char-like single character output.
-		Char bool
 	}
-	// Target is $name, @var("name"), with access path; Entry marks @entry.
+	// Target is $name or @var("name"), with access path.
 	Target struct {
 		ExprBase
 		Name string   // with its $
@@ -424,7 +420,7 @@ type PathPart struct {
 type FormatPart struct {
 	Literal string // when Conv is 0
 
-	// Conv is one of b c d i m M n o p s u x X; 0 for literal text.
+	// Conv is one of b c d i m M o p s u x X; 0 for literal text.
 	Conv byte
 	// Flags.
 	Minus, Zero, Plus, Space, Alt bool

@@ -27,7 +27,7 @@ func (c *checker) elide() {
 		changed = e.changed
 		if round == 0 {
 			for _, f := range c.order {
-				if f.Body != nil && empty(f.Body) && f.Ret == ast.Unknown {
+				if f.Body != nil && empty(f.Body) {
 					c.warn(f.Tok, "side-effect-free function '%s'", f.Name)
 				}
 			}

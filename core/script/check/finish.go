@@ -206,14 +206,26 @@ func (c *checker) finish() {
 					}
 					g.Unique = unique(strings.ReplaceAll(base, "$", "_D_"))
 					g.Settable = g.Arity <= 0 && !f.Source.Tapset && !g.Private
-					if g.Arity < 0 {
-						g.Arity = 0
-					}
+					g.Arity = max(g.Arity, 0)
+				}
+			}
+		}
+	}
+	for _, list := range [][]*ast.File{c.user, c.library} {
+		for _, f := range list {
+			for _, g := range f.Globals {
+				if c.globals[g] {
 					c.prog.Globals = append(c.prog.Globals, g)
 				}
 			}
 		}
 	}
+	// Upstream lists constants, in effect, last.
+	u := c.uses()
+	sort.SliceStable(c.prog.Globals, func(i, j int) bool {
+		a, b := c.prog.Globals[i], c.prog.Globals[j]
+		return !(a.Init != nil && !u.written[a]) && b.Init != nil && !u.written[b]
+	})
 	index := map[*ast.Var]int{}
 	for i, g := range c.prog.Globals {
 		index[g] = i
@@ -253,6 +265,13 @@ func (c *checker) finish() {
 	}
 	c.recursion(facts)
 	c.prog.Functions = c.order
+	c.bodies(func(b ast.Stmt, _ []*ast.Var) {
+		ast.Walk(b, func(s ast.Stmt) {
+			if f, ok := s.(*ast.Foreach); ok {
+				c.iteration(f, facts)
+			}
+		}, nil)
+	})
 	for _, p := range c.prog.Probes {
 		t := touch(p.Body, p.Cond)
 		for _, f := range t.calls {
@@ -264,6 +283,38 @@ func (c *checker) finish() {
 			p.CondReads = list(touch(nil, p.Cond).read)
 		}
 	}
+}
+
+// iteration refuses what changes the array of a foreach inside the loop.
+func (c *checker) iteration(f *ast.Foreach, facts map[*ast.Function]*touched) {
+	v := arrayVar(f.Array)
+	if v == nil {
+		return
+	}
+	store := func(x ast.Expr) {
+		if deleteTarget(x) == v {
+			c.err(x.Token(), "variable '%s' modified during 'foreach' iteration", v.Name)
+		}
+	}
+	ast.Walk(f.Body, func(s ast.Stmt) {
+		if d, ok := s.(*ast.Delete); ok {
+			store(d.X)
+		}
+	}, func(x ast.Expr) {
+		switch x := x.(type) {
+		case *ast.Assign:
+			store(x.L)
+		case *ast.IncDec:
+			store(x.X)
+		case *ast.Call:
+			for _, g := range x.Funcs {
+				if facts[g].write[v] {
+					c.err(x.Tok, "function call modifies var '%s' during 'foreach' iteration", v.Name)
+					break
+				}
+			}
+		}
+	})
 }
 
 func merge(into, from map[*ast.Var]bool) bool {

@@ -42,8 +42,7 @@ func (c *checker) types() {
 			}
 			if g.Arity == 0 && g.MaxSize > 0 {
 				c.err(g.Tok, "inconsistent arity")
-			}
-			if g.Arity == 0 && g.Wrap {
+			} else if g.Arity == 0 && g.Wrap {
 				c.err(g.Tok, "wrapping not supported for scalars")
 			}
 		}

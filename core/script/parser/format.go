@@ -4,7 +4,7 @@ import "stapbox/core/script/ast"
 
 // ParseFormat splits a printf format (stap(1), PRINTING):
 //
-//	%[-0+ #]*[WIDTH|*][.PRECISION|.*]CONVERSION   with b c d i m M n o p s u x X
+//	%[-0+ #]*[WIDTH|*][.PRECISION|.*]CONVERSION   with b c d i m M o p s u x X
 //
 // and %% for a percent sign. A message instead of parts says what is wrong.
 func ParseFormat(s string) ([]ast.FormatPart, string) {
@@ -78,8 +78,6 @@ func ParseFormat(s string) ([]ast.FormatPart, string) {
 		switch s[i] {
 		case 'b', 'c', 'd', 'i', 'm', 'M', 'o', 'p', 's', 'u', 'x', 'X':
 			c.Conv = s[i]
-		case 'l':
-			return nil, "invalid or missing conversion specifier"
 		default:
 			return nil, "invalid or missing conversion specifier"
 		}
