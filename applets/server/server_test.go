@@ -1,0 +1,388 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"stapbox/core/compile"
+	"stapbox/core/discovery"
+	"stapbox/core/hostpaths"
+	"stapbox/core/identity"
+	"stapbox/core/invocation"
+	"stapbox/core/trust"
+	"stapbox/core/wire"
+)
+
+// The test binary is the worker of the servers it starts.
+func TestMain(m *testing.M) {
+	if os.Getenv(compile.WorkerVariable) != "" {
+		o, err := compile.ParseOptions(os.Args[1:])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		if o.Script == "sleep" {
+			time.Sleep(time.Minute)
+		}
+		fmt.Println("script", o.Script)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// safe is a buffer that a server writes and a test reads.
+type safe struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safe) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safe) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+type nothing struct{}
+
+func (nothing) Close() error { return nil }
+
+type running struct {
+	*server
+	out  *safe
+	addr string
+	stop func() int
+	pub  [][]discovery.Service
+}
+
+const testRelease = "6.1.0-test"
+
+func start(t *testing.T, args ...string) *running {
+	t.Helper()
+	home := t.TempDir()
+	opts, err := parse(append([]string{"--key-type=ecdsa"}, args...), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{out: &safe{}}
+	r.server = &server{
+		inv: &invocation.Invocation{Name: "stap-serverd", Environ: []string{"HOME=" + home, "TMPDIR=" + t.TempDir()}, Dir: "/", Stderr: r.out, Stdout: io.Discard},
+		// Whoever runs the test: the server takes him for a user.
+		euid: 1000, uid: os.Getuid(), user: "tester", node: "vm", arch: "x86_64", opts: opts, now: time.Now, clock: 20 * time.Second,
+		publish: func(_ string, s []discovery.Service, _ func(string, ...any)) (io.Closer, error) {
+			r.pub = append(r.pub, s)
+			return nothing{}, nil
+		},
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan int, 1)
+	go func() { done <- r.run(ctx, testRelease) }()
+	var code *int
+	r.stop = func() int {
+		cancel()
+		if code == nil {
+			c := <-done
+			code = &c
+		}
+		return *code
+	}
+	t.Cleanup(func() { r.stop() })
+	port := regexp.MustCompile(`Using network address \[::\]:(\d+)\n`)
+	r.wait(t, "Kernel "+testRelease+" is ready")
+	r.addr = "127.0.0.1:" + port.FindStringSubmatch(r.out.String())[1]
+	return r
+}
+
+func (r *running) wait(t *testing.T, text string) {
+	t.Helper()
+	for range 500 {
+		if strings.Contains(r.out.String(), text) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("the log lacks %q:\n%s", text, r.out.String())
+}
+
+func anybody(*x509.Certificate) error { return nil }
+
+func request(t *testing.T, args ...string) []byte {
+	t.Helper()
+	data, err := (&wire.Request{Version: "5.6", Release: testRelease, Arch: "x86_64", Args: args}).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func (r *running) ask(t *testing.T, archive []byte) *wire.Response {
+	t.Helper()
+	answer, err := (&wire.Client{Address: r.addr, Verify: anybody, Attempts: 1}).Exchange(context.Background(), archive)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, r.out.String())
+	}
+	got, err := wire.DecodeResponse(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestServer(t *testing.T) {
+	r := start(t, "-DX=1")
+	if got := r.ask(t, request(t, "-p2", "-ehello")); got.RC != 0 || string(got.Stdout) != "script hello\n" {
+		t.Errorf("got %d, %q, %q", got.RC, got.Stdout, got.Stderr)
+	}
+	// The certificate is the one in the directory, and the user's own client trusts it.
+	cert, err := (&wire.Client{Address: r.addr, Verify: anybody}).Contact(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := identity.Load(hostpaths.ServerIdentity(r.data), time.Now())
+	if err != nil || !id.Certificate.Equal(cert) {
+		t.Errorf("identity: %v", err)
+	}
+	store, err := trust.Read(hostpaths.UserPeerStore(r.data), trust.UserRules(os.Getuid(), r.data))
+	if err != nil || store.Trusts(cert.Raw, time.Now()) != nil {
+		t.Errorf("own trust: %v", err)
+	}
+	if len(r.pub) != 1 || len(r.pub[0]) != 1 || r.pub[0][0].TXT[0] != "sysinfo=6.1.0-test x86_64" || r.pub[0][0].TXT[1] != "optinfo=-DX=1" {
+		t.Errorf("published: %+v", r.pub)
+	}
+	if code := r.stop(); code != 0 {
+		t.Errorf("status %d", code)
+	}
+	log := r.out.String()
+	for _, want := range []string{
+		"===== compile server pid ", " starting as tester =====\n", "Using a maximum of 2 threads\n", "Certificate database ", "Accepted connection from 127.0.0.1:",
+		"Processing 1 request...\n", "Client version is 5.6\n", "Options passed from the client: -p2 -ehello\n", "msg=request", "level=stapdev", "Request from 127.0.0.1:",
+	} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log lacks %q:\n%s", want, log)
+		}
+	}
+	// Tools read the address as the ninth word of its line.
+	for _, line := range strings.Split(log, "\n") {
+		if f := strings.Fields(line); strings.Contains(line, "Using network address") && (len(f) != 9 || !strings.HasPrefix(f[8], "[::]:")) {
+			t.Errorf("line %q", line)
+		}
+	}
+}
+
+// Each of these is answered, or dropped, while another client is being served.
+func TestServerRefusesMalformed(t *testing.T) {
+	r := start(t, "--max-compressed-request=2000", "--max-request-size=4000")
+	busy := make(chan *wire.Response, 1)
+	go func() {
+		answer, _ := (&wire.Client{Address: r.addr, Verify: anybody}).Exchange(context.Background(), request(t, "-p2", "-ehello"))
+		got, _ := wire.DecodeResponse(answer)
+		busy <- got
+	}()
+	frame := func(n int32, body string) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, uint32(n)), body...)
+	}
+	big, err := wire.Frame(request(t, "-p2", "-e"+strings.Repeat("A", 5000)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		raw  []byte
+		want string
+	}{
+		{"negative length", frame(-5, ""), "Invalid request size: negative value"},
+		{"oversized length", frame(1<<30, strings.Repeat("x", 100000)), " request file is too large"},
+		{"truncated", frame(100, "abc"), "Expected 100 bytes, got 3"},
+		{"no length", []byte{0, 0}, "Error reading size of request file"},
+		{"junk", frame(4, "junk"), "Unable to extract client request"},
+		{"inflates too much", big, "Uncompressed request size of"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := tls.Dial("tcp", r.addr, &tls.Config{InsecureSkipVerify: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(10 * time.Second))
+			c.Write(tt.raw)
+			c.CloseWrite()
+			answer, err := io.ReadAll(c)
+			if len(answer) == 0 {
+				t.Fatalf("no answer: %v", err)
+			}
+			got, err := wire.DecodeResponse(answer)
+			if err != nil || got.RC != 1 || !got.HasStdout || got.Version != "5.6" || !strings.Contains(string(got.Stderr), tt.want) {
+				t.Errorf("got %+v, %v; want %q", got, err, tt.want)
+			}
+			if !strings.Contains(r.out.String(), tt.want) {
+				t.Errorf("the log lacks %q", tt.want)
+			}
+		})
+	}
+	if got := <-busy; got == nil || got.RC != 0 {
+		t.Errorf("the other client got %+v", got)
+	}
+}
+
+// Connections that say nothing do not keep others from being served.
+func TestServerIdleConnections(t *testing.T) {
+	r := start(t, "--max-threads=1")
+	for range 20 {
+		c, err := net.Dial("tcp", r.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	if got := r.ask(t, request(t, "-p2", "-ehello")); got.RC != 0 {
+		t.Errorf("got %d, %q", got.RC, got.Stderr)
+	}
+}
+
+func TestServerConcurrency(t *testing.T) {
+	r := start(t, "--max-threads=3")
+	ctx, cancel := context.WithCancel(context.Background())
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			(&wire.Client{Address: r.addr, Verify: anybody}).Exchange(ctx, request(t, "-p2", "-esleep"))
+		})
+	}
+	r.wait(t, "Processing 3 concurrent requests...")
+	r.wait(t, "Server is overloaded. Processing times may be longer than normal.")
+	// The clients go away: their workers end, and the slots are free again.
+	cancel()
+	clients.Wait()
+	begin := time.Now()
+	if got := r.ask(t, request(t, "-p2", "-ehello")); got.RC != 0 || time.Since(begin) > 10*time.Second {
+		t.Errorf("got %d, %q after %v", got.RC, got.Stderr, time.Since(begin))
+	}
+}
+
+func TestServerShutdownEndsWorkers(t *testing.T) {
+	r := start(t)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := (&wire.Client{Address: r.addr, Verify: anybody, Attempts: 1}).Exchange(context.Background(), request(t, "-p2", "-esleep"))
+		ended <- err
+	}()
+	r.wait(t, "Processing 1 request...")
+	begin := time.Now()
+	if code := r.stop(); code != 0 || time.Since(begin) > drainTime+5*time.Second {
+		t.Errorf("status %d after %v", code, time.Since(begin))
+	}
+	<-ended
+	if log := r.out.String(); !strings.Contains(log, "Waiting for 1 outstanding requests to complete...") || !strings.Contains(log, "Timeout reached, exiting (forced)") {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+func TestServerKeepsNothing(t *testing.T) {
+	r := start(t)
+	r.ask(t, request(t, "-p2", "-ehello"))
+	settle := func() (int, int) {
+		time.Sleep(200 * time.Millisecond)
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return runtime.NumGoroutine(), len(fds)
+	}
+	g0, f0 := settle()
+	for range 30 {
+		r.ask(t, request(t, "-p2", "-ehello"))
+	}
+	if g, f := settle(); g > g0 || f > f0 {
+		t.Errorf("goroutines %d, then %d; files %d, then %d", g0, g, f0, f)
+	}
+	if left, _ := filepath.Glob(filepath.Join(r.inv.Getenv("TMPDIR"), "*")); len(left) != 0 {
+		t.Errorf("left over: %q", left)
+	}
+}
+
+func TestRefusesRoot(t *testing.T) {
+	var out bytes.Buffer
+	opts, err := parse(nil, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{inv: &invocation.Invocation{Stderr: &out}, opts: opts, now: time.Now}
+	if code := s.run(context.Background(), testRelease); code != 1 || !strings.Contains(out.String(), "For security reasons, invocation of stap-serverd as root is not supported.") {
+		t.Errorf("got %d, %q", code, out.String())
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for args, want := range map[string]string{
+		"--port=x": "cannot parse number '--port=x'", "--port=70000": "invalid entry: port must be between 0 and 65535 '--port=70000'",
+		"--max-threads=-1":             "invalid entry: max threads must not be negative '--max-threads=-1'",
+		"--max-threads=a":              "cannot parse number '--max-threads=a'",
+		"--max-request-size=0":         "invalid entry: max (uncompressed) request size must be greater than 0 '--max-request-size=0'",
+		"--max-compressed-request=0":   "invalid entry: max compressed request size must be greater than 0 '--max-compressed-request=0'",
+		"--max-compressed-request=abc": "cannot parse number '--max-compressed-request=abc'",
+		"--key-type=dsa":               `"dsa"`,
+		"-I /tapset":                   "option -I is not supported",
+		"-R /runtime":                  "option -R is not supported",
+		"-B X=1":                       "option -B is not supported",
+		"-P":                           "option -P is not supported",
+		"-D a-b":                       "Safety pattern mismatch",
+		"-r /nonexistent":              `"/nonexistent"`,
+		"--nosuch":                     "unrecognized option",
+	} {
+		if _, err := parse(strings.Fields(args), 1); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", args, err, want)
+		}
+	}
+	o, err := parse([]string{"--port=0x10", "--max-threads=010", "-r6.1", "-r5.9", "word"}, 1)
+	if err != nil || o.port != 16 || o.threads != 8 || len(o.ignored) != 1 {
+		t.Errorf("got %+v, %v", o, err)
+	}
+	if k := o.kernels("6.0"); len(k) != 3 || k[0].Name != "5.9" || k[1].Name != "6.0" {
+		t.Errorf("kernels: got %+v", k)
+	}
+}
+
+func TestBadRC(t *testing.T) {
+	dir := t.TempDir()
+	for text, want := range map[string]string{"--rlimit-cpu=$X": "'$'", "--nosuch": "unrecognized option"} {
+		if err := os.WriteFile(filepath.Join(dir, "rc"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := (&server{data: dir}).rc(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "rc"), []byte("--rlimit-cpu=7\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	words, limits, err := (&server{data: dir}).rc()
+	if err != nil || len(words) != 1 || len(limits) != 2 {
+		t.Errorf("got %q, %+v, %v", words, limits, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "rc"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, limits, err := (&server{data: dir}).rc(); err != nil || len(limits) != 3 || errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no limits set: got %+v, %v", limits, err)
+	}
+}
