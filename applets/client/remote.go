@@ -18,7 +18,7 @@ import (
 // remote has a server do passes 1 to 4.
 func (c *client) remote(ctx context.Context) outcome {
 	start := c.now()
-	if c.opts.Verbose > 0 || len(c.reasons) > 0 && c.opts.Verbose > 0 {
+	if c.opts.Verbose > 0 {
 		c.say("Using a compile server.")
 	}
 	failed := func() outcome {
