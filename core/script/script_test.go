@@ -3,6 +3,7 @@ package script
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -196,6 +197,33 @@ func TestLimits(t *testing.T) {
 	o.Args = []string{rep("x", 1<<20)}
 	if got := say("probe begin { "+rep("$1 ", 1000)+"}", 1, o); !strings.Contains(got, "script arguments are inserted too often") {
 		t.Errorf("arguments: got %.200s", got)
+	}
+}
+
+// The time for large scripts must not explode.
+func TestLargeScripts(t *testing.T) {
+	many := func(n int, f func(i int) string) string {
+		var b strings.Builder
+		for i := range n {
+			b.WriteString(f(i))
+		}
+		return b.String()
+	}
+	for name, text := range map[string]string{
+		"globals":   many(10000, func(i int) string { return fmt.Sprintf("global g%d\n", i) }) + "probe begin {" + many(10000, func(i int) string { return fmt.Sprintf("g%d = %d ", i, i) }) + "}",
+		"locals":    "probe begin {" + many(10000, func(i int) string { return fmt.Sprintf("println(v%d) ", i) }) + "}",
+		"backwards": "probe begin {" + many(5000, func(i int) string { return fmt.Sprintf("a%d = a%d println(a%d) ", i, i+1, i) }) + "a5000 = 1 }",
+		"functions": many(5000, func(i int) string { return fmt.Sprintf("function f%d(x) { return f%d(x) }\n", i, (i+1)%5000) }) + "probe begin { f1(1) println(f2(2)) }",
+		"dead":      "probe begin {" + many(5000, func(i int) string { return fmt.Sprintf("a%d = a%d ", i, i+1) }) + "println(1) }",
+		"aliases":   many(2000, func(i int) string { return fmt.Sprintf("probe a%d = begin {}\n", i) }) + many(2000, func(i int) string { return fmt.Sprintf("probe a%d { println(1) }\n", i) }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			start := time.Now()
+			say(text, 2, opts)
+			if d := time.Since(start); d > 20*time.Second {
+				t.Errorf("took %v", d)
+			}
+		})
 	}
 }
 

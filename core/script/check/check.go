@@ -37,7 +37,10 @@ type checker struct {
 	typeAt  map[any]*token.Token      // where a type was first inferred
 	globals map[*ast.Var]bool         // in use
 
-	declared map[*ast.Function]bool // return type given in the source
+	globalsByName   map[string][]declared[*ast.Var]
+	functionsByName map[string][]declared[*ast.Function]
+
+	fixedRet map[*ast.Function]bool // return type given in the source
 	steps    int                    // probe points looked at
 	copied   int                    // size of the handlers
 	deleting map[ast.Expr]bool      // operands of delete
@@ -54,7 +57,7 @@ func Check(user, library []*ast.File, opts Options) (*Program, error) {
 		done: map[*ast.Function]bool{}, firstAt: map[*ast.Var]*token.Token{}, typeAt: map[any]*token.Token{},
 		globals: map[*ast.Var]bool{}}
 	for _, step := range []func(){
-		c.derive, c.duplicates, c.resolveAll, c.privileges, c.neverAssigned, c.elide, c.constructs, c.types, c.display, c.finish,
+		c.index, c.derive, c.duplicates, c.resolveAll, c.privileges, c.neverAssigned, c.elide, c.constructs, c.types, c.display, c.finish,
 	} {
 		step()
 		if len(c.errs) > 0 {
@@ -64,16 +67,19 @@ func Check(user, library []*ast.File, opts Options) (*Program, error) {
 	return c.prog, nil
 }
 
+// maxMessages bounds what a hostile script can make the passes say.
+const maxMessages = 200
+
 func (c *checker) err(t *token.Token, format string, args ...any) *diag.Diagnostic {
 	d := &diag.Diagnostic{Severity: diag.SemanticError, Message: fmt.Sprintf(format, args...), Tok: t}
-	if len(c.errs) < 200 {
+	if len(c.errs) < maxMessages {
 		c.errs = append(c.errs, d)
 	}
 	return d
 }
 
 func (c *checker) warn(t *token.Token, format string, args ...any) {
-	if t != nil && t.Pos.File != nil && t.Pos.File.Tapset {
+	if t != nil && t.Pos.File != nil && t.Pos.File.Tapset || len(c.prog.Warnings) >= maxMessages {
 		return
 	}
 	c.prog.Warnings = append(c.prog.Warnings, &diag.Diagnostic{Severity: diag.Warning, Message: fmt.Sprintf(format, args...), Tok: t})
@@ -83,7 +89,7 @@ func cause(t *token.Token, format string, args ...any) *diag.Diagnostic {
 	return &diag.Diagnostic{Severity: diag.SemanticError, Message: fmt.Sprintf(format, args...), Tok: t}
 }
 
-// allowed reports whether the script's level is stapdev.
+// stapdev reports whether the script's level is stapdev.
 func (c *checker) stapdev() bool { return c.opts.Privilege.Contains(privilege.StapDev) }
 
 // duplicates looks for names declared twice in the files of the script.
@@ -118,21 +124,36 @@ func newScope(file *token.File, params []*ast.Var) *scope {
 	return s
 }
 
-func (c *checker) global(file *token.File, name string) *ast.Var {
-	var found *ast.Var
+// index prepares the look-up of names.
+func (c *checker) index() {
+	c.globalsByName = map[string][]declared[*ast.Var]{}
+	c.functionsByName = map[string][]declared[*ast.Function]{}
 	for _, list := range [][]*ast.File{c.user, c.library} {
 		for _, f := range list {
 			for _, g := range f.Globals {
-				if g.Name != name {
-					continue
-				}
-				if f.Source == file {
-					return g
-				}
-				if !g.Private && found == nil && (!f.Source.Tapset || file.Tapset) {
-					found = g
-				}
+				c.globalsByName[g.Name] = append(c.globalsByName[g.Name], declared[*ast.Var]{f.Source, g})
 			}
+			for _, fn := range f.Functions {
+				c.functionsByName[fn.Name] = append(c.functionsByName[fn.Name], declared[*ast.Function]{f.Source, fn})
+			}
+		}
+	}
+}
+
+// declared is something with the file that declares it.
+type declared[T any] struct {
+	file *token.File
+	what T
+}
+
+func (c *checker) global(file *token.File, name string) *ast.Var {
+	var found *ast.Var
+	for _, d := range c.globalsByName[name] {
+		if d.file == file {
+			return d.what
+		}
+		if !d.what.Private && found == nil && (!d.file.Tapset || file.Tapset) {
+			found = d.what
 		}
 	}
 	return found
@@ -141,13 +162,9 @@ func (c *checker) global(file *token.File, name string) *ast.Var {
 // functions are the candidates for a call, in the order they are tried.
 func (c *checker) functions(file *token.File, name string) []*ast.Function {
 	var out []*ast.Function
-	for _, list := range [][]*ast.File{c.user, c.library} {
-		for _, f := range list {
-			for _, fn := range f.Functions {
-				if fn.Name == name && (!fn.Private || f.Source == file) {
-					out = append(out, fn)
-				}
-			}
+	for _, d := range c.functionsByName[name] {
+		if !d.what.Private || d.file == file {
+			out = append(out, d.what)
 		}
 	}
 	sort.SliceStable(out, func(i, j int) bool { return out[i].Priority < out[j].Priority })
@@ -426,11 +443,16 @@ func (c *checker) functionNames() []string {
 	return names
 }
 
+const maxSimilar = 400
+
 // similar is " (similar: a, b)" with the up to five names nearest to name.
 func similar(name string, names []string) string {
 	type cand struct {
 		name string
 		d    int
+	}
+	if len(names) > maxSimilar {
+		return "" // comparing is quadratic
 	}
 	seen := map[string]bool{}
 	var list []cand
@@ -622,7 +644,7 @@ func (c *checker) neverAssigned() {
 			}
 			var others []string
 			for _, o := range locals {
-				if o != v {
+				if o != v && len(locals) <= maxSimilar {
 					others = append(others, o.Name)
 				}
 			}

@@ -13,7 +13,7 @@ func (c *checker) elide() {
 	if c.opts.Unoptimized {
 		return
 	}
-	for round := 0; round < 1000; round++ {
+	for round := range maxRounds {
 		changed := false
 		u := c.uses()
 		pure := c.pureFunctions()

@@ -52,7 +52,7 @@ func (c *checker) derive() {
 				var found []*Probe
 				d := c.resolvePoint(q, p, p.Body, []string{whole}, nil, &found)
 				if d != nil {
-					if !q.Optional {
+					if !q.Optional && len(c.errs) < maxMessages {
 						c.errs = append(c.errs, wrap(q, d))
 					}
 					continue
@@ -179,7 +179,7 @@ func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, bod
 		was := len(*out)
 		if d := c.resolvePoint(np, src, whole, next, open, out); d != nil {
 			if !p.Optional && !q.Optional {
-				if len(c.errs) < 200 {
+				if len(c.errs) < maxMessages {
 					c.errs = append(c.errs, wrap(p, d))
 				}
 				failed = d

@@ -19,16 +19,20 @@ type inference struct {
 	declared   map[*ast.Function]bool
 }
 
+// maxRounds bounds inference: a script whose types flow backwards through
+// more variables than this keeps unresolved ones.
+const maxRounds = 500
+
 func (c *checker) types() {
-	t := &inference{c: c, unresolved: map[*ast.Var]bool{}, declared: c.declared}
+	t := &inference{c: c, unresolved: map[*ast.Var]bool{}, declared: c.fixedRet}
 	if t.declared == nil {
 		t.declared = map[*ast.Function]bool{}
 		for _, f := range c.order {
 			t.declared[f] = f.Ret != ast.Unknown
 		}
-		c.declared = t.declared
+		c.fixedRet = t.declared
 	}
-	for round := 0; round < 100000; round++ {
+	for range maxRounds {
 		t.changed = false
 		t.all()
 		if !t.changed {

@@ -147,6 +147,9 @@ func (r *Renderer) Close() {
 	}
 }
 
+// maxLine is the longest source line that is shown.
+const maxLine = 8192
+
 // source writes the source line of t and a caret below it, with the label
 // right-aligned in a column of the given width.
 func source(b *strings.Builder, t *token.Token, width int, c Colors) {
@@ -154,6 +157,9 @@ func source(b *strings.Builder, t *token.Token, width int, c Colors) {
 		return
 	}
 	line := t.Pos.File.Line(t.Pos.Line)
+	if len(line) > maxLine {
+		return
+	}
 	fmt.Fprintf(b, "%*s: %s\n%*s  ", width, paint(c.Source, "source"), line, width, "")
 	for i := 0; i < t.Pos.Col-1 && i < len(line); i++ {
 		if line[i] == '\t' {

@@ -38,16 +38,17 @@ func (o *Options) report(d *diag.Diagnostic) {
 const maxErrors = 200
 
 type parser struct {
-	pp     *preprocessor
-	opts   *Options
-	file   *token.File
-	ahead  *token.Token
-	last   *token.Token // what "saw:" shows
-	seen   bool
-	depth  int
-	links  int // operators in the current top level item
-	inFunc bool
-	histOK bool // a histogram may stand here: print's argument
+	pp          *preprocessor
+	opts        *Options
+	file        *token.File
+	ahead       *token.Token
+	last        *token.Token // what "saw:" shows
+	seen        bool
+	depth       int
+	links       int // operators in the current top level item
+	globalNames map[string]bool
+	inFunc      bool
+	histOK      bool // a histogram may stand here: print's argument
 }
 
 // Parse reads one file. The error is a *diag.List.
@@ -60,7 +61,7 @@ func Parse(f *token.File, opts Options) (*ast.File, error) {
 	if len(f.Text) > token.MaxSource {
 		return nil, &diag.List{Pass: 1, Notes: []string{"Input file '" + f.Name + "' is larger than " + itoa(token.MaxSource) + " bytes."}}
 	}
-	p := &parser{file: f, opts: &opts}
+	p := &parser{file: f, opts: &opts, globalNames: map[string]bool{}}
 	p.pp = &preprocessor{opts: &opts, scan: token.NewScanner(f, opts.Args), macros: map[string]*macro{}}
 	out := &ast.File{Source: f}
 	for len(errs) < maxErrors {
@@ -315,11 +316,10 @@ func (p *parser) literal() ast.Expr {
 func (p *parser) globals(out *ast.File, private bool) {
 	for {
 		t := p.ident()
-		for _, g := range out.Globals {
-			if g.Name == t.Text {
-				failSaw(t, "duplicate global name")
-			}
+		if p.globalNames[t.Text] {
+			failSaw(t, "duplicate global name")
 		}
+		p.globalNames[t.Text] = true
 		v := &ast.Var{Name: t.Text, Tok: t, Kind: ast.Global, Arity: -1, Private: private}
 		out.Globals = append(out.Globals, v)
 		if p.accept("%") {
