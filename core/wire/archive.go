@@ -37,6 +37,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"sync"
 )
 
 // File is a regular file in an archive.
@@ -209,12 +210,38 @@ func checkName(name string) error {
 	return nil
 }
 
+// compressors holds idle compressors by level: each is about a megabyte, and a
+// server needs one for every member of every answer.
+var compressors [flate.BestCompression + 1]sync.Pool
+
+type compressor struct {
+	*flate.Writer
+	pool *sync.Pool
+}
+
+func (c *compressor) Close() error {
+	err := c.Writer.Close()
+	c.pool.Put(c.Writer)
+	return err
+}
+
 // writeArchive is the inverse of readArchive. level is a flate level: requests
 // are small and limited in size, responses are large and waited for.
 func writeArchive(files []File, level int) ([]byte, error) {
 	var b bytes.Buffer
 	z := zip.NewWriter(&b)
-	z.RegisterCompressor(zip.Deflate, func(w io.Writer) (io.WriteCloser, error) { return flate.NewWriter(w, level) })
+	z.RegisterCompressor(zip.Deflate, func(w io.Writer) (io.WriteCloser, error) {
+		pool := &compressors[level]
+		c, ok := pool.Get().(*flate.Writer)
+		if !ok {
+			var err error
+			if c, err = flate.NewWriter(nil, level); err != nil {
+				return nil, err
+			}
+		}
+		c.Reset(w)
+		return &compressor{c, pool}, nil
+	})
 	seen := make(map[string]bool)
 	for _, f := range files {
 		if err := checkName(f.Name); err != nil {
