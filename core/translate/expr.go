@@ -432,7 +432,13 @@ func (b *body) call(x *ast.Call, wanted bool) string {
 		b.line("}")
 	}
 	if last := x.Funcs[len(x.Funcs)-1]; last.Next {
+		b.line("if (c->next) {")
+		b.indent++
 		b.line("c->next = 0;")
+		b.line("stp_fail(c, \"all functions exhausted\", %s);", quote(where(x.Tok)))
+		b.line("%s", b.goTo(b.onError))
+		b.indent--
+		b.line("}")
 	}
 	if f.Ret == ast.Unknown {
 		return "0LL"
@@ -465,7 +471,7 @@ func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []strin
 	switch {
 	case f.C == nil:
 		b.check()
-	case f.Name == "error":
+	case f.Name == "error", f.Name == "stringat", f.Name == "ctime", f.Name == "randint":
 		b.line("c->where = %s;", quote(where(x.Tok)))
 		b.check()
 	}

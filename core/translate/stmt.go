@@ -181,8 +181,9 @@ func (g *gen) function(f *ast.Function) string {
 		b.line("ret[0] = 0;")
 	}
 	b.clear(f.Locals)
+	b.flush(1, f.Tok)
 	b.stmt(f.Body)
-	b.flush(0, bodyToken(f.Body, f.Tok))
+	b.flush(0, f.Tok)
 	name := "fn_" + cname(f.Unique)
 	result, failed := "\treturn ret;\n", "return 0;"
 	ret := "\tint64_t ret = 0;\n"
@@ -273,9 +274,6 @@ func (b *body) statement(s ast.Stmt) {
 		for _, q := range s.Stmts {
 			b.stmt(q)
 		}
-		if len(s.Stmts) > 0 {
-			b.flush(0, bodyToken(s, s.Token()))
-		}
 		return
 	}
 	b.line("/* %s */", place(s.Token()))
@@ -357,6 +355,7 @@ func (b *body) forLoop(s *ast.For) {
 	if b.used[fmt.Sprintf("break_%d", id)] {
 		b.label(fmt.Sprintf("break_%d", id))
 	}
+	b.pending += 2 // what leaving such a loop is seen to cost upstream
 }
 
 // jump goes to the end of the innermost loop or of its round.
@@ -471,7 +470,7 @@ func (b *body) ret(s *ast.Return) {
 			b.line("ret = %s;", v)
 		}
 	}
-	b.flush(1, s.Token())
+	b.flush(0, s.Token())
 	b.leaveLoops(0)
 	b.line("%s", b.goTo("out"))
 }

@@ -277,6 +277,7 @@ func (g *gen) probes() {
 			written[v] = true
 		}
 	}
+	bit := map[bool]int{true: 1}
 	var table, run, locks strings.Builder
 	nlocks, frame := 0, 0
 	for i, p := range probes {
@@ -325,11 +326,7 @@ func (g *gen) probes() {
 		for _, k := range v.Keys {
 			types = append(types, ctype(k))
 		}
-		wrap := 0
-		if v.Wrap {
-			wrap = 1
-		}
-		g.printf("\t{ %s, &%s, %d, %d, %d, { %s } },\n", quote(v.Name), g.names[v], size, wrap, len(v.Keys), strings.Join(types, ", "))
+		g.printf("\t{ %s, &%s, %d, %d, %d, %d, { %s } },\n", quote(v.Name), g.names[v], size, bit[v.MaxSize != 0], bit[v.Wrap], len(v.Keys), strings.Join(types, ", "))
 	}
 	g.printf("\t{ \"\" }\n};\n\n")
 	l := g.limits
@@ -357,7 +354,6 @@ func (g *gen) probes() {
 };
 `, len(probes), nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
 		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack, l.overloadInterval, l.overloadThreshold, suppress)
-	bit := map[bool]int{true: 1}
 	g.printf("STP_SCRIPT_PARTS(%d, %d)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], uint32(g.prog.Privilege))
 }
 

@@ -34,22 +34,26 @@ int64_t stp_fn_randint(struct stp_context *c, int64_t n)
 {
 	u64 r = (u64)get_random_u32() << 32 | get_random_u32();
 
-	return n > 0 ? r % (u64)n : 0;
+	if (n < 0 || n > 1 << 20) {
+		c->error = "range too wide";
+		return 0;
+	}
+	return n ? r % (u64)n : 0;
 }
 
-/* "Thu Jan  1 00:00:00 1970": the proleptic Gregorian calendar, UTC. */
+/* "Thu Jan  1 00:00:00 1970", UTC. Upstream converts no more than 32 bits. */
 void stp_fn_ctime(struct stp_context *c, char *out, int64_t seconds)
 {
 	static const char days[] = "SunMonTueWedThuFriSat", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
 	struct tm tm;
 
-	/* Years of four digits only, as the text has room for. */
-	if (seconds > 253402300799LL) {
-		stp_strcpy(out, "far far in the future");
+	out[0] = 0;
+	if (seconds > S32_MAX) {
+		c->error = "Time too far in the future to be converted";
 		return;
 	}
-	if (seconds < -62135596800LL) {
-		stp_strcpy(out, "a long, long time ago...");
+	if (seconds < S32_MIN) {
+		c->error = "Time too far in the past to be converted";
 		return;
 	}
 	time64_to_tm(seconds, 0, &tm);

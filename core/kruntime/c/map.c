@@ -186,7 +186,8 @@ static struct stp_node *stp_find_or_add(struct stp_context *c, struct stp_map *m
 	if (list_empty(&m->free)) {
 		if (!m->a->wrap) {
 			snprintf(c->error_text, stp_script.string_size,
-				 "Array overflow, check size limit (%u)", m->a->size);
+				 m->a->sized ? "Array overflow, check size limit (%u)" :
+				 "Array overflow, check MAXMAPENTRIES", m->a->size);
 			stp_fail(c, c->error_text, where);
 			return NULL;
 		}

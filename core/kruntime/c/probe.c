@@ -90,11 +90,15 @@ static bool stp_lock(const unsigned int *locks, unsigned int n)
 	return true;
 }
 
-/* The error line, with the calls that led to it, innermost first. */
+/* The error line, with the calls that led to it, innermost first. Like any
+ * other text of a script it is no longer than MAXSTRINGLEN. */
 static void stp_report(struct stp_cpu *k, const struct stp_probe *p)
 {
-	stp_message("ERROR: %s%s%s%s in probe %s\n", k->c.error, k->c.where ? " near " : "",
-		    k->c.where ?: "", k->c.trace, p->point);
+	char text[376];
+
+	snprintf(text, min_t(size_t, sizeof(text), stp_script.string_size), "%s%s%s%s in probe %s",
+		 k->c.error, k->c.where ? " near " : "", k->c.where ?: "", k->c.trace, p->point);
+	stp_message("ERROR: %s\n", text);
 	if (atomic_inc_return(&stp_errors) > stp_script.max_errors && !stp_script.suppress_errors)
 		stp_too_many(NULL);
 }
@@ -198,48 +202,6 @@ void stp_run_kind(int kind, int state)
 		stp_run_probe(i, atomic_read(&stp_state));
 		cond_resched();
 	}
-}
-
-void *stp_enter(struct stp_context *c, unsigned int size, const char *where)
-{
-	char *f = c->frame;
-
-	c->where = where;
-	if (c->nesting >= stp_script.max_nesting || c->frame_end - f < (long)size ||
-	    (unsigned long)__builtin_frame_address(0) < c->stack_low) {
-		c->error = "MAXNESTING exceeded";
-		return NULL;
-	}
-	c->nesting++;
-	c->frame = f + size;
-	return f;
-}
-
-/* On the way out of an error every level adds where it was called from. */
-void stp_leave(struct stp_context *c, unsigned int size, const char *where)
-{
-	c->nesting--;
-	c->frame -= size;
-	if (unlikely(c->error)) {
-		size_t n = strnlen(c->trace, sizeof(c->trace));
-
-		snprintf(c->trace + n, sizeof(c->trace) - n, " (called from %s)", where);
-	}
-}
-
-void stp_caught(struct stp_context *c, char *out)
-{
-	if (out)
-		stp_strcpy(out, c->error);
-	c->error = NULL;
-	c->trace[0] = 0;
-}
-
-/* Keeps a text that lives in a frame as the pending error. */
-void stp_fn_error(struct stp_context *c, const char *text)
-{
-	stp_strcpy(c->error_text, text);
-	c->error = c->error_text;
 }
 
 void stp_fn_exit(struct stp_context *c)

@@ -48,6 +48,7 @@ struct stp_array {
 	const char *name;
 	struct stp_map **map;
 	unsigned int size;
+	unsigned char sized;		/* size is the declaration's, not MAXMAPENTRIES */
 	unsigned char wrap, nkeys;
 	unsigned char types[14];
 };

@@ -31,8 +31,11 @@ int64_t stp_fn_stringat(struct stp_context *c, const char *s, int64_t pos)
 {
 	int64_t n = stp_len(s);
 
-	/* The terminating zero belongs to the string, as upstream sees it. */
-	return pos < 0 || pos >= n ? 0 : (unsigned char)s[pos];
+	if (pos < 0 || pos >= n) {
+		c->error = "Position out of bounds";
+		return 0;
+	}
+	return (unsigned char)s[pos];
 }
 
 int64_t stp_fn_isinstr(struct stp_context *c, const char *s, const char *part)
@@ -54,24 +57,26 @@ void stp_fn_str_replace(struct stp_context *c, char *out, const char *s, const c
 	stp_append(out, n, s, stp_len(s));
 }
 
-/* Escapes s so that it can stand in C quotes, cutting at max bytes of input. */
-static size_t stp_escape_text(char *out, size_t n, size_t room, const char *s, size_t max)
+/* One byte as it is written inside C quotes; answers the number of characters. */
+static size_t stp_escape_byte(char *to, unsigned char ch)
 {
 	static const char from[] = "\a\b\f\n\r\t\v\"\\", names[] = "abfnrtv\"\\";
-	const char *hit;
-	char buf[5];
-	size_t i, len;
+	const char *hit = strchr(from, ch);
 
-	for (i = 0; i < max && s[i]; i++) {
-		unsigned char ch = s[i];
+	if (hit)
+		return snprintf(to, 5, "\\%c", names[hit - from]);
+	return snprintf(to, 5, ch >= 0x20 && ch < 0x7f ? "%c" : "\\%03o", ch);
+}
 
-		hit = strchr(from, ch);
-		if (hit)
-			len = snprintf(buf, sizeof(buf), "\\%c", names[hit - from]);
-		else if (ch >= 0x20 && ch < 0x7f)
-			len = snprintf(buf, sizeof(buf), "%c", ch);
-		else
-			len = snprintf(buf, sizeof(buf), "\\%03o", ch);
+/* Appends the escaped form of s from byte *at on, while it fits into room
+ * characters of output; *at is then the first byte left out. */
+static size_t stp_escape_text(char *out, size_t n, size_t room, const char *s, size_t *at)
+{
+	char buf[8];
+	size_t len;
+
+	for (; *at < SIZE - 1 && s[*at]; ++*at) {
+		len = stp_escape_byte(buf, s[*at]);
 		if (n + len > room)
 			break;
 		n = stp_append(out, n, buf, len);
@@ -81,23 +86,33 @@ static size_t stp_escape_text(char *out, size_t n, size_t room, const char *s, s
 
 void stp_fn_text_str(struct stp_context *c, char *out, const char *s)
 {
+	size_t at = 0;
+
 	out[0] = 0;
-	stp_escape_text(out, 0, SIZE - 1, s, SIZE - 1);
+	stp_escape_text(out, 0, SIZE - 1, s, &at);
 }
 
+/* At most len characters of output. Quoted text says with "..." after the
+ * quotes that it was cut, and makes room for that and the quotes. */
 void stp_fn_text_strn(struct stp_context *c, char *out, const char *s, int64_t len, int64_t quoted)
 {
-	size_t n = 0, max = len <= 0 || len > SIZE - 1 ? SIZE - 1 : len;
-	bool cut = stp_len(s) > max;
+	size_t room = len <= 0 || len > SIZE - 1 ? SIZE - 1 : len, n, at = 0;
 
 	out[0] = 0;
-	if (quoted)
-		n = stp_append(out, n, "\"", 1);
-	n = stp_escape_text(out, n, SIZE - 6, s, max);
-	if (quoted)
-		n = stp_append(out, n, "\"", 1);
-	if (cut)
-		stp_append(out, n, "...", 3);
+	if (!quoted) {
+		stp_escape_text(out, 0, room, s, &at);
+		return;
+	}
+	n = stp_append(out, 0, "\"", 1);
+	n = stp_escape_text(out, n, room - 1, s, &at);
+	if (at >= SIZE - 1 || !s[at]) {
+		stp_append(out, n, "\"", 1);
+		return;
+	}
+	at = 0;
+	n = stp_escape_text(out, 1, room < 4 ? 1 : room - 4, s, &at);
+	out[n] = 0;
+	stp_append(out, n, "\"...", 4);
 }
 
 /* One string per CPU is being cut up: a call with text starts a new one, a
