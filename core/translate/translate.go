@@ -24,6 +24,7 @@ import (
 	"strings"
 
 	"stapbox/core/kruntime"
+	"stapbox/core/privilege"
 	"stapbox/core/script/ast"
 	"stapbox/core/script/check"
 	"stapbox/core/script/token"
@@ -354,7 +355,19 @@ func (g *gen) probes() {
 };
 `, len(probes), nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
 		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack, l.overloadInterval, l.overloadThreshold, suppress)
-	g.printf("STP_SCRIPT_PARTS(%d, %d)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], uint32(g.prog.Privilege))
+	g.printf("STP_SCRIPT_PARTS(%d, %d)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], required(g.prog.Privilege))
+}
+
+// required is the value of .stap_privilege: one level, the highest of the set.
+// No level at all means the highest there is.
+func required(l privilege.Level) uint32 {
+	switch {
+	case l.Contains(privilege.StapDev) || l == privilege.None:
+		return uint32(privilege.StapDev)
+	case l.Contains(privilege.StapSys):
+		return uint32(privilege.StapSys)
+	}
+	return uint32(privilege.StapUsr)
 }
 
 func ctype(t ast.Type) string {
