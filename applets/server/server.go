@@ -21,6 +21,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -97,6 +98,9 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 		fmt.Fprintf(inv.Stdout, "stap-serverd (stapbox %s, protocol version %s)\n", version.Version, version.Protocol)
 		return 0
 	}
+	// The work is done by workers; what is left here is little, and a server
+	// that idles for weeks should keep little.
+	debug.SetGCPercent(25)
 	release, arch, node := compile.Uname()
 	s := &server{
 		inv: inv, euid: os.Geteuid(), uid: os.Getuid(), node: node, arch: arch, opts: opts,
