@@ -159,6 +159,10 @@ func become(description string) error {
 		}
 	}
 	if r.UserNamespace {
+		// Changing ids made /proc/self root's, where the maps are written.
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+			return err
+		}
 		return inUserNamespace(r)
 	}
 	if r.Personality != 0 {

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -63,8 +65,9 @@ type Guest struct {
 	waiting map[int]chan request.Answer
 }
 
-// modules a Debian cloud kernel needs for a network card, in order.
-var networkModules = []string{"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover", "virtio_net", "af_packet"}
+// networkModules are what a Debian cloud kernel needs for a network card; what
+// they depend on comes with them.
+var networkModules = []string{"virtio_pci", "virtio_net", "af_packet"}
 
 const initScript = `#!/bin/busybox sh
 export PATH=/usr/bin:/bin:/usr/sbin:/sbin
@@ -124,40 +127,59 @@ func (l *Lab) baseImage(k *Kernel) (*Image, error) {
 	im.File("etc/group", 0o644, []byte("root:x:0:\ndev:x:1001:\nusr:x:1002:\nsys:x:1003:\nusr2:x:1005:\nnogroup:x:65534:\nstapusr:x:156:dev,usr,usr2,sys\nstapsys:x:157:sys\nstapdev:x:158:dev\n"))
 	im.File("etc/hosts", 0o644, []byte("127.0.0.1 localhost production\n"))
 	im.File("etc/profile", 0o644, []byte("export PATH=/usr/bin:/bin:/usr/sbin:/sbin\nexport PS1='\\u@production$ '\n"))
-	var list []string
+	order, err := addModules(im, k, networkModules)
+	if err != nil {
+		return nil, err
+	}
+	im.File("lib/modules/network", 0o644, []byte(strings.Join(order, "\n")+"\n"))
+	im.Dir("lib/modules/"+k.Release, 0o755)
+	return im, nil
+}
+
+// addModules puts kernel modules into the image, and gives their file names in
+// the order in which they load. A name that is no module is built in.
+func addModules(im *Image, k *Kernel, names []string) (order []string, err error) {
+	files := map[string]string{}
 	err = filepath.WalkDir(filepath.Join(k.Modules, "kernel"), func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
+		if err == nil && !d.IsDir() {
+			files[strings.ReplaceAll(strings.SplitN(d.Name(), ".", 2)[0], "-", "_")] = path
 		}
-		name := strings.ReplaceAll(strings.SplitN(d.Name(), ".", 2)[0], "-", "_")
-		for i, want := range networkModules {
-			if name != want {
-				continue
-			}
-			data, err := moduleBytes(path)
-			if err != nil {
-				return err
-			}
-			im.File("lib/modules/"+name+".ko", 0o644, data)
-			list = append(list, fmt.Sprintf("%02d %s.ko", i, name))
-		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	var ordered strings.Builder
-	for i := range networkModules {
-		for _, e := range list {
-			if n, file, _ := strings.Cut(e, " "); n == fmt.Sprintf("%02d", i) {
-				ordered.WriteString(file + "\n")
+	var add func(name string) error
+	add = func(name string) error {
+		path, ok := files[name]
+		if !ok || slices.Contains(order, name+".ko") {
+			return nil
+		}
+		data, err := moduleBytes(path)
+		if err != nil {
+			return err
+		}
+		if m := dependsField.FindSubmatch(data); m != nil && len(m[1]) > 0 {
+			for _, d := range strings.Split(string(m[1]), ",") {
+				if err := add(d); err != nil {
+					return err
+				}
 			}
 		}
+		im.File("lib/modules/"+name+".ko", 0o644, data)
+		order = append(order, name+".ko")
+		return nil
 	}
-	im.File("lib/modules/network", 0o644, []byte(ordered.String()))
-	im.Dir("lib/modules/"+k.Release, 0o755)
-	return im, nil
+	for _, n := range names {
+		if err := add(n); err != nil {
+			return nil, err
+		}
+	}
+	return order, nil
 }
+
+// dependsField is the field of .modinfo with the modules a module needs.
+var dependsField = regexp.MustCompile(`\x00depends=([a-z0-9_,]*)\x00`)
 
 // moduleBytes reads a module file, uncompressed if need be.
 func moduleBytes(path string) ([]byte, error) {
