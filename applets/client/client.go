@@ -1,4 +1,4 @@
-// Package client is the applet stap: it reads a script, has it translated here
+// Package client is the applet stap (and stap-client, stap-find-servers): it reads a script, has it translated here
 // or by a compile server, and hands the module to staprun. It also manages
 // which servers are trusted.
 //
@@ -46,7 +46,8 @@ type client struct {
 
 	hostPeers, signers string
 	hostRules          trust.Rules
-	staprun            string // "" to look for it
+	extra              []store // peer stores that are searched before the user's
+	staprun            string  // "" to look for it
 	browse             browseFunc
 	backend            compile.Backend
 	now                func() time.Time
@@ -80,6 +81,12 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 			cancel(fmt.Errorf("interrupted by %v", sig))
 		}
 	}()
+	switch inv.Name {
+	case "stap-find-servers":
+		return c.findServers(ctx)
+	case "stap-client":
+		return c.stapClient(ctx)
+	}
 	return c.run(ctx)
 }
 

@@ -559,3 +559,65 @@ func TestHelpAndVersion(t *testing.T) {
 	}
 	contains(t, "stderr", d.err.String(), "option -I is not supported")
 }
+
+func TestFindServers(t *testing.T) {
+	f := newServer(t, good("stap_1"))
+	d := newDesk(t, "none", f)
+	release, arch, _ := compile.Uname()
+	want := fmt.Sprintf("vm.local 127.0.0.1 %d 'sysinfo=%s %s'\n", f.addr.Port(), release, arch)
+	for _, args := range [][]string{nil, {"--all"}, {"word", "--all"}} {
+		d.out.Reset()
+		d.inv.Args = args
+		if code := d.findServers(context.Background()); code != 0 || d.out.String() != want {
+			t.Errorf("%q: got %d, %q, want %q", args, code, d.out.String(), want)
+		}
+	}
+	if code := newDesk(t, "none").findServers(context.Background()); code != 1 {
+		t.Errorf("nobody: status %d", code)
+	}
+}
+
+func TestStapClient(t *testing.T) {
+	f := newServer(t, good("stap_1"))
+	d := newDesk(t, privilege.GroupDev)
+	extra := filepath.Join(filepath.Dir(d.dir), "extra")
+	d.trust(t, f, extra)
+	d.inv.Name, d.inv.Args = "stap-client", []string{"--server=" + f.spec(), "--ssl=" + extra, "-p4", "-e", hello, "--", "--server=x"}
+	if code := d.stapClient(context.Background()); code != 0 || !strings.HasSuffix(d.out.String(), "stap_1.ko\n") {
+		t.Errorf("got %d, %q, %q", code, d.out.String(), d.err.String())
+	}
+	if got := f.requests[0].Args; got[len(got)-1] != "--server=x" {
+		t.Errorf("arguments: got %q", got)
+	}
+	for _, arg := range []string{"--server", "--ssl", "--ssl="} {
+		d.inv.Args = []string{arg}
+		if code := d.stapClient(context.Background()); code != 1 {
+			t.Errorf("%s: status %d", arg, code)
+		}
+		contains(t, "stderr", d.err.String(), "stap-client: ERROR: Missing argument to "+strings.TrimSuffix(arg, "="))
+	}
+}
+
+// A certificate that the host revoked is refused though the user trusts it.
+func TestRevokedByHost(t *testing.T) {
+	f := newServer(t, good("stap_1"))
+	d := newDesk(t, privilege.GroupDev)
+	d.trust(t, f, d.peerStore())
+	if _, err := edit.Revoke(d.hostPeers, d.hostRules, identity.Fingerprint(f.id.Certificate)); err != nil {
+		t.Fatal(err)
+	}
+	if code := d.stap("-p4", "--use-server="+f.spec(), "-e", hello); code != 1 || len(f.requests) != 0 {
+		t.Errorf("status %d, %d requests", code, len(f.requests))
+	}
+	contains(t, "stderr", d.err.String(), "is revoked in trust store")
+}
+
+func TestWarnsOfName(t *testing.T) {
+	f := newServer(t, good("stap_1"))
+	d := newDesk(t, privilege.GroupDev)
+	d.trust(t, f, d.peerStore())
+	if code := d.stap("-p4", fmt.Sprintf("--use-server=localhost:%d", f.addr.Port()), "-e", hello); code != 0 {
+		t.Errorf("status %d: %s", code, d.err.String())
+	}
+	contains(t, "stderr", d.err.String(), "WARNING: The domain name, localhost, does not match the DNS name(s) on the server certificate:\n  vm\n  vm.local\n")
+}

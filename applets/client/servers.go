@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -115,12 +116,17 @@ func (c *client) userStore() store {
 	return store{hostpaths.UserPeerStore(c.data), trust.UserRules(c.uid, c.data)}
 }
 
+// peerStores are the stores a server's certificate is looked for in.
+func (c *client) peerStores() []store {
+	return append(slices.Clone(c.extra), c.userStore(), c.hostStore())
+}
+
 func (c *client) hostStore() store { return store{c.hostPeers, c.hostRules} }
 
 func (c *client) signerStore() store { return store{c.signers, c.hostRules} }
 
 func (s *servers) trusted(ctx context.Context) []record {
-	return s.inStore(ctx, s.c.userStore(), s.c.hostStore())
+	return s.inStore(ctx, s.c.peerStores()...)
 }
 
 func (s *servers) signer(ctx context.Context) []record { return s.inStore(ctx, s.c.signerStore()) }
@@ -381,23 +387,42 @@ func (s *servers) verify(r record) func(*x509.Certificate) error {
 			return err
 		}
 		var errs []error
-		for _, d := range []store{s.c.userStore(), s.c.hostStore()} {
+		trusted := false
+		for _, d := range s.c.peerStores() {
 			st, err := trust.Read(d.dir, d.rules)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
 			if err == nil {
-				if err = st.Trusts(cert.Raw, s.c.now()); err == nil {
-					return nil
+				if st.Revoked[sha256.Sum256(cert.Raw)] {
+					// Revoked in one store is revoked, whatever the others say.
+					return fmt.Errorf("certificate sha256=%s is revoked in trust store %q", identity.Fingerprint(cert), d.dir)
 				}
-				if c, ok := st.Find(cert.Raw); ok && c.Revoked {
-					return err // revoked in one store is revoked
+				if err = st.Trusts(cert.Raw, s.c.now()); err == nil {
+					trusted = true
+					continue
 				}
 			}
 			errs = append(errs, err)
 		}
+		if trusted {
+			s.c.compareName(r, cert)
+			return nil
+		}
 		return fmt.Errorf("certificate %s sha256=%s is not trusted as a peer (see --trust-servers in stap(1)): %w",
 			identity.CertInfo(cert), identity.Fingerprint(cert), errors.Join(append(errs, errUntrusted)...))
+	}
+}
+
+// compareName warns when a server's name is not in its certificate. Trust is in
+// the certificate, not in names, so it is no more than a warning.
+func (c *client) compareName(r record, cert *x509.Certificate) {
+	if r.host == "" || slices.ContainsFunc(cert.DNSNames, func(n string) bool { return strings.EqualFold(n, r.host) }) {
+		return
+	}
+	c.say("WARNING: The domain name, %s, does not match the DNS name(s) on the server certificate:", clean(r.host))
+	for _, n := range cert.DNSNames {
+		c.say("  %s", clean(n))
 	}
 }
 

@@ -143,6 +143,7 @@ func (c *client) contact(ctx context.Context, s *servers) []contacted {
 			}
 			continue
 		}
+		c.compareName(r, cert)
 		if r.host == "" && len(cert.DNSNames) > 0 {
 			r.host = clean(cert.DNSNames[0])
 		}
