@@ -45,7 +45,7 @@ static void stp_queue_wake(struct irq_work *w)
 	wake_up_all(&q.wait);
 }
 
-int stp_control_init(void)
+STP_COLD int stp_control_init(void)
 {
 	unsigned int i;
 
@@ -60,7 +60,7 @@ int stp_control_init(void)
 	return 0;
 }
 
-void stp_control_exit(void)
+STP_COLD void stp_control_exit(void)
 {
 	if (q.slots)
 		irq_work_sync(&q.wake);
@@ -72,7 +72,7 @@ static void stp_enqueue(unsigned int slot)
 	q.fifo[(q.head + q.count++) % SLOTS] = slot;
 }
 
-static void stp_enqueue_fixed(unsigned int slot, u32 type, const void *data, unsigned int len)
+STP_COLD static void stp_enqueue_fixed(unsigned int slot, u32 type, const void *data, unsigned int len)
 {
 	struct stp_slot *s = &q.slots[slot];
 
@@ -104,7 +104,7 @@ static bool stp_queue_lock(unsigned long *flags)
 }
 
 /* Queues a message; from any context. */
-void stp_send(int type, const void *data, unsigned int len)
+STP_COLD void stp_send(int type, const void *data, unsigned int len)
 {
 #define FULL(slot, text) stp_enqueue_fixed(slot, STP_MSG_OOB, text, sizeof(text))
 	struct stp_slot *s;
@@ -150,7 +150,7 @@ void stp_send(int type, const void *data, unsigned int len)
 #undef FULL
 }
 
-void stp_message(const char *fmt, ...)
+STP_COLD void stp_message(const char *fmt, ...)
 {
 	char text[OOB_MAX];
 	va_list args;
@@ -166,7 +166,7 @@ void stp_message(const char *fmt, ...)
 	stp_send(STP_MSG_OOB, text, len);
 }
 
-static ssize_t stp_cmd_read(struct file *f, char __user *buf, size_t count, loff_t *pos)
+STP_COLD static ssize_t stp_cmd_read(struct file *f, char __user *buf, size_t count, loff_t *pos)
 {
 	struct { u32 type; char data[OOB_MAX]; } m;
 	unsigned long flags;
@@ -199,7 +199,7 @@ static ssize_t stp_cmd_read(struct file *f, char __user *buf, size_t count, loff
 	return len;
 }
 
-static __poll_t stp_cmd_poll(struct file *f, poll_table *wait)
+STP_COLD static __poll_t stp_cmd_poll(struct file *f, poll_table *wait)
 {
 	__poll_t mask = EPOLLPRI | EPOLLOUT | EPOLLWRNORM;
 
@@ -209,12 +209,12 @@ static __poll_t stp_cmd_poll(struct file *f, poll_table *wait)
 	return mask;
 }
 
-static const char *stp_level_name(unsigned int levels)
+STP_COLD static const char *stp_level_name(unsigned int levels)
 {
 	return levels & 8 ? "stapdev" : levels & 4 ? "stapsys" : levels & 2 ? "stapusr" : "unknown";
 }
 
-static void stp_handle_start(const void *data)
+STP_COLD static void stp_handle_start(const void *data)
 {
 	struct { s32 target, res; } m;
 	unsigned int need = READ_ONCE(stp_required_privilege);
@@ -237,7 +237,7 @@ static void stp_handle_start(const void *data)
 		stp_started();
 }
 
-static void stp_handle_exit(void)
+STP_COLD static void stp_handle_exit(void)
 {
 	switch (atomic_read(&stp_state)) {
 	case STP_S_RUNNING:
@@ -251,13 +251,13 @@ static void stp_handle_exit(void)
 /* Root by the global id, both who opened the file and who writes now: a user
  * namespace makes nobody root, and a setuid program that prints into a
  * descriptor it was given says nothing. */
-static bool stp_from_root(struct file *f)
+STP_COLD static bool stp_from_root(struct file *f)
 {
 	return uid_eq(current_euid(), GLOBAL_ROOT_UID) && uid_eq(f->f_cred->euid, GLOBAL_ROOT_UID);
 }
 
 /* Answers 0 for done, 1 for a payload that is too short, or an errno. */
-static int stp_handle(struct file *f, u32 type, const void *data, size_t len)
+STP_COLD static int stp_handle(struct file *f, u32 type, const void *data, size_t len)
 {
 	static const struct { u32 type, len; bool root; } known[] = {
 		{ STP_MSG_START, 8 },
@@ -307,7 +307,7 @@ static int stp_handle(struct file *f, u32 type, const void *data, size_t len)
 	return 0;
 }
 
-static ssize_t stp_cmd_write(struct file *f, const char __user *buf, size_t count, loff_t *pos)
+STP_COLD static ssize_t stp_cmd_write(struct file *f, const char __user *buf, size_t count, loff_t *pos)
 {
 	struct { u32 type; char data[1024]; } m __aligned(8);
 	int rc;
@@ -326,7 +326,7 @@ static ssize_t stp_cmd_write(struct file *f, const char __user *buf, size_t coun
 	return rc < 0 ? rc : rc ? 0 : count;
 }
 
-static int stp_cmd_open(struct inode *inode, struct file *f)
+STP_COLD static int stp_cmd_open(struct inode *inode, struct file *f)
 {
 	if (!try_module_get(THIS_MODULE))
 		return -ENODEV;
@@ -337,7 +337,7 @@ static int stp_cmd_open(struct inode *inode, struct file *f)
 	return 0;
 }
 
-static int stp_cmd_release(struct inode *inode, struct file *f)
+STP_COLD static int stp_cmd_release(struct inode *inode, struct file *f)
 {
 	atomic_set(&stp_opened, 0);
 	module_put(THIS_MODULE);

@@ -23,23 +23,34 @@ struct stp_record {
 atomic_t stp_dropped = ATOMIC_INIT(0);
 static atomic_t stp_sequence = ATOMIC_INIT(0);
 
+/*
+ * Memory in large pieces. Whoever inserts a module may be an ordinary user who
+ * chose its sizes: no piece gets more than half of what is available, and the
+ * attempt disturbs nobody.
+ */
+STP_COLD void *stp_alloc(unsigned long size)
+{
+	if (size >> PAGE_SHIFT > (unsigned long)si_mem_available() / 2)
+		return NULL;
+	return __vmalloc(size, GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN);
+}
+
 /* Megabytes per CPU as asked for, else 16 but no more than a quarter of the
  * free memory for all CPUs together; rounded down to a power of two. */
-unsigned long stp_ring_size(void)
+STP_COLD unsigned long stp_ring_size(void)
 {
 	static unsigned long size;
-	unsigned long free;
+	unsigned long free, quarter;
 
 	if (size)
 		return size;
-	if (_stp_bufsize > 0 && _stp_bufsize <= 4095) {
-		size = (unsigned long)_stp_bufsize << 20;
-	} else {
-		free = (unsigned long)si_mem_available() / 4 / num_online_cpus();
-		size = min(16UL << 20, free << PAGE_SHIFT);
-		size = max(size, 1UL << 20);
-	}
-	size = rounddown_pow_of_two(size);
+	free = (unsigned long)max(si_mem_available(), 0L) << PAGE_SHIFT;
+	quarter = free / 4 / num_online_cpus();
+	if (_stp_bufsize > 0 && _stp_bufsize <= 4095)
+		size = min((unsigned long)_stp_bufsize << 20, 2 * quarter);
+	else
+		size = min(16UL << 20, quarter);
+	size = rounddown_pow_of_two(max(size, 1UL << 20));
 	return size;
 }
 
@@ -48,17 +59,17 @@ static void stp_ring_wake(struct irq_work *w)
 	wake_up_all(&container_of(w, struct stp_ring, wake)->wait);
 }
 
-int stp_ring_init(struct stp_ring *r, unsigned long size)
+STP_COLD int stp_ring_init(struct stp_ring *r, unsigned long size)
 {
 	mutex_init(&r->reader);
 	init_waitqueue_head(&r->wait);
 	init_irq_work(&r->wake, stp_ring_wake);
 	r->size = size;
-	r->data = vmalloc(size);
+	r->data = stp_alloc(size);
 	return r->data ? 0 : -ENOMEM;
 }
 
-void stp_ring_exit(struct stp_ring *r)
+STP_COLD void stp_ring_exit(struct stp_ring *r)
 {
 	if (r->size)
 		irq_work_sync(&r->wake);
@@ -105,7 +116,7 @@ void stp_flush(struct stp_context *c)
 /* All records are there: whoever waits in poll looks once more. There is no
  * POLLERR to say so before removal, as with upstream's modules: readers of
  * theirs would turn it into a busy loop until they are told to stop. */
-void stp_rings_finish(void)
+STP_COLD void stp_rings_finish(void)
 {
 	int cpu;
 
@@ -153,12 +164,12 @@ static __poll_t stp_trace_poll(struct file *f, poll_table *wait)
 }
 
 /* A waiting poller stays on our wait queue after the call: hold the module. */
-static int stp_trace_open(struct inode *inode, struct file *f)
+STP_COLD static int stp_trace_open(struct inode *inode, struct file *f)
 {
 	return try_module_get(THIS_MODULE) ? 0 : -ENODEV;
 }
 
-static int stp_trace_release(struct inode *inode, struct file *f)
+STP_COLD static int stp_trace_release(struct inode *inode, struct file *f)
 {
 	module_put(THIS_MODULE);
 	return 0;

@@ -20,7 +20,7 @@ int vfs_path_lookup(struct dentry *, struct vfsmount *, const char *, unsigned i
 
 static struct proc_dir_entry *stp_dir;
 
-static bool stp_is_ours(struct path *p)
+STP_COLD static bool stp_is_ours(struct path *p)
 {
 	struct dentry *d = p->dentry;
 
@@ -28,7 +28,7 @@ static bool stp_is_ours(struct path *p)
 	       d_is_dir(d);
 }
 
-static bool stp_parent_exists(void)
+STP_COLD static bool stp_parent_exists(void)
 {
 	struct file_system_type *type;
 	struct vfsmount *mnt;
@@ -55,7 +55,7 @@ static bool stp_parent_exists(void)
 	return found;
 }
 
-static int stp_file(const char *name, umode_t mode, const struct proc_ops *ops, void *data)
+STP_COLD static int stp_file(const char *name, umode_t mode, const struct proc_ops *ops, void *data)
 {
 	struct proc_dir_entry *e = proc_create_data(name, mode, stp_dir, ops, data);
 
@@ -65,7 +65,7 @@ static int stp_file(const char *name, umode_t mode, const struct proc_ops *ops, 
 	return 0;
 }
 
-int stp_files_init(void)
+STP_COLD int stp_files_init(void)
 {
 	char name[sizeof("systemtap/") + MODULE_NAME_LEN];
 	int cpu, rc;
@@ -94,7 +94,7 @@ fail:
 }
 
 /* Waits for calls in progress; open files hold the module, so there are none. */
-void stp_files_exit(void)
+STP_COLD void stp_files_exit(void)
 {
 	if (stp_dir)
 		proc_remove(stp_dir);

@@ -27,14 +27,14 @@ SAME(arg, arg);
 static_assert(sizeof(struct kernel_param) == sizeof(struct stp_param));
 
 /* Tells stapio to end the session; once, and not before START was answered. */
-static void stp_exit_check(void)
+STP_COLD static void stp_exit_check(void)
 {
 	if (READ_ONCE(stp_probes_ready) && atomic_read(&stp_exit_wanted) &&
 	    !atomic_xchg(&stp_exit_sent, 1))
 		stp_send(STP_MSG_REQUEST_EXIT, NULL, 0);
 }
 
-void stp_request_exit(void)
+STP_COLD void stp_request_exit(void)
 {
 	atomic_set(&stp_exit_wanted, 1);
 	smp_mb();
@@ -48,7 +48,7 @@ bool stp_exiting(void)
 
 /* START: begin probes, then events. The caller holds the control mutex and
  * answers the message; messages sent from here come before the answer. */
-void stp_start(void)
+STP_COLD void stp_start(void)
 {
 	atomic_set(&stp_state, STP_S_STARTING);
 	stp_run_kind(STP_BEGIN, STP_S_STARTING);
@@ -58,7 +58,7 @@ void stp_start(void)
 }
 
 /* START was answered: from now on the session may ask for its end. */
-void stp_started(void)
+STP_COLD void stp_started(void)
 {
 	WRITE_ONCE(stp_probes_ready, true);
 	smp_mb();
@@ -67,7 +67,7 @@ void stp_started(void)
 
 /* EXIT or removal: no more events, end or error probes, final counts. When it
  * returns all output is readable. */
-void stp_stop(void)
+STP_COLD void stp_stop(void)
 {
 	int dropped;
 
@@ -85,7 +85,7 @@ void stp_stop(void)
 	stp_rings_finish();
 }
 
-static void stp_cpus_free(void)
+STP_COLD static void stp_cpus_free(void)
 {
 	int cpu;
 
@@ -104,7 +104,7 @@ static void stp_cpus_free(void)
 }
 
 /* One allocation holds locals, print buffer and texts of a CPU. */
-static int stp_cpus_alloc(void)
+STP_COLD static int stp_cpus_alloc(void)
 {
 	const struct stp_script *s = &stp_script;
 	size_t frame = ALIGN(s->frame_size, 16);
@@ -119,7 +119,7 @@ static int stp_cpus_alloc(void)
 		if (!k)
 			return -ENOMEM;
 		stp_cpus[cpu] = k;
-		k->frames = vmalloc_node(frame + s->buffer_size + 2 * s->string_size, cpu_to_node(cpu));
+		k->frames = stp_alloc(frame + s->buffer_size + 2 * s->string_size);
 		if (!k->frames || stp_ring_init(&k->ring, stp_ring_size()))
 			return -ENOMEM;
 		k->c.print.buf = k->frames + frame;
@@ -131,7 +131,7 @@ static int stp_cpus_alloc(void)
 	return 0;
 }
 
-static bool stp_script_sane(void)
+STP_COLD static bool stp_script_sane(void)
 {
 	const struct stp_script *s = &stp_script;
 
@@ -139,7 +139,7 @@ static bool stp_script_sane(void)
 	       s->frame_size <= 64 << 20 && s->buffer_size >= 256 && s->buffer_size <= 131072;
 }
 
-static void stp_free_all(void)
+STP_COLD static void stp_free_all(void)
 {
 	stp_script_part(STP_CLEANUP);
 	stp_probe_exit();

@@ -45,7 +45,7 @@ static bool stp_is_str(const struct stp_map *m, unsigned int col)
 	return m->a->types[col] == STP_STRING;
 }
 
-static int stp_map_init(const struct stp_array *a)
+STP_COLD static int stp_map_init(const struct stp_array *a)
 {
 	size_t node = sizeof(struct stp_node);
 	struct stp_map *m;
@@ -67,16 +67,17 @@ static int stp_map_init(const struct stp_array *a)
 	m->seed = get_random_u32();
 	INIT_LIST_HEAD(&m->order);
 	INIT_LIST_HEAD(&m->free);
-	m->buckets = vzalloc(array_size(buckets, sizeof(*m->buckets)));
-	m->nodes = vmalloc(array_size(a->size, node));
+	m->buckets = stp_alloc(array_size(buckets, sizeof(*m->buckets)));
+	m->nodes = stp_alloc(array_size(a->size, node));
 	if (!m->buckets || !m->nodes)
 		return -ENOMEM;
+	memset(m->buckets, 0, buckets * sizeof(*m->buckets));
 	for (i = 0; i < a->size; i++)
 		list_add_tail(&((struct stp_node *)(m->nodes + i * node))->order, &m->free);
 	return 0;
 }
 
-int stp_maps_init(void)
+STP_COLD int stp_maps_init(void)
 {
 	unsigned int i;
 	int rc = 0;
@@ -86,7 +87,7 @@ int stp_maps_init(void)
 	return rc;
 }
 
-void stp_maps_exit(void)
+STP_COLD void stp_maps_exit(void)
 {
 	unsigned int i;
 

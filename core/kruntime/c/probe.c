@@ -11,18 +11,18 @@ static atomic_t stp_skipped = ATOMIC_INIT(0);
 static atomic_t stp_skipped_busy = ATOMIC_INIT(0);
 static atomic_t stp_skipped_stack = ATOMIC_INIT(0);
 
-int stp_probe_init(void)
+STP_COLD int stp_probe_init(void)
 {
 	stp_locks = kcalloc(stp_script.nglobals + 1, sizeof(*stp_locks), GFP_KERNEL);
 	return stp_locks ? 0 : -ENOMEM;
 }
 
-void stp_probe_exit(void)
+STP_COLD void stp_probe_exit(void)
 {
 	kfree(stp_locks);
 }
 
-static void stp_too_many(const char *text)
+STP_COLD static void stp_too_many(const char *text)
 {
 	int old = atomic_read(&stp_state);
 
@@ -35,13 +35,13 @@ static void stp_too_many(const char *text)
 	stp_request_exit();
 }
 
-static void stp_skip(void)
+STP_COLD static void stp_skip(void)
 {
 	if (atomic_inc_return(&stp_skipped) > stp_script.max_skipped && !stp_script.suppress_errors)
 		stp_too_many("ERROR: Skipped too many probes, check MAXSKIPPED or try again with stap -t for more details.\n");
 }
 
-void stp_report_skips(void)
+STP_COLD void stp_report_skips(void)
 {
 	int errors = atomic_read(&stp_errors), skipped = atomic_read(&stp_skipped);
 
@@ -92,7 +92,7 @@ static bool stp_lock(const unsigned int *locks, unsigned int n)
 
 /* The error line, with the calls that led to it, innermost first. Like any
  * other text of a script it is no longer than MAXSTRINGLEN. */
-static void stp_report(struct stp_cpu *k, const struct stp_probe *p)
+STP_COLD static void stp_report(struct stp_cpu *k, const struct stp_probe *p)
 {
 	char text[376];
 
@@ -186,7 +186,7 @@ out:
 /* Runs the begin, end or error probes in order. The first group of equal
  * priority that ends the session keeps later groups from running, but runs to
  * its own end. */
-void stp_run_kind(int kind, int state)
+STP_COLD void stp_run_kind(int kind, int state)
 {
 	unsigned int i;
 	const struct stp_probe *p, *last = NULL;

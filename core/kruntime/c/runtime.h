@@ -17,6 +17,9 @@
 #include <linux/uaccess.h>
 #include "stp.h"
 
+/* Far from any handler: small rather than fast. */
+#define STP_COLD __attribute__((__cold__))
+
 /* Life of a session. Probes run only in the state they belong to. */
 enum stp_state {
 	STP_S_NEW,		/* loaded, START not seen */
@@ -73,6 +76,7 @@ void stp_run_probe(unsigned int n, int state);
 void stp_report_skips(void);
 
 /* data.c */
+void *stp_alloc(unsigned long size);
 int stp_ring_init(struct stp_ring *r, unsigned long size);
 void stp_ring_exit(struct stp_ring *r);
 unsigned long stp_ring_size(void);

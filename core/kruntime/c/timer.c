@@ -53,7 +53,7 @@ static u64 stp_timer_ns(const struct stp_probe *p, int64_t v)
 	return v <= 0 ? 0 : (u64)v > S64_MAX / 4 / unit ? S64_MAX / 4 : (u64)v * unit;
 }
 
-int stp_timers_init(void)
+STP_COLD int stp_timers_init(void)
 {
 	unsigned int i;
 
@@ -80,7 +80,7 @@ int stp_timers_init(void)
 	return 0;
 }
 
-void stp_timers_start(void)
+STP_COLD void stp_timers_start(void)
 {
 	unsigned int i;
 
@@ -89,7 +89,7 @@ void stp_timers_start(void)
 			hrtimer_start(&stp_timers[i].t, stp_interval(&stp_timers[i]), HRTIMER_MODE_REL);
 }
 
-void stp_timers_stop(void)
+STP_COLD void stp_timers_stop(void)
 {
 	unsigned int i;
 
@@ -98,7 +98,7 @@ void stp_timers_stop(void)
 			hrtimer_cancel(&stp_timers[i].t);
 }
 
-void stp_timers_exit(void)
+STP_COLD void stp_timers_exit(void)
 {
 	if (stp_timers)
 		stp_timers_stop();

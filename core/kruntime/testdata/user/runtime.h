@@ -21,6 +21,7 @@ typedef unsigned int u32;
 #define EINVAL 22
 #define ENOMEM 12
 #define GFP_KERNEL 0
+#define STP_COLD
 #define unlikely(x) (x)
 #define fallthrough __attribute__((__fallthrough__))
 #define __aligned(n) __attribute__((__aligned__(n)))
@@ -37,8 +38,7 @@ typedef struct { int n; } atomic_t;
 
 static inline void *kzalloc(size_t n, int f) { return calloc(1, n); }
 #define kfree free
-#define vmalloc malloc
-#define vzalloc(n) calloc(1, n)
+#define stp_alloc malloc
 #define vfree free
 
 struct stp_cpu {
