@@ -1,0 +1,341 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"stapbox/e2e/lab"
+)
+
+// player plays the demo on a guest's console, like a person at a keyboard.
+type player struct {
+	con     *lab.Console
+	prompt  string
+	checked int
+}
+
+// hello is the script of the unprivileged-mode guide.
+const hello = `probe begin { printf ("Hello\n"); exit (); }`
+
+func note(format string, args ...any) {
+	fmt.Printf("\n\n\033[1m## %s\033[0m\n", fmt.Sprintf(format, args...))
+}
+
+// act types a command and waits for what it must print, and for the prompt.
+// What is printed in between is returned.
+func (p *player) act(command string, wait time.Duration, expect ...string) (string, error) {
+	if err := p.con.Type(command + "\n"); err != nil {
+		return "", err
+	}
+	var text strings.Builder
+	if _, err := p.con.Expect("\r\n", 5*time.Second); err != nil { // the echo of what was typed
+		return "", err
+	}
+	for _, e := range expect {
+		s, err := p.con.Expect(e, wait)
+		text.WriteString(s)
+		if err != nil {
+			return text.String(), err
+		}
+		p.checked++
+	}
+	s, err := p.con.Expect(p.prompt, wait)
+	text.WriteString(s)
+	return text.String(), err
+}
+
+// become switches to another user; logout comes back to root.
+func (p *player) become(user string) error {
+	p.prompt = user + "@production$ "
+	_, err := p.act("su - "+user, 10*time.Second)
+	return err
+}
+
+func (p *player) logout() error {
+	p.prompt = "root@production$ "
+	_, err := p.act("exit", 10*time.Second)
+	return err
+}
+
+var certinfo = regexp.MustCompile(`certinfo="([0-9a-f:]+)"`)
+
+// demo plays the walk of a request.
+func demo(l *lab.Lab, _ []string) (err error) {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("needs root, for a network namespace with a tap device: sudo ./e2e/run demo")
+	}
+	start := time.Now()
+	if err := l.EnsureTools(); err != nil {
+		return err
+	}
+	kernel, err := l.FetchKernel("6.1")
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "stapbox-demo-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	os.Chmod(dir, 0o755)
+	note("Build the one file: CGO_ENABLED=0 go build -tags urfave_cli_no_docs -trimpath -ldflags '-s -w' -o stapbox .")
+	programs, err := lab.Build(dir)
+	if err != nil {
+		return err
+	}
+	st, err := os.Stat(programs.Box)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%.1f MB\n", float64(st.Size())/1e6)
+
+	net, err := l.NewNetwork()
+	if err != nil {
+		return err
+	}
+	defer net.Close()
+	note("The compile server, as an unprivileged user, on a host with gcc and the headers of kernel %s", kernel.Release)
+	fmt.Printf("$ stap-serverd -r %s\n", kernel.Release)
+	server, err := programs.StartServer(net, filepath.Join(dir, "server"), []*lab.Kernel{kernel})
+	if err != nil {
+		return err
+	}
+	defer server.Stop()
+	if err := server.WaitLog("is ready after", 2*time.Minute); err != nil {
+		return err
+	}
+	fmt.Print(server.Log())
+
+	note("The production host: kernel %s, stapbox installed by `stapbox install --root`, no compiler", kernel.Release)
+	guest, err := l.Boot(lab.GuestConfig{Kernel: kernel, Box: programs.Box, Net: net})
+	if err != nil {
+		return err
+	}
+	defer guest.Kill()
+	p := &player{con: guest.Console, prompt: "root@production$ "}
+	if _, err := p.con.Expect(p.prompt, 60*time.Second); err != nil {
+		return err
+	}
+	p.con.SetEcho(func(b []byte) { os.Stdout.Write([]byte(strings.ReplaceAll(string(b), "\r", ""))) })
+	if err := p.play(server, net, programs); err != nil {
+		return fmt.Errorf("%w\nserver log:\n%s", err, server.Log())
+	}
+	note("Done: %d expectations met in %.0f seconds", p.checked, time.Since(start).Seconds())
+	return nil
+}
+
+func (p *player) play(server *lab.Server, net *lab.Network, programs *lab.Programs) error {
+	const short, long = 15 * time.Second, 40 * time.Second
+	type step struct {
+		note    string
+		command string
+		wait    time.Duration
+		expect  []string
+	}
+	run := func(steps ...step) error {
+		for _, s := range steps {
+			if s.note != "" {
+				note("%s", s.note)
+			}
+			if _, err := p.act(s.command, s.wait, s.expect...); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if _, err := p.act("stty cols 400", short); err != nil {
+		return err
+	}
+	if err := run(
+		step{"", "uname -r; which gcc ld make || echo no compiler", short, []string{"no compiler"}},
+		step{"", "ls -l /usr/bin/stap* /usr/libexec/stapbox", short, []string{"-rwsr-x---", "stapusr"}},
+	); err != nil {
+		return err
+	}
+
+	note("An unprivileged user, member of stapusr, looks for servers (mDNS)")
+	if err := p.become("usr"); err != nil {
+		return err
+	}
+	text, err := p.act("id; stap --list-servers=online,compatible", short, "uid=1002(usr)", "Systemtap Compile Server Status for 'online,compatible'", "certinfo=")
+	if err != nil {
+		return err
+	}
+	m := certinfo.FindStringSubmatch(text)
+	if m == nil {
+		return fmt.Errorf("no certinfo in %q", text)
+	}
+	cert := m[1]
+	byAddress := fmt.Sprintf("--use-server=%s:%d", lab.HostAddress, server.Port)
+	if err := run(
+		step{"REFUSED: nobody trusts this server yet, neither as a peer nor as a signer", "stap -e '" + hello + "'; echo exit status $?", long,
+			[]string{"Unable to find a suitable compile server.", "exit status 1"}},
+	); err != nil {
+		return err
+	}
+	if err := p.logout(); err != nil {
+		return err
+	}
+
+	note("The administrator certifies trust, once, after comparing the fingerprint")
+	if err := p.con.Type("stap --trust-servers=ssl,all-users --use-server=" + cert + "\n"); err != nil {
+		return err
+	}
+	if _, err := p.con.Expect("[y/N]", short); err != nil {
+		return err
+	}
+	if _, err := p.act("y", short); err != nil {
+		return err
+	}
+	if err := p.become("usr"); err != nil {
+		return err
+	}
+	if err := run(
+		step{"REFUSED: trusted as a peer but not as a signer: the loader does not believe its signature", "stap " + byAddress + " -e '" + hello + "'; echo exit status $?", long,
+			[]string{"Unable to verify the signature for the module", "exit status 1"}},
+	); err != nil {
+		return err
+	}
+	if err := p.logout(); err != nil {
+		return err
+	}
+	note("... so the administrator adds that")
+	if err := p.con.Type("stap --trust-servers=ssl,signer,all-users --use-server=" + cert + "\n"); err != nil {
+		return err
+	}
+	if _, err := p.con.Expect("as an SSL peer for all users and as a module signer for all users", short); err != nil {
+		return err
+	}
+	if _, err := p.con.Expect("[y/N]", short); err != nil {
+		return err
+	}
+	if _, err := p.act("y", short); err != nil {
+		return err
+	}
+	if err := p.become("usr"); err != nil {
+		return err
+	}
+
+	random := make([]byte, 8)
+	rand.Read(random)
+	nonce := hex.EncodeToString(random)
+	if err := run(
+		step{"The main job: compiled and signed there, verified, loaded and unloaded here", "stap -e '" + hello + "'; echo exit status $?", long, []string{"Hello\r\n", "exit status 0"}},
+		step{"Nothing is left", "lsmod | grep stap_ || echo no module of ours", short, []string{"no module of ours"}},
+		step{"A number the host side has just made up: " + nonce, `stap -e 'probe begin { printf("nonce %s, uid %d\n", @1, uid()) exit() }' ` + nonce, long, []string{"nonce " + nonce + ", uid 1002\r\n"}},
+	); err != nil {
+		return err
+	}
+
+	note("A timer script streams until ^C")
+	if err := p.con.Type(`stap -v -e 'global n probe timer.ms(500) { printf("tick %d\n", ++n) } probe end { println("end probe") }'` + "\n"); err != nil {
+		return err
+	}
+	if _, err := p.con.Expect("tick 4\r\n", long); err != nil {
+		return err
+	}
+	if err := p.con.Type("\x03"); err != nil {
+		return err
+	}
+	if _, err := p.con.Expect("end probe\r\n", short); err != nil {
+		return err
+	}
+	if _, err := p.con.Expect(p.prompt, short); err != nil {
+		return err
+	}
+	p.checked += 2
+
+	if err := run(
+		step{"-p4 leaves the module and its signature; staprun runs them later", "stap -p4 --use-server --privilege=stapusr -m saved -e '" + hello + "'; ls -l saved*; staprun saved.ko", long, nil},
+	); err != nil {
+		return err
+	}
+	if err := run(
+		step{"That was the line stapusr members may not cross: -m is refused to them, so without", "stap -p4 --use-server --privilege=stapusr -e '" + hello + "' && mv stap_*.ko saved.ko && mv stap_*.ko.sgn saved.ko.sgn; ls -l saved*; staprun saved.ko; echo exit status $?", long, []string{"saved.ko.sgn", "Hello\r\n", "exit status 0"}},
+		step{"REFUSED: one byte of the module altered", "cp saved.ko bad.ko; cp saved.ko.sgn bad.ko.sgn; printf X | dd of=bad.ko bs=1 seek=5000 conv=notrunc 2>/dev/null; staprun bad.ko; echo exit status $?", short, []string{"It may have been altered since it was created.", "exit status 255"}},
+		step{"REFUSED: one byte of the signature altered", "cp saved.ko bad.ko; printf X | dd of=bad.ko.sgn bs=1 seek=50 conv=notrunc 2>/dev/null; staprun bad.ko; echo exit status $?", short, []string{"Unable to verify the signature for the module", "exit status 255"}},
+		step{"REFUSED: an unsigned module outside the directory of approved ones", "rm bad.ko.sgn; staprun bad.ko; echo exit status $?", short, []string{"can only use unsigned modules within", "exit status 255"}},
+		step{"REFUSED: a probe beyond the user's privilege", `stap -e 'probe kernel.function("vfs_read") { exit() }'; echo exit status $?`, long, []string{"not allowed for --privilege=stapusr", "exit status 1"}},
+		step{"REFUSED: a function beyond the user's privilege", `stap -e 'probe begin { println(ctime(0)) exit() }'; echo exit status $?`, long, []string{"--privilege=stapusr", "exit status 1"}},
+		step{"REFUSED: a kernel the server has no headers of", "stap -p4 -r 9.9.9-none " + byAddress + " --privilege=stapusr -e '" + hello + "'; echo exit status $?", long, []string{"9.9.9-none is not supported by this server", "exit status 1"}},
+	); err != nil {
+		return err
+	}
+	if err := p.logout(); err != nil {
+		return err
+	}
+	if err := p.become("sys"); err != nil {
+		return err
+	}
+	if err := run(
+		step{"A member of stapsys makes a module of his level", "stap -p4 --use-server --privilege=stapsys -e '" + hello + "' && mv stap_*.ko /tmp/sys.ko && mv stap_*.ko.sgn /tmp/sys.ko.sgn; staprun /tmp/sys.ko", long, []string{"Hello\r\n"}},
+	); err != nil {
+		return err
+	}
+	if err := p.logout(); err != nil {
+		return err
+	}
+	if err := p.become("usr"); err != nil {
+		return err
+	}
+	if err := run(
+		step{"REFUSED: ... which a member of stapusr only may not load", "staprun /tmp/sys.ko; echo exit status $?", short, []string{"Your privilege credentials (stapusr) are insufficient to load the module", "exit status 255"}},
+	); err != nil {
+		return err
+	}
+	if err := p.logout(); err != nil {
+		return err
+	}
+	if err := p.become("nobody"); err != nil {
+		return err
+	}
+	if err := run(
+		step{"REFUSED: a user in no group cannot execute the setuid copy, and stap says what cures it", "staprun /home/usr/saved.ko; echo exit status $?; stap -e '" + hello + "'; echo exit status $?", short,
+			[]string{"ermission denied", "exit status 126", "You are trying to run systemtap as a normal user.", "hint:", "exit status 1"}},
+	); err != nil {
+		return err
+	}
+	if err := p.logout(); err != nil {
+		return err
+	}
+
+	note("REFUSED: malformed requests, from the host side, while a client is being served")
+	if err := p.become("usr"); err != nil {
+		return err
+	}
+	if err := p.con.Type("for i in 1 2 3; do stap -e 'probe timer.s(1) { printf(\"served %d\\n\", $1) exit() }' $i; done; echo all served\n"); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	out, err := net.Command(0, os.Environ(), self, "malformed", fmt.Sprintf("%s:%d", lab.HostAddress, server.Port)).CombinedOutput()
+	fmt.Printf("\n%s", out)
+	if err != nil {
+		return fmt.Errorf("malformed requests: %w", err)
+	}
+	if _, err := p.con.Expect("served 3\r\n", long); err != nil {
+		return err
+	}
+	p.checked++
+	if _, err := p.con.Expect(p.prompt, short); err != nil {
+		return err
+	}
+	if err := p.logout(); err != nil {
+		return err
+	}
+	if err := run(
+		step{"Each verdict of the loader is in the log", `dmesg | grep 'staprun\[' | tail -n 3`, short, []string{`"allow":`}},
+		step{"At the end no module of ours is loaded, and no process is left", "lsmod | grep stap_ || pidof staprun stapio || echo nothing left", short, []string{"nothing left"}},
+	); err != nil {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,50 @@
+// Runner is ./e2e/run: the demo, all tests, interoperability with upstream, and
+// benchmarks.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"stapbox/e2e/lab"
+)
+
+var commands = []struct {
+	name, what string
+	run        func(l *lab.Lab, args []string) error
+}{
+	{"demo", "the main job, end to end, as a transcript (root)", demo},
+	{"test", "all tests: unit, fuzz seeds, testscript, guests (root)", test},
+	{"interop", "with upstream SystemTap 5.6 on its own kernel (root, 2 GB, minutes)", interoperate},
+	{"bench", "side by side with upstream, medians and ratios (root, after interop)", benchmark},
+	{"malformed", "send malformed requests to ADDRESS:PORT (used by demo)", malformed},
+}
+
+func main() {
+	name := "help"
+	if len(os.Args) > 1 {
+		name = os.Args[1]
+	}
+	l, err := lab.Open(os.Stderr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
+	for _, c := range commands {
+		if c.name != name {
+			continue
+		}
+		if err := c.run(l, os.Args[2:]); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", name, err)
+			os.Exit(1)
+		}
+		return
+	}
+	fmt.Println("usage: ./e2e/run COMMAND")
+	for _, c := range commands {
+		fmt.Printf("  %-10s %s\n", c.name, c.what)
+	}
+	if name != "help" {
+		os.Exit(2)
+	}
+}
