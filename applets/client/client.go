@@ -144,6 +144,12 @@ func (c *client) run(ctx context.Context) int {
 			return 1
 		}
 	}
+	if worker {
+		if err := compile.RestrictWorker(c.inv.LookupEnv); err != nil {
+			c.say("stap: ERROR: %v", err)
+			return 1
+		}
+	}
 	if len(c.opts.TrustServers) > 0 || len(c.opts.ListServers) > 0 {
 		return c.manage(ctx)
 	}

@@ -149,6 +149,11 @@ func (s *server) run(ctx context.Context, release string) int {
 	} else {
 		s.log.printf("Concurrency disabled")
 	}
+	if abi := compile.LandlockABI(); abi > 0 {
+		s.log.printf("Workers are confined by Landlock, version %d", abi)
+	} else {
+		s.log.printf("Workers are not confined to their files: this kernel has no Landlock")
+	}
 	s.slots = make(chan struct{}, max(s.opts.threads, 1))
 	s.queue = make(chan struct{}, queuePerSlot*cap(s.slots))
 
@@ -199,7 +204,7 @@ func (s *server) setup(release string) error {
 	s.service = &compile.Service{
 		Releases: s.opts.kernels(release), Arch: s.arch,
 		Options: append(options, s.opts.translator...), Rlimits: limits,
-		Environ: environ, Home: home, TempDir: temp, WallClock: s.clock,
+		Environ: environ, Home: home, TempDir: temp, StateDir: hostpaths.Kernels(s.data), WallClock: s.clock,
 		Limits: wire.RequestLimits(s.opts.maxRequest), Keep: s.opts.keep,
 		Worker: compile.Self,
 		Key: func() crypto.Signer {

@@ -45,6 +45,7 @@ type Service struct {
 	Options   []string      // translator options of the server (-D ...), before the client's
 	Rlimits   []Rlimit      // of a worker
 	Environ   []string      // HOME, SYSTEMTAP_DIR and the like, for the worker
+	StateDir  string        // prepared kernels; workers of requests only read it
 	Home      string        // replaced by <server> in what clients see
 	TempDir   string        // where request directories are made
 	WallClock time.Duration // of a worker
@@ -366,7 +367,8 @@ func (s *Service) translate(ctx context.Context, r *request) error {
 	}
 	args = append(args, "--tmpdir="+build, "--client-options")
 	args = append(args, r.argv...)
-	stdout, stderr, rc, err := s.run(ctx, args, filepath.Join(r.dir, "request"), build, r.env)
+	env := append(slices.Clone(r.env), s.access(r.release, []string{s.StateDir}, []string{r.dir})...)
+	stdout, stderr, rc, err := s.run(ctx, args, filepath.Join(r.dir, "request"), build, env)
 	r.stdout, r.rc = stdout, rc
 	r.stderr.Write(stderr)
 	return err
@@ -386,7 +388,10 @@ func (s *Service) Prepare(ctx context.Context, k Release) error {
 	}
 	args := append([]string{"-r" + kernel}, s.Options...)
 	args = append(args, "--tmpdir="+dir, "--client-options", "-p4", "-e", "probe begin { exit() }")
-	_, stderr, rc, err := s.run(ctx, args, dir, dir, nil)
+	if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
+		return fmt.Errorf("preparing kernel %s: %w", k.Name, err)
+	}
+	_, stderr, rc, err := s.run(ctx, args, dir, dir, s.access(k, nil, []string{s.StateDir, dir}))
 	if err == nil && rc != 0 {
 		err = fmt.Errorf("status %d: %s", rc, oneLine(string(stderr)))
 	}
@@ -394,6 +399,15 @@ func (s *Service) Prepare(ctx context.Context, k Release) error {
 		return fmt.Errorf("preparing kernel %s: %w", k.Name, err)
 	}
 	return nil
+}
+
+// access tells a worker what it may reach. What a request's worker cannot
+// write, it cannot leave for the worker of another.
+func (s *Service) access(k Release, read, write []string) []string {
+	return []string{
+		ReadVariable + "=" + strings.Join(append(headers(k.BuildDir), read...), ":"),
+		WriteVariable + "=" + strings.Join(write, ":"),
+	}
 }
 
 func (s *Service) run(ctx context.Context, args []string, dir, temp string, env []string) (stdout, stderr []byte, rc int, err error) {

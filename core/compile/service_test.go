@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +42,10 @@ func fakeWorker() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	if err := RestrictWorker(os.LookupEnv); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	module := func(level privilege.Level, name string) {
 		os.WriteFile(filepath.Join(o.TempDir, name), fakeModule(level), 0o644)
 	}
@@ -51,6 +57,14 @@ func fakeWorker() int {
 		module(o.Privilege, "a.ko")
 		module(o.Privilege, "b.ko")
 	case o.Script == "nothing":
+	case strings.HasPrefix(o.Script, "touch "):
+		// From another thread than the one that was restricted.
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread()
+			done <- exec.Command("/bin/sh", "-c", strings.TrimPrefix(o.Script, "touch ")).Run()
+		}()
+		fmt.Println("touched:", <-done == nil)
 	case o.Script == "link":
 		os.Symlink("/etc/passwd", filepath.Join(o.TempDir, "a.ko"))
 	case o.Script == "say":
@@ -124,7 +138,7 @@ func newService(t *testing.T) *testService {
 	s.Service = Service{
 		Releases: []Release{{Name: "6.1.0-1-cloud-amd64"}, {Name: "6.12", BuildDir: "/build/6.12"}}, Arch: "x86_64",
 		Options: []string{"-DSERVER=1"}, Rlimits: []Rlimit{{"cpu", 33}},
-		Environ: []string{"HOME=/home/server"}, Home: "/home/server", TempDir: t.TempDir(),
+		Environ: []string{"HOME=/home/server"}, Home: "/home/server", TempDir: t.TempDir(), StateDir: filepath.Join(t.TempDir(), "kernels"),
 		WallClock: 10 * time.Second, Limits: wire.RequestLimits(wire.DefaultMaxUncompressed),
 		Worker: []string{"/proc/self/exe", "stap"},
 		Key:    func() crypto.Signer { return key },
@@ -347,4 +361,61 @@ func FuzzParseOptions(f *testing.F) {
 			t.Errorf("got %+v", o)
 		}
 	})
+}
+
+// A worker reaches its request directory, the prepared kernels for reading, and
+// what a compiler needs; not the key of the server, nor another request.
+func TestWorkerReach(t *testing.T) {
+	if LandlockABI() < 3 {
+		t.Skipf("missing: Landlock ABI 3 or later, this kernel has %d", LandlockABI())
+	}
+	s := newService(t)
+	secret := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(secret, []byte("key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(s.StateDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	state := filepath.Join(s.StateDir, "recipe")
+	if err := os.WriteFile(state, []byte("recipe"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		command string
+		want    bool
+	}{
+		{"echo x > y && cat y >/dev/null", true},
+		{"cat " + state, true},
+		{"echo x > " + state, false},
+		{"truncate -s 0 " + state, false},
+		{"cat " + secret, false},
+		{"echo x > " + secret, false},
+		{"cat /etc/shadow", false},
+		{"cat /etc/passwd", false},
+		{"ls " + s.TempDir, false},
+		{"kill -0 $PPID && kill -CONT 1", false},
+	} {
+		if strings.HasPrefix(tt.command, "kill") && LandlockABI() < 6 {
+			continue
+		}
+		got := s.ask(t, context.Background(), req61("-p2", "-etouch "+tt.command))
+		if want := fmt.Sprintf("touched: %v\n", tt.want); string(got.Stdout) != want {
+			t.Errorf("%s: got %q, want %q (%s)", tt.command, got.Stdout, want, got.Stderr)
+		}
+	}
+}
+
+func TestHeaders(t *testing.T) {
+	base := t.TempDir()
+	dir := filepath.Join(base, "usr/src/linux-headers-x")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := headers(dir); len(got) != 2 || got[1] != filepath.Join(base, "usr") {
+		t.Errorf("got %q", got)
+	}
+	if got := headers("/src/linux"); len(got) != 0 {
+		t.Errorf("got %q", got)
+	}
 }
