@@ -1,0 +1,51 @@
+# The recipes of stapbox; `just` lists them.
+
+export CGO_ENABLED := "0"
+
+flags := "-tags urfave_cli_no_docs -trimpath -ldflags '-s -w'"
+
+# list the recipes
+default:
+    @just --list
+
+# build the one static file
+build:
+    go build {{flags}} -o stapbox .
+
+# all tests: unit, fuzz seeds, testscript, guests
+test:
+    ./e2e/run test
+
+# the main job, end to end, as a transcript
+demo:
+    ./e2e/run demo
+
+# with upstream SystemTap and its kernel
+interop:
+    ./e2e/run interop
+
+# side by side with upstream: medians and ratios
+bench:
+    ./e2e/run bench
+
+# formatting, vet and known vulnerabilities
+lint:
+    test -z "$(gofmt -l .)"
+    go vet ./...
+    go run golang.org/x/vuln/cmd/govulncheck@latest ./...
+
+# run every fuzz target for TIME
+fuzz TIME="30s":
+    ./e2e/run fuzz {{TIME}}
+
+# size of the executable
+size: build
+    @ls -l stapbox | awk '{printf "%.1f MB\n", $5 / 1e6}'
+
+# show a manual page
+man PAGE:
+    @cat man/{{PAGE}}.md
+
+# install here (root)
+install: build
+    ./stapbox install
