@@ -246,6 +246,9 @@ func (c *client) normalUser() {
 	if u, err := user.LookupId(strconv.Itoa(c.uid)); err == nil {
 		name = u.Username
 	}
+	if name == "" {
+		name = "USER"
+	}
 	c.say("hint: sudo usermod -a -G stapusr %s (and log in again)", clean(name))
 }
 

@@ -94,7 +94,7 @@ func (c *client) pass5(ctx context.Context, out outcome) int {
 	if err := cmd.Start(); err != nil {
 		c.say("ERROR: starting %q: %v", path, err)
 		if errors.Is(err, os.ErrPermission) {
-			c.say("hint: only members of group stapusr may run it: sudo usermod -a -G stapusr USER")
+			c.say("hint: only members of group stapusr may run it, and group membership counts from the next login on")
 		}
 		return failed()
 	}
