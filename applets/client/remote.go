@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"stapbox/core/compile"
@@ -165,7 +164,13 @@ func (c *client) scriptMember(r *wire.Request) (string, error) {
 	return "script" + real, nil
 }
 
-var moduleName = regexp.MustCompile(`^[A-Za-z0-9_]{1,60}$`)
+// isModuleName accepts [A-Za-z0-9_]{1,60}: a file name and a module name that
+// mean nothing else to anybody.
+func isModuleName(s string) bool {
+	return len(s) > 0 && len(s) <= 60 && strings.IndexFunc(s, func(r rune) bool {
+		return !(r == '_' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9')
+	}) < 0
+}
 
 // response takes a server's answer apart, in the order of server-client 3.6.
 func (c *client) response(answer []byte) (outcome, error) {
@@ -190,7 +195,7 @@ func (c *client) response(answer []byte) (outcome, error) {
 			out.rc = 1
 		case len(modules) > 1:
 			return outcome{rc: 1, server: true}, errors.New("Incorrect number of modules in server response")
-		case !moduleName.MatchString(out.name):
+		case !isModuleName(out.name):
 			return outcome{rc: 1, server: true}, fmt.Errorf("The server returned a module of the name %.100q.", modules[0].Name)
 		case c.opts.Module != "" && out.name != c.opts.Module:
 			return outcome{rc: 1, server: true}, fmt.Errorf("The server returned the module %q instead of %q.", out.name, c.opts.Module)

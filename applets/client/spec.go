@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,8 +119,6 @@ func sorted(list []record) []record {
 	return out
 }
 
-var hexField = regexp.MustCompile(`^[0-9a-fA-F]*$`)
-
 // parseSpec reads one --use-server=SPEC (6.1): an IPv6 address, an IPv4
 // address, a certificate's serial number, a name, each with or without port; or
 // sha256:HEX, which alone says whose key it must be.
@@ -166,7 +163,7 @@ func parseSpec(spec string) (record, error) {
 	fields := strings.Split(spec, ":")
 	if len(fields) == 5 || len(fields) == 6 {
 		r := record{certinfo: strings.Join(fields[:5], ":")}
-		if !hexField.MatchString(strings.Join(fields[:5], "")) {
+		if strings.Trim(strings.Join(fields[:5], ""), "0123456789abcdefABCDEF") != "" {
 			return record{}, invalid
 		}
 		if len(fields) == 6 {

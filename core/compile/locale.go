@@ -2,7 +2,6 @@ package compile
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -13,7 +12,12 @@ var LocaleNames = []string{
 	"LANG", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME",
 }
 
-var localeValue = regexp.MustCompile("^[a-zA-Z0-9@_.=-]*$")
+// isLocaleValue accepts [a-zA-Z0-9@_.=-]*.
+func isLocaleValue(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@_.=-", r))
+	}) < 0
+}
 
 // checkLocale sorts the lines of a request into settings and complaints
 // (server-client 4.5).
@@ -25,7 +29,7 @@ func checkLocale(lines []string) (env, complaints []string) {
 			complaints = append(complaints, fmt.Sprintf("Localization key=value line '%s' cannot be parsed", oneLine(line)))
 		case !slices.Contains(LocaleNames, name):
 			complaints = append(complaints, fmt.Sprintf("Localization key '%s' not found in global list", oneLine(name)))
-		case !localeValue.MatchString(value):
+		case !isLocaleValue(value):
 			complaints = append(complaints, fmt.Sprintf("Localization value '%s' contains illegal characters", oneLine(value)))
 		default:
 			env = append(env, line)

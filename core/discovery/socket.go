@@ -15,10 +15,9 @@ import (
 
 const port = 5353
 
-var (
-	groupV4 = netip.AddrFrom4([4]byte{224, 0, 0, 251})
-	groupV6 = netip.MustParseAddr("ff02::fb")
-)
+// The groups: 224.0.0.251 and ff02::fb.
+func groupV4() netip.Addr { return netip.AddrFrom4([4]byte{224, 0, 0, 251}) }
+func groupV6() netip.Addr { return netip.AddrFrom16([16]byte{0: 0xff, 1: 2, 15: 0xfb}) }
 
 // link is one interface that multicast DNS can be spoken on.
 type link struct {
@@ -107,9 +106,9 @@ type socket struct {
 // listen opens a socket. On the port of multicast DNS it shares the port with
 // other responders of the host and joins the group on this link only.
 func listen(l link, v4 bool, p int) (*socket, error) {
-	network, any, group := "udp6", "[::]", netip.AddrPortFrom(groupV6.WithZone(l.name), port)
+	network, any, group := "udp6", "[::]", netip.AddrPortFrom(groupV6().WithZone(l.name), port)
 	if v4 {
-		network, any, group = "udp4", "0.0.0.0", netip.AddrPortFrom(groupV4, port)
+		network, any, group = "udp4", "0.0.0.0", netip.AddrPortFrom(groupV4(), port)
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
@@ -145,7 +144,7 @@ func setOptions(fd int, l link, v4, shared bool) error {
 			// Only what comes to the group on this link, not to groups that
 			// other sockets of the host joined.
 			set(unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0)
-			mreq.Multiaddr = groupV4.As4()
+			mreq.Multiaddr = groupV4().As4()
 			errs = append(errs, unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, mreq))
 		}
 		return errors.Join(errs...)
@@ -157,7 +156,7 @@ func setOptions(fd int, l link, v4, shared bool) error {
 	if shared {
 		set(unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, 0)
 		errs = append(errs, unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP,
-			&unix.IPv6Mreq{Multiaddr: groupV6.As16(), Interface: uint32(l.index)}))
+			&unix.IPv6Mreq{Multiaddr: groupV6().As16(), Interface: uint32(l.index)}))
 	}
 	return errors.Join(errs...)
 }
