@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,12 +16,7 @@ import (
 )
 
 // kernelSymbols are the ones that modules of upstream's translator ask for.
-var kernelSymbols = map[string]bool{
-	"_stext":                         true,
-	"kallsyms_lookup_name":           true,
-	"kallsyms_on_each_symbol":        true,
-	"module_kallsyms_on_each_symbol": true,
-}
+var kernelSymbols = []string{"_stext", "kallsyms_lookup_name", "kallsyms_on_each_symbol", "module_kallsyms_on_each_symbol"}
 
 // relocate sends addresses of the kernel and its modules (loader-relay 5.4).
 // Our own modules use exported symbols only and need none; upstream's cannot
@@ -63,7 +59,7 @@ func sendKernelSymbols(ch *transport.Channel) error {
 	lines := bufio.NewScanner(bufio.NewReaderSize(f, 1<<16))
 	for left > 0 && lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) != 3 || !kernelSymbols[fields[2]] {
+		if len(fields) != 3 || !slices.Contains(kernelSymbols, fields[2]) {
 			continue
 		}
 		address, err := strconv.ParseUint(fields[0], 16, 64)

@@ -92,17 +92,19 @@ func strftime(format string, t time.Time) (string, error) {
 	return b.String(), nil
 }
 
-// layouts are the conversions that are a layout of package time.
-var layouts = map[byte]string{
-	'a': "Mon", 'A': "Monday", 'b': "Jan", 'h': "Jan", 'B': "January",
-	'c': "Mon Jan _2 15:04:05 2006", 'D': "01/02/06", 'd': "02", 'e': "_2",
-	'F': "2006-01-02", 'H': "15", 'I': "03", 'M': "04", 'm': "01", 'p': "PM",
-	'R': "15:04", 'r': "03:04:05 PM", 'S': "05", 'T': "15:04:05", 'X': "15:04:05",
-	'x': "01/02/06", 'Y': "2006", 'y': "06", 'Z': "MST", 'z': "-0700",
+// layout gives the conversions that are a layout of package time.
+func layout(c byte) string {
+	return [...]string{
+		'a': "Mon", 'A': "Monday", 'b': "Jan", 'h': "Jan", 'B': "January",
+		'c': "Mon Jan _2 15:04:05 2006", 'D': "01/02/06", 'd': "02", 'e': "_2",
+		'F': "2006-01-02", 'H': "15", 'I': "03", 'M': "04", 'm': "01", 'p': "PM",
+		'R': "15:04", 'r': "03:04:05 PM", 'S': "05", 'T': "15:04:05", 'X': "15:04:05",
+		'x': "01/02/06", 'Y': "2006", 'y': "06", 'Z': "MST", 'z': "-0700", 255: "",
+	}[c]
 }
 
 func convert(c byte, t time.Time) (string, bool) {
-	if l, ok := layouts[c]; ok {
+	if l := layout(c); l != "" {
 		return t.Format(l), true
 	}
 	weekday := int(t.Weekday())

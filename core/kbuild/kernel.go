@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +19,15 @@ type Kernel struct {
 // ErrNoHeaders is returned when the build directory of a kernel is not there.
 var ErrNoHeaders = errors.New("kernel headers are not installed")
 
-var releasePattern = regexp.MustCompile(`^[A-Za-z0-9_.+-]+$`)
+// validRelease reports whether a text may be part of a path as a release.
+func validRelease(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("_.+-", c) >= 0) {
+			return false
+		}
+	}
+	return s != "" && s[0] != '.' && s[0] != '-'
+}
 
 // FindKernel resolves the argument of -r: a release or an absolute build
 // directory; "" is the running kernel. Searched for a release are
@@ -42,7 +49,7 @@ func FindKernel(spec string) (Kernel, error) {
 		}
 		return Kernel{release, dir}, nil
 	}
-	if !releasePattern.MatchString(spec) || spec[0] == '.' || spec[0] == '-' {
+	if !validRelease(spec) {
 		return Kernel{}, fmt.Errorf("kernel release %q is not made of letters, digits and _.+-", spec)
 	}
 	for _, dir := range []string{
@@ -57,8 +64,6 @@ func FindKernel(spec string) (Kernel, error) {
 	return Kernel{Release: spec}, fmt.Errorf("kernel release %q: %w", spec, ErrNoHeaders)
 }
 
-var utsRelease = regexp.MustCompile(`(?m)^#define UTS_RELEASE "([A-Za-z0-9_.+-]+)"`)
-
 // buildRelease is the release a build directory is of: what its modules will
 // carry. (include/config/kernel.release is the bare version on Debian 12.)
 func buildRelease(dir string) (string, error) {
@@ -66,11 +71,14 @@ func buildRelease(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	m := utsRelease.FindSubmatch(b)
-	if m == nil {
-		return "", fmt.Errorf("include/generated/utsrelease.h names no release")
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, `#define UTS_RELEASE "`); ok {
+			if release, _, ok := strings.Cut(v, `"`); ok && validRelease(release) {
+				return release, nil
+			}
+		}
 	}
-	return string(m[1]), nil
+	return "", errors.New("include/generated/utsrelease.h names no release")
 }
 
 // identity is what a prepared kernel depends on, as text: the files that change
@@ -116,21 +124,21 @@ func (k Kernel) shadow(dir string) error {
 	return os.WriteFile(filepath.Join(dir, "Makefile"), relocateIncludes(makefile, k.BuildDir), 0o644)
 }
 
-var includeLine = regexp.MustCompile(`(?m)^include (/\S+)$`)
-
 func relocateIncludes(makefile []byte, buildDir string) []byte {
-	return includeLine.ReplaceAllFunc(makefile, func(line []byte) []byte {
-		target := string(line[len("include "):])
-		if _, err := os.Stat(target); err == nil {
-			return line
-		}
-		for root := filepath.Dir(buildDir); root != "/"; root = filepath.Dir(root) {
-			if moved := filepath.Join(root, target); fileExists(moved) {
-				return []byte("include " + moved)
+	var out strings.Builder
+	for line := range strings.Lines(string(makefile)) {
+		target, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "include /")
+		if ok && !fileExists("/"+target) {
+			for root := filepath.Dir(buildDir); root != "/"; root = filepath.Dir(root) {
+				if moved := filepath.Join(root, target); fileExists(moved) {
+					line = "include " + moved + "\n"
+					break
+				}
 			}
 		}
-		return line
-	})
+		out.WriteString(line)
+	}
+	return []byte(out.String())
 }
 
 func fileExists(path string) bool {

@@ -38,7 +38,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -245,7 +244,11 @@ func (p *preparation) learn() error {
 			return err
 		}
 	}
-	if err := command(p.ctx, p.path("build"), "make", "-s", "-j"+fmt.Sprint(runtime.NumCPU()), "M="+dir, "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"); err != nil {
+	// Debian's Makefile sets KBUILD_OUTPUT to its own directory. Since 6.13 the
+	// module is then built where make runs, and modpost writes Module.symvers
+	// through the link there: as root, into the installed headers.
+	output := "KBUILD_OUTPUT=" + p.path("build")
+	if err := command(p.ctx, p.path("build"), "make", "-s", "-j"+fmt.Sprint(runtime.NumCPU()), "M="+dir, output, "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"); err != nil {
 		return err
 	}
 	var err error
@@ -487,7 +490,8 @@ func (e *ToolError) Error() string {
 // Unwrap gives the error of package exec.
 func (e *ToolError) Unwrap() error { return e.err }
 
-var environment = regexp.MustCompile(`^(PATH|TMPDIR|LANG|LC_[A-Z]+)=`)
+// environment is what the programs of a build get of ours.
+var environment = []string{"PATH=", "TMPDIR=", "LANG=", "LC_"}
 
 // command runs one program in dir, quietly unless it fails. It dies with us.
 func command(ctx context.Context, dir string, words ...string) error {
@@ -495,7 +499,7 @@ func command(ctx context.Context, dir string, words ...string) error {
 	cmd.Dir = dir
 	cmd.Env = []string{"SRCARCH=" + srcArch()} // Debian's objtool is a wrapper that needs it
 	for _, e := range os.Environ() {
-		if environment.MatchString(e) {
+		if slices.ContainsFunc(environment, func(p string) bool { return strings.HasPrefix(e, p) }) {
 			cmd.Env = append(cmd.Env, e)
 		}
 	}

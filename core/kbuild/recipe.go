@@ -157,12 +157,18 @@ func (r *recipe) readModpost(dir string) error {
 			continue
 		}
 		for i := range words {
-			switch words[i] {
-			case filepath.Join(dir, "Module.symvers"), "-oModule.symvers":
+			switch {
+			case words[i] == filepath.Join(dir, "Module.symvers"), words[i] == "Module.symvers" && i > 0 && words[i-1] == "-o":
 				words[i] = varSymvers
-			case filepath.Join(dir, "modules.order"), "modules.order", "-":
+			case words[i] == "-oModule.symvers":
+				words[i] = "-o" + varSymvers
+			case words[i] == filepath.Join(dir, "modules.order"), words[i] == "modules.order", words[i] == "-":
 				words[i] = varOrder
 			}
+		}
+		if !strings.Contains(strings.Join(words, " "), varSymvers) {
+			// It would write into the installed headers.
+			return fmt.Errorf("modpost command of kbuild is not understood: %q", words)
 		}
 		r.Modpost = words
 		return nil

@@ -4,7 +4,6 @@
 package runopts
 
 import (
-	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -14,8 +13,8 @@ import (
 	"stapbox/core/report"
 )
 
-// Spec is the option string of both programs.
-var Spec = getopt.Short("ALu::vihb:t:dc:o:x:N:S:DwRr:VT:C:M:F:")
+// spec is the option string of both programs.
+func spec() getopt.Spec { return getopt.Short("ALu::vihb:t:dc:o:x:N:S:DwRr:VT:C:M:F:") }
 
 // Options are the parsed options. Fields are named for what they do; the letter
 // is in the comment.
@@ -41,7 +40,11 @@ type Options struct {
 }
 
 // ErrUsage is wrapped by errors after which the usage text is shown.
-var ErrUsage = errors.New("usage")
+const ErrUsage = constError("usage")
+
+type constError string
+
+func (e constError) Error() string { return string(e) }
 
 type usageError struct{ text string }
 
@@ -59,16 +62,16 @@ type GetoptError struct{ error }
 func (GetoptError) Is(target error) bool { return target == ErrUsage }
 
 // unsupported are the options of the same interface that this version refuses.
-var unsupported = map[string]string{
-	"A": "attaching to a running module",
-	"L": "detaching from the module after its start",
-	"D": "running in the background",
-	"c": "running a target command",
-	"i": "forwarding standard input",
-	"N": "target namespaces",
-	"S": "switching output files",
-	"M": "monitor mode",
-	"r": "remote sessions",
+var unsupported = []struct{ option, what string }{
+	{"A", "attaching to a running module"},
+	{"L", "detaching from the module after its start"},
+	{"D", "running in the background"},
+	{"c", "running a target command"},
+	{"i", "forwarding standard input"},
+	{"N", "target namespaces"},
+	{"S", "switching output files"},
+	{"M", "monitor mode"},
+	{"r", "remote sessions"},
 }
 
 // conflicts in the order they are reported.
@@ -89,7 +92,7 @@ const maxParams = 63
 // Parse reads the words after the program name.
 func Parse(args []string) (Options, error) {
 	o := Options{Color: report.Auto, RelayFD: -1, ReadWait: 200}
-	list, words, err := getopt.Parse(Spec, args)
+	list, words, err := getopt.Parse(spec(), args)
 	given := map[string]bool{}
 	for _, opt := range list {
 		if opt.Name == "t" {
@@ -117,9 +120,9 @@ func Parse(args []string) (Options, error) {
 			return o, UsageErrorf("You have to specify output FILE with '-%s' option.", needs)
 		}
 	}
-	for _, opt := range list {
-		if what, no := unsupported[opt.Name]; no {
-			return o, UsageErrorf("Option '-%s' (%s) is not supported by this version.", opt.Name, what)
+	for _, u := range unsupported {
+		if given[u.option] {
+			return o, UsageErrorf("Option '-%s' (%s) is not supported by this version.", u.option, u.what)
 		}
 	}
 	if len(words) > 0 {
@@ -193,7 +196,7 @@ func (o *Options) set(opt getopt.Option) error {
 // an option whatever follows.
 func (o Options) Relay(fd int, module string) []string {
 	list := append(append([]getopt.Option(nil), o.list...), getopt.Option{Name: "F", Value: strconv.Itoa(fd), Given: true, Short: true})
-	return Spec.Words(list, append([]string{module}, o.Params...))
+	return spec().Words(list, append([]string{module}, o.Params...))
 }
 
 // ModulePath finds the file of a MODULE word: a word with a slash is a path, one

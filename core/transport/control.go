@@ -68,17 +68,16 @@ const (
 	MountNamespaceFDs    Type = 19
 )
 
-var typeNames = map[Type]string{
-	Start: "START", Exit: "EXIT", OOBData: "OOB_DATA", System: "SYSTEM", Transport: "TRANSPORT",
-	Bulk: "BULK", Ready: "READY", Relocation: "RELOCATION", RealtimeData: "REALTIME_DATA",
-	RequestExit: "REQUEST_EXIT", TZInfo: "TZINFO", PrivilegeCredentials: "PRIVILEGE_CREDENTIALS",
-	RemoteID: "REMOTE_ID", NamespacesPID: "NAMESPACES_PID", MountNamespaceFDs: "MNT_NS_FDS",
-}
-
 // String is the type's name in the protocol, or its number.
 func (t Type) String() string {
-	if n, ok := typeNames[t]; ok {
-		return n
+	names := [...]string{
+		Start: "START", Exit: "EXIT", OOBData: "OOB_DATA", System: "SYSTEM", Transport: "TRANSPORT",
+		Bulk: "BULK", Ready: "READY", Relocation: "RELOCATION", RealtimeData: "REALTIME_DATA",
+		RequestExit: "REQUEST_EXIT", TZInfo: "TZINFO", PrivilegeCredentials: "PRIVILEGE_CREDENTIALS",
+		RemoteID: "REMOTE_ID", NamespacesPID: "NAMESPACES_PID", MountNamespaceFDs: "MNT_NS_FDS",
+	}
+	if t < Type(len(names)) && names[t] != "" {
+		return names[t]
 	}
 	return fmt.Sprintf("type %d", uint32(t))
 }
