@@ -91,7 +91,7 @@ type manifest struct {
 }
 
 const (
-	format       = 1
+	format       = 2
 	manifestName = "recipe.json"
 	runtimeName  = "runtime.o"
 	archiveName  = "runtime.a"
@@ -253,6 +253,7 @@ func (p *preparation) learn() error {
 	}
 	var err error
 	p.recipe, err = readRecipe(dir)
+	p.recipe.relocate(p.path("build"))
 	if err == nil && p.recipe.ModCommon {
 		err = os.Rename(filepath.Join(dir, ".module-common.o"), p.path(commonName))
 	}

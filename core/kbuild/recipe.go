@@ -185,6 +185,16 @@ func objtoolCommand(list [][]string, object string) []string {
 	return nil
 }
 
+// relocate makes what lies in the build directory relative to it: the directory
+// gets another name when all is prepared, and every command runs there.
+func (r *recipe) relocate(build string) {
+	for _, command := range [][]string{r.Compile, r.Link, r.Objtool, r.LinkFinal, r.Modpost} {
+		for i, w := range command {
+			command[i] = strings.ReplaceAll(w, build+"/", "./")
+		}
+	}
+}
+
 // replaceWords replaces whole words; a replacement of "" drops the word.
 func replaceWords(words []string, by map[string]string) []string {
 	var out []string
