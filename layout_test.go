@@ -103,6 +103,8 @@ func TestPrivilegedImports(t *testing.T) {
 var initialisers = map[string]string{
 	"filippo.io/edwards25519":               "constants of the curve",
 	"github.com/hashicorp/mdns":             "two multicast addresses",
+	"github.com/urfave/cli/v2":              "tables of flag kinds and templates",
+	"golang.org/x/crypto/cryptobyte":        "a table of tags",
 	"github.com/miekg/dns":                  "tables of names",
 	"go.step.sm/crypto/internal/utils/file": "an error value",
 	"go.step.sm/crypto/randutil":            "a table of characters",

@@ -17,6 +17,8 @@ import (
 // Table is every name the box answers to.
 var Table = []box.Applet{
 	{Name: "stap", Summary: "compile a script, here or on a server, and run it", Main: client.Main},
+	{Name: "stap-client", Summary: "compile a script on a server and run it", Main: client.Main},
+	{Name: "stap-find-servers", Summary: "list compile servers", Main: client.Main},
 	{Name: "stap-serverd", Summary: "compile and sign scripts for other hosts", Main: server.Main},
 	{Name: "staprun", Summary: "verify and load a module, then hand over to stapio", Main: loader.Main},
 	{Name: "stapio", Summary: "relay a loaded module's output", Main: relay.Main},

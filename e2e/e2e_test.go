@@ -1,5 +1,3 @@
-// Package e2e tests the built binary: on the host through testscript files, in
-// QEMU guests on real kernels, and with a compile server in between.
 package e2e
 
 import (
@@ -82,16 +80,22 @@ func kernelState() string { return filepath.Join(stage.lab.Dir, "state") }
 // onKernels runs a test in the guest of each kernel of the matrix.
 func onKernels(t *testing.T, test func(t *testing.T, s *scene)) {
 	t.Helper()
+	for _, v := range lab.Versions() {
+		onKernel(t, v, test)
+	}
+}
+
+// onKernel runs a test in the guest of one kernel.
+func onKernel(t *testing.T, version string, test func(t *testing.T, s *scene)) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("guests need root, for a network namespace with a tap device")
 	}
-	for _, v := range lab.Versions() {
-		t.Run(v, func(t *testing.T) {
-			s := sceneOf(t, v)
-			test(t, s)
-			s.checkClean(t)
-		})
-	}
+	t.Run(version, func(t *testing.T) {
+		s := sceneOf(t, version)
+		test(t, s)
+		s.checkClean(t)
+	})
 }
 
 func sceneOf(t *testing.T, version string) *scene {
@@ -221,10 +225,7 @@ func module(t *testing.T, k *lab.Kernel, level, script string, args ...string) [
 	if err != nil {
 		t.Fatalf("compiling %q: %v\n%s%s", script, err, out, stderr.Bytes())
 	}
-	m, err := os.ReadFile(filepath.Join(dir, "e2e_test_module_with_long_name.ko"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := read(t, filepath.Join(dir, "e2e_test_module_with_long_name.ko"))
 	stage.modules[key] = m
 	return m
 }
@@ -279,3 +280,12 @@ func (s *scene) forgetSigners(t *testing.T) {
 
 // blessed is the directory of approved modules in the guest.
 func (s *scene) blessed() string { return "/lib/modules/" + s.kernel.Release + "/systemtap/" }
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}

@@ -5,8 +5,12 @@ package box
 import (
 	"context"
 	"fmt"
-	"io"
+	"strings"
 
+	"github.com/urfave/cli/v2"
+
+	"stapbox/core/getopt"
+	"stapbox/core/hostpaths"
 	"stapbox/core/invocation"
 	"stapbox/core/version"
 )
@@ -20,7 +24,6 @@ type Applet struct {
 
 // Exit statuses of the box itself.
 const (
-	exitOK      = 0
 	exitError   = 1
 	exitUsage   = 2
 	exitUnknown = 127
@@ -38,28 +41,109 @@ func IsApplet(table []Applet, name string) bool {
 
 // Main runs the box under its own name, or under one that no applet has.
 func Main(ctx context.Context, inv *invocation.Invocation, table []Applet) int {
-	if inv.Name != "stapbox" {
+	if inv.Name != boxName {
 		return unknown(inv, inv.Name, table)
 	}
-	if len(inv.Args) == 0 {
-		usage(inv.Stderr, table)
+	b := &box{inv: inv, table: table}
+	spec := getopt.Spec{Posix: true, Defs: []getopt.Def{
+		{Long: "list"}, {Long: "version", Short: 'V'}, {Long: "help", Short: 'h'},
+	}}
+	opts, words, err := getopt.Parse(spec, inv.Args)
+	if err != nil {
+		inv.Errorf("ERROR: %v", err)
 		return exitUsage
 	}
-	switch word := inv.Args[0]; word {
-	case "--list":
-		for _, a := range table {
-			fmt.Fprintln(inv.Stdout, a.Name)
-		}
-	case "--version", "-V":
-		fmt.Fprintf(inv.Stdout, "stapbox %s (SystemTap protocol %s)\n", version.Version, version.Protocol)
-	case "--help", "-h":
-		usage(inv.Stdout, table)
-	case "install", "uninstall":
-		return runInstall(inv, table, word == "uninstall", inv.Args[1:])
-	default:
-		return unknown(inv, word, table)
+	args := []string{boxName}
+	for _, o := range opts {
+		args = append(args, "--"+o.Name)
 	}
-	return exitOK
+	if len(words) > 0 {
+		if words[0] != "install" && words[0] != "uninstall" {
+			return unknown(inv, words[0], table)
+		}
+		rest, operands, err := getopt.Parse(installSpec(), words[1:])
+		if err == nil && len(operands) > 0 {
+			err = fmt.Errorf("unexpected word %q", operands[0])
+		}
+		if err != nil {
+			inv.Errorf("ERROR: %v", err)
+			return exitUsage
+		}
+		args = append(append(args, words[0]), getopt.Canonical(rest, nil)...)
+	} else if len(opts) == 0 {
+		args = append(args, "--help")
+		b.status = exitUsage
+	}
+	if err := b.app().RunContext(ctx, args); err != nil {
+		inv.Errorf("ERROR: %v", err)
+		return exitError
+	}
+	return b.status
+}
+
+// box is one run.
+type box struct {
+	inv    *invocation.Invocation
+	table  []Applet
+	status int
+}
+
+// app describes the commands to the command line library. Its own reading of
+// arguments is only ever given canonical ones.
+func (b *box) app() *cli.App {
+	root := &cli.StringFlag{Name: "root", Usage: "make `DIR` the root of an image instead of installing here"}
+	bindir := &cli.StringFlag{Name: "bindir", Usage: "put the links to the applets into `DIR`", Value: hostpaths.Bindir}
+	dryRun := &cli.BoolFlag{Name: "dry-run", Usage: "only say what would be done"}
+	noSetuid := &cli.BoolFlag{Name: "no-setuid", Usage: "make staprun a plain link: only root can load modules"}
+	return &cli.App{
+		Name:  boxName,
+		Usage: "every program of the SystemTap compile-server world in one file",
+		UsageText: `stapbox APPLET [ARGUMENTS]     (or a link named APPLET to stapbox)
+stapbox install | uninstall [OPTIONS]
+stapbox --list | --version | --help`,
+		Writer: b.inv.Stdout, ErrWriter: b.inv.Stderr,
+		HideVersion: true, HideHelpCommand: true,
+		ExitErrHandler: func(*cli.Context, error) {},
+		Description:    "applets:\n" + b.list("  %-18s %s\n"),
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "list", Usage: "list the applets, one name a line"},
+			&cli.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "print the version"},
+		},
+		Action: func(c *cli.Context) error {
+			if c.Bool("list") {
+				fmt.Fprint(c.App.Writer, b.list("%s\n"))
+			}
+			if c.Bool("version") {
+				fmt.Fprintf(c.App.Writer, "stapbox %s (SystemTap protocol %s)\n", version.Version, version.Protocol)
+			}
+			return nil
+		},
+		Commands: []*cli.Command{
+			{
+				Name: "install", Usage: "put the one file, its links, groups and directories in place",
+				Flags:  []cli.Flag{root, bindir, noSetuid, dryRun},
+				Action: func(c *cli.Context) error { return b.installer(c).run((*installer).install) },
+			},
+			{
+				Name: "uninstall", Usage: "remove the programs; groups, trust stores and configuration stay",
+				Flags:  []cli.Flag{root, bindir, dryRun},
+				Action: func(c *cli.Context) error { return b.installer(c).run((*installer).uninstall) },
+			},
+		},
+	}
+}
+
+// list shows the table, a format a row.
+func (b *box) list(format string) string {
+	var s strings.Builder
+	for _, a := range b.table {
+		if strings.Count(format, "%") == 1 {
+			fmt.Fprintf(&s, format, a.Name)
+		} else {
+			fmt.Fprintf(&s, format, a.Name, a.Summary)
+		}
+	}
+	return s.String()
 }
 
 func unknown(inv *invocation.Invocation, name string, table []Applet) int {
@@ -68,17 +152,4 @@ func unknown(inv *invocation.Invocation, name string, table []Applet) int {
 		fmt.Fprintf(inv.Stderr, "  %s\n", a.Name)
 	}
 	return exitUnknown
-}
-
-func usage(w io.Writer, table []Applet) {
-	fmt.Fprint(w, `usage: stapbox APPLET [ARGUMENTS]     or a link named APPLET to stapbox
-       stapbox --list | --version | --help
-       stapbox install [--root DIR] [--bindir DIR] [--no-setuid] [--dry-run]
-       stapbox uninstall [--root DIR] [--bindir DIR] [--dry-run]
-
-applets:
-`)
-	for _, a := range table {
-		fmt.Fprintf(w, "  %-14s %s\n", a.Name, a.Summary)
-	}
 }

@@ -14,22 +14,24 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"stapbox/core/getopt"
 	"stapbox/core/hostpaths"
-	"stapbox/core/invocation"
 	"stapbox/core/privilege"
 )
 
 // installSpec are the options of install and uninstall.
-var installSpec = getopt.Spec{Defs: []getopt.Def{
-	{Long: "root", Arg: getopt.RequiredArg},
-	{Long: "bindir", Arg: getopt.RequiredArg},
-	{Long: "no-setuid"},
-	{Long: "dry-run"},
-	{Short: 'h', Long: "help"},
-}}
+func installSpec() getopt.Spec {
+	return getopt.Spec{Defs: []getopt.Def{
+		{Long: "root", Arg: getopt.RequiredArg},
+		{Long: "bindir", Arg: getopt.RequiredArg},
+		{Long: "no-setuid"},
+		{Long: "dry-run"},
+		{Short: 'h', Long: "help"},
+	}}
+}
 
 // installer puts the box in its place, or takes it away. Every step looks first
 // whether it is already done, so that installing twice changes nothing.
@@ -44,48 +46,24 @@ type installer struct {
 	changed  int
 }
 
-func runInstall(inv *invocation.Invocation, table []Applet, remove bool, args []string) int {
-	in := &installer{out: inv.Stdout, bindir: hostpaths.Bindir, table: table}
-	opts, words, err := getopt.Parse(installSpec, args)
-	if err == nil && len(words) > 0 {
-		err = fmt.Errorf("unexpected word %q", words[0])
+func (b *box) installer(c *cli.Context) *installer {
+	return &installer{
+		out: b.inv.Stdout, table: b.table,
+		root: c.String("root"), bindir: c.String("bindir"), noSetuid: c.Bool("no-setuid"), dryRun: c.Bool("dry-run"),
 	}
-	if err != nil {
-		inv.Errorf("ERROR: %v", err)
-		usage(inv.Stderr, table)
-		return exitUsage
+}
+
+func (in *installer) run(do func(*installer) error) error {
+	if err := in.prepare(); err != nil {
+		return err
 	}
-	for _, o := range opts {
-		switch o.Name {
-		case "root":
-			in.root = o.Value
-		case "bindir":
-			in.bindir = o.Value
-		case "no-setuid":
-			in.noSetuid = true
-		case "dry-run":
-			in.dryRun = true
-		case "help":
-			usage(inv.Stdout, table)
-			return exitOK
-		}
-	}
-	err = in.prepare()
-	if err == nil {
-		if remove {
-			err = in.uninstall()
-		} else {
-			err = in.install()
-		}
-	}
-	if err != nil {
-		inv.Errorf("ERROR: %v", err)
-		return exitError
+	if err := do(in); err != nil {
+		return err
 	}
 	if in.changed == 0 {
 		fmt.Fprintln(in.out, "nothing to do")
 	}
-	return exitOK
+	return nil
 }
 
 func (in *installer) prepare() (err error) {
@@ -214,7 +192,7 @@ func (in *installer) makeGroups() (gid int, err error) {
 		err := in.step("create group "+g.name, func() error {
 			if in.root == "" {
 				if tool, err := exec.LookPath("groupadd"); err == nil {
-					return run(tool, "-r", "-g", strconv.Itoa(id), g.name)
+					return runProgram(tool, "-r", "-g", strconv.Itoa(id), g.name)
 				}
 			}
 			text = append(text, fmt.Sprintf("%s:x:%d:\n", g.name, id)...)
@@ -482,7 +460,7 @@ func replaceFile(path string, text []byte, mode fs.FileMode) error {
 	return os.Rename(tmp, path)
 }
 
-func run(name string, args ...string) error {
+func runProgram(name string, args ...string) error {
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))

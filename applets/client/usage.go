@@ -24,7 +24,6 @@ Options (in ~/.systemtap/rc and on command line):
    -a ARCH    cross-compile to given architecture
    -m MODULE  set probe module name
    -o FILE    send script output to file, instead of stdout
-   -c CMD     start the probes, run CMD, and exit when it finishes
    -x PID     sets target() to PID
    --color[=WHEN]
               colour messages: always, auto or never

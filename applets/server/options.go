@@ -57,7 +57,7 @@ Compile and sign scripts for clients on other hosts.
 
   -r RELEASE|DIR                build for this kernel release, or for the kernel
                                 whose build tree is DIR (may be repeated; the
-                                running kernel is always served)
+                                running kernel is served too, if its headers are here)
   -a ARCH                       architecture (this host's)
   -D NAME[=VALUE]               macro for every translation
   -k                            keep the directories of requests
@@ -185,10 +185,15 @@ func buildTree(dir string) (compile.Release, error) {
 	return compile.Release{Name: k.Release, BuildDir: k.BuildDir}, nil
 }
 
-// kernels is what the server builds for, the running kernel included, in
-// ascending order; of several trees for one release the last given counts.
+// kernels is what the server builds for, in ascending order; of several trees
+// for one release the last given counts. The running kernel is always served,
+// as upstream does it, but not advertised for nothing: beside others only if its
+// headers are here.
 func (o *options) kernels(running string) []compile.Release {
 	list := []compile.Release{{Name: running}}
+	if _, err := kbuild.FindKernel(running); err != nil && len(o.releases) > 0 {
+		list = nil
+	}
 	for _, k := range o.releases {
 		if i := slices.IndexFunc(list, func(l compile.Release) bool { return l.Name == k.Name }); i >= 0 {
 			list[i] = k

@@ -357,7 +357,11 @@ func TestParseRefuses(t *testing.T) {
 	if err != nil || o.port != 16 || o.threads != 8 || len(o.ignored) != 1 {
 		t.Errorf("got %+v, %v", o, err)
 	}
-	if k := o.kernels("6.0"); len(k) != 3 || k[0].Name != "5.9" || k[1].Name != "6.0" {
+	// A running kernel without headers is served only where nothing else is.
+	if k := o.kernels("6.0-none"); len(k) != 2 || k[0].Name != "5.9" || k[1].Name != "6.1" {
+		t.Errorf("kernels: got %+v", k)
+	}
+	if k := (&options{}).kernels("6.0-none"); len(k) != 1 || k[0].Name != "6.0-none" {
 		t.Errorf("kernels: got %+v", k)
 	}
 }

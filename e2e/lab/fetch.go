@@ -68,6 +68,8 @@ var tools = []struct{ program, pkg string }{
 	{"make", "make"},
 	{"ld", "binutils"},
 	{"ip", "iproute2"},
+	{"strace", "strace"},
+	{"setpriv", "util-linux"},
 }
 
 // EnsureTools installs missing programs with apt-get and says which.

@@ -26,8 +26,8 @@ func (c *checker) privileges() {
 		if annotated(f.C.Code, "guru") && !c.opts.Guru {
 			c.err(f.Tok, "function may not be used unless -g is specified")
 		}
-		if c.opts.Privilege.Contains(privilege.StapSys) {
-			continue
+		if c.opts.Privilege != privilege.StapUsr {
+			continue // members of stapsys and stapdev may call everything
 		}
 		if !annotated(f.C.Code, "unprivileged") && !annotated(f.C.Code, "myproc-unprivileged") {
 			c.err(f.Tok, "function may not be used when --privilege=%s is specified", c.opts.Privilege)
