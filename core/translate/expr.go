@@ -393,12 +393,15 @@ func (b *body) assignIndex(x *ast.Assign, i *ast.Index, op string) string {
 }
 
 // kernelFunctions are the tapset functions that the runtime implements in C.
-var kernelFunctions = map[string]bool{
-	"pid": true, "tid": true, "ppid": true, "uid": true, "euid": true, "gid": true, "egid": true, "execname": true,
-	"pp": true, "pn": true, "cpu": true, "target": true, "module_name": true, "gettimeofday_s": true, "gettimeofday_ms": true,
-	"gettimeofday_us": true, "gettimeofday_ns": true, "get_cycles": true, "randint": true, "ctime": true,
-	"strlen": true, "strtol": true, "substr": true, "stringat": true, "isinstr": true, "str_replace": true,
-	"text_str": true, "text_strn": true, "tokenize": true, "exit": true, "error": true, "warn": true, "log": true,
+func kernelFunctions(s string) bool {
+	switch s {
+	case "pid", "tid", "ppid", "uid", "euid", "gid", "egid", "execname", "pp", "pn", "cpu", "target",
+		"module_name", "gettimeofday_s", "gettimeofday_ms", "gettimeofday_us", "gettimeofday_ns",
+		"get_cycles", "randint", "ctime", "strlen", "strtol", "substr", "stringat", "isinstr",
+		"str_replace", "text_str", "text_strn", "tokenize", "exit", "error", "warn", "log":
+		return true
+	}
+	return false
 }
 
 func (b *body) call(x *ast.Call, wanted bool) string {
@@ -456,7 +459,7 @@ func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []strin
 		name = "fn_" + cname(f.Unique)
 		list = append(list, quote(where(x.Tok)))
 		b.called(f)
-	} else if f.File == nil || !f.File.Tapset || !kernelFunctions[f.Name] {
+	} else if f.File == nil || !f.File.Tapset || !kernelFunctions(f.Name) {
 		fail(x.Tok, "function '%s' is written in C, which the builtin translator does not support", f.Name)
 	}
 	if f.Ret == ast.String {

@@ -23,8 +23,20 @@ const (
 
 // timerUnits are the timers with the length of their unit in nanoseconds and
 // the largest interval upstream takes (a day); 0 means jiffies or frequency.
-var timerUnits = map[string]int64{
-	"s": 1e9, "sec": 1e9, "ms": 1e6, "msec": 1e6, "us": 1e3, "usec": 1e3, "ns": 1, "nsec": 1, "jiffies": 0, "hz": 0,
+var timerUnits = []struct {
+	name   string
+	length int64
+}{
+	{"s", 1e9}, {"sec", 1e9}, {"ms", 1e6}, {"msec", 1e6}, {"us", 1e3}, {"usec", 1e3}, {"ns", 1}, {"nsec", 1}, {"jiffies", 0}, {"hz", 0},
+}
+
+func timerUnit(name string) (length int64, ok bool) {
+	for _, u := range timerUnits {
+		if u.name == name {
+			return u.length, true
+		}
+	}
+	return 0, false
 }
 
 const (
@@ -34,13 +46,16 @@ const (
 
 // known are first words of probe points of upstream that this translator
 // gives no meaning.
-var known = map[string]bool{
-	"kernel": true, "module": true, "process": true, "procfs": true, "input": true, "netfilter": true, "perf": true,
-	"syscall": true, "vfs": true, "scheduler": true, "tcp": true, "udp": true, "socket": true, "kprocess": true,
-	"signal": true, "memory": true, "vm": true, "ioblock": true, "ioblock_trace": true, "java": true, "python2": true,
-	"python3": true, "kprobe": true, "debuginfod": true, "nd_syscall": true, "nfs": true, "nfsd": true, "netdev": true,
-	"irq_handler": true, "softirq": true, "workqueue": true, "hrtimer": true, "stap": true, "tty": true, "generic": true,
-	"sunrpc": true, "scsi": true, "ioscheduler": true, "sched": true, "oneshot": true,
+func known(s string) bool {
+	switch s {
+	case "kernel", "module", "process", "procfs", "input", "netfilter", "perf", "syscall", "vfs",
+		"scheduler", "tcp", "udp", "socket", "kprocess", "signal", "memory", "vm", "ioblock",
+		"ioblock_trace", "java", "python2", "python3", "kprobe", "debuginfod", "nd_syscall", "nfs",
+		"nfsd", "netdev", "irq_handler", "softirq", "workqueue", "hrtimer", "stap", "tty", "generic",
+		"sunrpc", "scsi", "ioscheduler", "sched", "oneshot":
+		return true
+	}
+	return false
 }
 
 // derive resolves every probe point of the script.
@@ -310,7 +325,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 		kinds := map[string]Kind{"begin": Begin, "end": End, "error": Error, "never": Never}
 		kind, ok := kinds[first.Name]
 		if !ok {
-			if known[first.Name] {
+			if known(first.Name) {
 				return c.unsupportedPoint(q)
 			}
 			return mismatch(first.Tok, first.Name, c.pointNames())
@@ -351,8 +366,8 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 		return nil
 	}
 	var units []string
-	for u := range timerUnits {
-		units = append(units, u)
+	for _, u := range timerUnits {
+		units = append(units, u.name)
 	}
 	sort.Strings(units)
 	if first.Arg != nil || len(q.Components) < 2 {
@@ -379,7 +394,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 		}
 		return nil
 	}
-	length, ok := timerUnits[unit.Name]
+	length, ok := timerUnit(unit.Name)
 	if unit.Name == "profile" {
 		return c.unsupportedPoint(q)
 	}

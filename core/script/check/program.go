@@ -1,3 +1,6 @@
+// Package check is pass 2: it resolves names, probe points and types of a parsed
+// script, holds it against the privilege level, and leaves a Program that holds
+// only what the probes reach, ready for package translate.
 package check
 
 import (

@@ -9,9 +9,12 @@ import (
 
 func base(t *token.Token) ast.ExprBase { return ast.ExprBase{Tok: t} }
 
-var assignOps = map[string]bool{
-	"=": true, "<<<": true, "+=": true, "-=": true, "*=": true, "/=": true, "%=": true,
-	"<<=": true, ">>=": true, "&=": true, "^=": true, "|=": true, ".=": true,
+func assignOps(s string) bool {
+	switch s {
+	case "=", "<<<", "+=", "-=", "*=", "/=", "%=", "<<=", ">>=", "&=", "^=", "|=", ".=":
+		return true
+	}
+	return false
 }
 
 // expr reads an expression.
@@ -20,7 +23,7 @@ func (p *parser) expr() ast.Expr {
 	defer p.leave()
 	l := p.ternary()
 	t := p.peek()
-	if t.Kind != token.Operator || !assignOps[t.Text] {
+	if t.Kind != token.Operator || !assignOps(t.Text) {
 		return l
 	}
 	p.next()
@@ -287,7 +290,7 @@ func (p *parser) atOp() ast.Expr {
 	t := p.peek()
 	name := t.Text[1:]
 	switch {
-	case statOps[name]:
+	case statOps(name):
 		p.next()
 		x := &ast.Stat{ExprBase: base(t), Op: name}
 		p.expect("(")
@@ -374,23 +377,26 @@ func (p *parser) atOp() ast.Expr {
 	return nil
 }
 
-var printNames = map[string]ast.Print{
-	"print":     {},
-	"println":   {Newline: true},
-	"printd":    {Delim: true},
-	"printdln":  {Delim: true, Newline: true},
-	"printf":    {Format: true},
-	"sprint":    {String: true},
-	"sprintln":  {String: true, Newline: true},
-	"sprintd":   {String: true, Delim: true},
-	"sprintdln": {String: true, Delim: true, Newline: true},
-	"sprintf":   {String: true, Format: true},
+var printNames = []struct {
+	name string
+	form ast.Print
+}{
+	{"print", ast.Print{}},
+	{"println", ast.Print{Newline: true}},
+	{"printd", ast.Print{Delim: true}},
+	{"printdln", ast.Print{Delim: true, Newline: true}},
+	{"printf", ast.Print{Format: true}},
+	{"sprint", ast.Print{String: true}},
+	{"sprintln", ast.Print{String: true, Newline: true}},
+	{"sprintd", ast.Print{String: true, Delim: true}},
+	{"sprintdln", ast.Print{String: true, Delim: true, Newline: true}},
+	{"sprintf", ast.Print{String: true, Format: true}},
 }
 
 // symbol reads a variable, array element, function call or print.
 func (p *parser) symbol() ast.Expr {
 	t := p.next()
-	if pr, ok := printNames[t.Text]; ok {
+	if pr, ok := printForm(t.Text); ok {
 		x := pr
 		x.Tok, x.Name = t, t.Text
 		return p.print(&x)
@@ -474,4 +480,13 @@ func (p *parser) print(x *ast.Print) ast.Expr {
 		}
 		x.Args = append(x.Args, p.expr())
 	}
+}
+
+func printForm(name string) (ast.Print, bool) {
+	for _, p := range printNames {
+		if p.name == name {
+			return p.form, true
+		}
+	}
+	return ast.Print{}, false
 }

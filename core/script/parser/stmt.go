@@ -157,7 +157,13 @@ func (p *parser) sortMark(s *ast.Foreach, column int) {
 	}
 }
 
-var statOps = map[string]bool{"count": true, "sum": true, "min": true, "max": true, "avg": true, "variance": true}
+func statOps(s string) bool {
+	switch s {
+	case "count", "sum", "min", "max", "avg", "variance":
+		return true
+	}
+	return false
+}
 
 func (p *parser) foreach(base ast.StmtBase) ast.Stmt {
 	p.next()
@@ -207,7 +213,7 @@ func (p *parser) foreach(base ast.StmtBase) ast.Stmt {
 		s.Slice = p.keys()
 	}
 	if t := p.peek(); t.Kind == token.Operator && len(t.Text) > 1 && t.Text[0] == '@' {
-		if !statOps[t.Text[1:]] {
+		if !statOps(t.Text[1:]) {
 			p.fail("expected statistical operation")
 		}
 		p.next()

@@ -6,12 +6,13 @@ import "strings"
 // included. Real scripts are a hundred times smaller.
 const MaxSource = 4 << 20
 
-var keywords = map[string]bool{
-	"probe": true, "global": true, "private": true, "function": true,
-	"if": true, "else": true, "for": true, "foreach": true, "in": true,
-	"limit": true, "return": true, "delete": true, "while": true,
-	"break": true, "continue": true, "next": true, "string": true,
-	"long": true, "try": true, "catch": true,
+func keywords(s string) bool {
+	switch s {
+	case "probe", "global", "private", "function", "if", "else", "for", "foreach", "in", "limit",
+		"return", "delete", "while", "break", "continue", "next", "string", "long", "try", "catch":
+		return true
+	}
+	return false
 }
 
 // Operators of two and three characters, longest first.
@@ -126,7 +127,7 @@ func (s *Scanner) Next() *Token {
 			switch {
 			case c == '@':
 				t.Kind = Operator
-			case keywords[t.Text]:
+			case keywords(t.Text):
 				t.Kind = Keyword
 			default:
 				t.Kind = Ident
