@@ -28,7 +28,7 @@ type Builtin struct{}
 // Runtime is the kernel side of every module, as kbuild takes it.
 func Runtime() kbuild.Runtime {
 	rt := kbuild.Runtime{
-		Version: kruntime.Version(), Files: kruntime.Sources(), Headers: []string{kruntime.HeaderName},
+		Version: kruntime.Version(), Files: kruntime.Sources(), Headers: []string{kruntime.HeaderName}, Common: "runtime.h",
 		Always: kruntime.Always(), Defines: []string{"STP_PROBED"},
 	}
 	for _, p := range kruntime.Probes {

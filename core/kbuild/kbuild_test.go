@@ -37,10 +37,12 @@ func kernels(t *testing.T) []Kernel {
 var tiny = Runtime{
 	Version: "tiny",
 	Files: map[string][]byte{
-		"tiny.h": []byte("const char *tiny_text(void);\nconst char *tiny_extra(void);\nvoid tiny_say(const char *);\n"),
-		"tiny.c": []byte(`#include <linux/module.h>
-#include <linux/slab.h>
-#include "tiny.h"
+		"tiny.h":   []byte("const char *tiny_text(void);\nconst char *tiny_extra(void);\nvoid tiny_say(const char *);\n"),
+		"kernel.h": []byte("#pragma once\n#include <linux/module.h>\n#include <linux/slab.h>\n#include \"tiny.h\"\n#ifdef WANTED\n#define GIVEN\n#endif\n"),
+		"tiny.c": []byte(`#include "kernel.h"
+#ifndef GIVEN
+#error the common header does not see definitions
+#endif
 void tiny_say(const char *s) { printk("%s\n", s); }
 #ifndef HAVE_KMALLOC
 #error the probe that must compile did not
@@ -54,10 +56,12 @@ module_init(start);
 module_exit(stop);
 MODULE_LICENSE("Dual MIT/GPL");
 `),
-		"extra.c": []byte("#include \"tiny.h\"\nconst char *tiny_extra(void) { return \"extra\"; }\n"),
+		"extra.c": []byte("#include \"kernel.h\"\nconst char *tiny_extra(void) { return \"extra\"; }\n"),
 	},
 	Headers: []string{"tiny.h"},
 	Always:  []string{"tiny.c"},
+	Common:  "kernel.h",
+	Defines: []string{"WANTED"},
 	Probes: []Probe{
 		{"HAVE_KMALLOC", "#include <linux/slab.h>\nvoid *f(void); void *f(void) { return kmalloc(1, GFP_KERNEL); }\n"},
 		{"HAVE_NONSENSE", "#include <linux/slab.h>\nint f(void) { return no_such_function(); }\n"},

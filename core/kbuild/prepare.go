@@ -54,6 +54,7 @@ type Runtime struct {
 	Version string            // changes whenever any of the rest does
 	Files   map[string][]byte // by name; those ending in .c are compiled
 	Headers []string          // the files of Files that script units include
+	Common  string            // the file of Files that all sources include first; "" if there is none
 	Always  []string          // .c files every module is linked with; of the others, what it needs
 	Defines []string          // NAME or NAME=VALUE, for all of Files
 	Probes  []Probe
@@ -91,7 +92,7 @@ type manifest struct {
 }
 
 const (
-	format       = 2
+	format       = 3
 	manifestName = "recipe.json"
 	runtimeName  = "runtime.o"
 	archiveName  = "runtime.a"
@@ -190,6 +191,7 @@ type preparation struct {
 
 	recipe   recipe
 	features []string
+	common   []string // the compiler command with Common precompiled
 	optional []string // objects in the archive
 }
 
@@ -219,7 +221,8 @@ func (p *preparation) run() error {
 		}
 	}
 	p.say("compiling the runtime for kernel " + p.kernel.Release)
-	if err := p.probe(); err != nil {
+	independent := []func() error{p.precompile, p.probe}
+	if err := parallel(len(independent), func(i int) error { return independent[i]() }); err != nil {
 		return err
 	}
 	if err := p.compileRuntime(); err != nil {
@@ -287,7 +290,7 @@ func (p *preparation) probe() error {
 		if err := os.WriteFile(source, []byte(p.rt.Probes[i].Source), 0o644); err != nil {
 			return err
 		}
-		err := p.compile(source, strings.TrimSuffix(source, ".c")+".o", "probe", "-fsyntax-only")
+		err := p.compile(p.recipe.Compile, source, strings.TrimSuffix(source, ".c")+".o", "-fsyntax-only")
 		var exit *exec.ExitError
 		if err != nil && !errors.As(err, &exit) {
 			return err
@@ -303,8 +306,49 @@ func (p *preparation) probe() error {
 	return err
 }
 
-func (p *preparation) compile(source, object, name string, more ...string) error {
-	words := expand(p.recipe.Compile, map[string]string{varSource: source, varObject: object, varName: name})
+// precompile makes the compiler read the kernel's headers once instead of once
+// for each source. Common, and what the recipe includes before everything else,
+// become one precompiled header, which GCC wants to be the first include. Where
+// it does not fit, because of another -D that matters, GCC reads its source.
+func (p *preparation) precompile() error {
+	p.common = p.recipe.Compile
+	if p.rt.Common == "" {
+		return nil
+	}
+	var text strings.Builder
+	var rest []string
+	for i := 0; i < len(p.recipe.Compile); i++ {
+		if p.recipe.Compile[i] != "-include" {
+			rest = append(rest, p.recipe.Compile[i])
+			continue
+		}
+		i++
+		name := p.recipe.Compile[i]
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(p.path("build"), name)
+		}
+		fmt.Fprintf(&text, "#include %q\n", name)
+	}
+	fmt.Fprintf(&text, "#include %q\n", p.rt.Common)
+	header := p.path("src/precompiled.h")
+	if err := os.WriteFile(header, []byte(text.String()), 0o644); err != nil {
+		return err
+	}
+	p.common = append(slices.Clone(rest), "-include", header)
+	return p.compile(rest, header, header+".gch", defines(p.rt.Defines)...)
+}
+
+func defines(names []string) []string {
+	var words []string
+	for _, n := range names {
+		words = append(words, "-D"+n)
+	}
+	return words
+}
+
+// compile runs a compiler command of the recipe.
+func (p *preparation) compile(compiler []string, source, object string, more ...string) error {
+	words := expand(compiler, map[string]string{varSource: source, varObject: object, varName: placeholder})
 	return command(p.ctx, p.path("build"), append(append(words, "-I"+p.path("include"), "-I"+p.path("src")), more...)...)
 }
 
@@ -335,18 +379,15 @@ func (p *preparation) compileRuntime() error {
 		}
 	}
 	slices.Sort(sources)
-	var defines []string
-	for _, d := range append(slices.Clone(p.rt.Defines), p.features...) {
-		defines = append(defines, "-D"+d)
-	}
+	definitions := defines(append(slices.Clone(p.rt.Defines), p.features...))
 	objects := make([]string, len(sources))
 	err := parallel(len(sources)+1, func(i int) error {
 		if i == len(sources) {
-			return p.compile(p.path("src/extras.c"), p.path("src/extras.o"), "extras")
+			return p.compile(p.common, p.path("src/extras.c"), p.path("src/extras.o"), definitions...)
 		}
 		source := filepath.Join(p.dir, "src", sources[i])
 		objects[i] = strings.TrimSuffix(source, ".c") + ".o"
-		return p.compile(source, objects[i], placeholder, defines...)
+		return p.compile(p.common, source, objects[i], definitions...)
 	})
 	if err != nil {
 		return err
@@ -377,7 +418,7 @@ func (p *preparation) compileModuleObject() (symbols []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.compile(source, p.path(moduleName), placeholder); err != nil {
+	if err := p.compile(p.common, source, p.path(moduleName), defines(append(slices.Clone(p.rt.Defines), p.features...))...); err != nil {
 		return nil, err
 	}
 	object, err := os.ReadFile(whole)

@@ -97,6 +97,8 @@ func readRecipe(dir string) (recipe, error) {
 		return strings.HasPrefix(w, "-Wp,-MMD,") || strings.HasPrefix(w, "-Wp,-MD,") ||
 			slices.Contains([]string{"-g", "-pg", "-mrecord-mcount", "-mfentry", "-DCC_USING_FENTRY"}, w)
 	})
+	// No compiler's name in .comment, once per object.
+	r.Compile = slices.Insert(r.Compile, 1, "-fno-ident")
 	r.Objtool = objtoolCommand(list[1:], object)
 
 	linked := filepath.Join(dir, learned+".o")
@@ -239,6 +241,9 @@ func withoutHeaders(command []string, dir string) []string {
 			skip = false
 		case w == "-include":
 			skip = true
+		case w == "-O2":
+			// Large scripts compile in half the time, and objtool takes the code.
+			out = append(out, "-O1")
 		case strings.HasPrefix(w, "-I"), strings.HasPrefix(w, "-DKBUILD_"), strings.HasPrefix(w, "-D__KBUILD_"), strings.HasPrefix(w, "-W") && !strings.HasPrefix(w, "-Wa,"):
 		default:
 			out = append(out, w)
