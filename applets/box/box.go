@@ -72,7 +72,7 @@ func Main(ctx context.Context, inv *invocation.Invocation, table []Applet) int {
 		args = append(append(args, words[0]), getopt.Canonical(rest, nil)...)
 	} else if len(opts) == 0 {
 		args = append(args, "--help")
-		b.status = exitUsage
+		b.inv.Stdout, b.status = b.inv.Stderr, exitUsage // nobody asked for it
 	}
 	if err := b.app().RunContext(ctx, args); err != nil {
 		inv.Errorf("ERROR: %v", err)

@@ -103,6 +103,11 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	}
 
 	r.begin()
+	// The scripts of another architecture can be checked here, no more.
+	if _, host, _ := Uname(); r.Arch != "" && r.Arch != host {
+		fmt.Fprintf(r.Stderr, "ERROR: architecture %q is not supported: this stap builds modules for %q\nPass 4: compilation failed.  [man error::pass4]\n", r.Arch, host)
+		return Artifact{}, errShown
+	}
 	if missing != nil {
 		fmt.Fprintf(r.Stderr, "ERROR: %v\nhint: install the package with the headers of that kernel (Debian: linux-headers-%s), or name its build directory with -r /DIR\nPass 4: compilation failed.  [man error::pass4]\n", missing, r.kernel.Release)
 		return Artifact{}, errShown
