@@ -302,6 +302,12 @@ func (l *loader) insert(m *module) error {
 	return kmod.Insert(sealed, strings.Join(params, " "))
 }
 
+// lockWait is how long an insertion waits for others. A user may stop his own
+// staprun while it holds the lock: that must not stop everybody else's. Going on
+// without the lock is safe, only less tidy: modules take "exists" for success.
+const lockWait = 3 * time.Second
+
+// lockInsertions waits for the lock, at most for lockWait.
 func lockInsertions() (unlock func(), err error) {
 	path := hostpaths.LoadLock()
 	dir := path[:strings.LastIndex(path, "/")]
@@ -312,16 +318,18 @@ func lockInsertions() (unlock func(), err error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	for {
-		if err = unix.Flock(fd, unix.LOCK_EX); err != unix.EINTR {
-			break
+	unlock = func() { unix.Close(fd) }
+	for deadline := time.Now().Add(lockWait); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return unlock, nil
+		}
+		if err != unix.EWOULDBLOCK && err != unix.EINTR {
+			unlock()
+			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
 		}
 	}
-	if err != nil {
-		unix.Close(fd)
-		return nil, &os.PathError{Op: "lock", Path: path, Err: err}
-	}
-	return func() { unix.Close(fd) }, nil
+	return unlock, nil
 }
 
 // introduce tells the new module what only root may tell it, and leaves it

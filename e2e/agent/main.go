@@ -27,6 +27,13 @@ func main() {
 		fmt.Fprintf(os.Stderr, "agent: %v\n", become(os.Args[2]))
 		os.Exit(125)
 	}
+	if len(os.Args) == 5 && os.Args[1] == "hammer" {
+		if err := hammer(os.Args[2], os.Args[3:]); err != nil {
+			fmt.Fprintf(os.Stderr, "agent: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	port, err := os.OpenFile(os.Args[1], os.O_RDWR, 0)
 	if err == nil {
 		err = serve(port)

@@ -70,7 +70,7 @@ STP_COLD int stp_files_init(void)
 	char name[sizeof("systemtap/") + MODULE_NAME_LEN];
 	int cpu, rc;
 
-	if (!stp_parent_exists() && !proc_mkdir("systemtap", NULL))
+	if (!stp_parent_exists() && !proc_mkdir("systemtap", NULL) && !stp_parent_exists())
 		return -ENOMEM;
 	/* THIS_MODULE's name, not the build's: staprun -R renames modules. */
 	snprintf(name, sizeof(name), "systemtap/%s", THIS_MODULE->name);

@@ -1,0 +1,80 @@
+package e2e
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+
+	"stapbox/e2e/agent/request"
+	"stapbox/e2e/lab"
+)
+
+const controlDir = "/proc/systemtap/e2e_test_module_with_long_name"
+
+var taken = regexp.MustCompile(`^[1-9]\d* calls, (\d+) messages taken\n$`)
+
+// TestHostileOwner lets the owner of a module's files do to them what he can.
+// The kernel must not notice, and the module must still be removable.
+func TestHostileOwner(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		id, _ := signers(t)
+		s.trustSigner(t, id)
+		defer s.forgetSigners(t)
+		m := module(t, s.kernel, "stapusr", `global n probe begin { println("up") } probe timer.ms(1) { printf("%d\n", n++) } probe end { println("down") }`)
+		s.put(t, "/tmp/owned.ko", lab.Root, 0o644, m)
+		s.put(t, "/tmp/owned.ko.sgn", lab.Root, 0o644, sign(t, m, id))
+		hammer := func(dir string, seed string) request.Request {
+			r := lab.Command(lab.Usr, "/agent", "hammer", dir, "3", seed)
+			r.Timeout = 60
+			return r
+		}
+		t.Run("while it runs", func(t *testing.T) {
+			running := make(chan request.Answer, 1)
+			r := lab.Command(lab.Usr, "staprun", "/tmp/owned.ko")
+			r.Signals = []request.Signal{{Number: 2, After: 5000}}
+			go func() {
+				a, err := s.guest.Do(r)
+				if err != nil {
+					a.Stderr = []byte(err.Error())
+				}
+				running <- a
+			}()
+			s.do(t, lab.Shell(lab.Usr, "sleep 1"))
+			a := s.do(t, hammer(controlDir, "1"))
+			if !taken.Match(a.Stdout) {
+				t.Errorf("got %q, %q", a.Stdout, a.Stderr)
+			}
+			got := <-running
+			// Whoever owns the trace files may read them away from his own
+			// stapio: what is left must still be in order and end.
+			if got.Status > 1 || !strings.Contains(string(got.Stdout), "down\n") {
+				t.Errorf("status %d, stderr %q", got.Status, got.Stderr)
+			}
+		})
+		t.Run("while nobody is attached", func(t *testing.T) {
+			r := lab.Command(lab.Usr, "staprun", "/tmp/owned.ko")
+			r.Signals = []request.Signal{{Number: 19, After: 900}, {Number: 9, After: 1000}}
+			s.do(t, r)
+			a := s.do(t, hammer(controlDir, "2"))
+			if m := taken.FindSubmatch(a.Stdout); m == nil || string(m[1]) == "0" {
+				t.Errorf("got %q, %q", a.Stdout, a.Stderr)
+			}
+			want(t, s.do(t, lab.Command(lab.Usr, "staprun", "-d", "e2e_test_module_with_long_name")), 0, "")
+		})
+	})
+}
+
+// TestCycles loads and unloads modules many times, two at a time: nothing may be
+// left behind.
+func TestCycles(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/cycle.ko", lab.Root, 0o644, module(t, s.kernel, "", hello))
+		r := lab.Shell(lab.Dev, `n=0; for i in $(seq 50); do
+			staprun -R /tmp/cycle.ko >/tmp/out.1 2>&1 & a=$!
+			staprun -R /tmp/cycle.ko >/tmp/out.2 2>&1 & b=$!
+			wait $a && wait $b && [ "$(cat /tmp/out.1 /tmp/out.2)" = "$(printf 'Hello\nHello')" ] && n=$((n+1)) || cat /tmp/out.1 /tmp/out.2
+		done; echo $n; rm -f /tmp/out.1 /tmp/out.2`)
+		r.Timeout = 200
+		want(t, s.do(t, r), 0, "50\n")
+	})
+}
