@@ -51,6 +51,7 @@ const (
 	wallClock      = 120 * time.Second
 	drainTime      = 4 * time.Second
 	maxConnections = 512
+	maxPerPeer     = maxConnections / 4
 	queuePerSlot   = 64
 )
 
@@ -367,7 +368,7 @@ func (s *server) accept(ctx context.Context, l net.Listener, connections *sync.W
 		cert := id.TLS()
 		return &cert, nil
 	})
-	open := make(chan struct{}, maxConnections)
+	open := openConnections{of: make(map[string]int)}
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -383,18 +384,63 @@ func (s *server) accept(ctx context.Context, l net.Listener, connections *sync.W
 			}
 			continue
 		}
-		select {
-		case open <- struct{}{}:
-		default:
-			s.log.printf("Refused connection from %s: %d connections are open", c.RemoteAddr(), maxConnections)
+		host := peerOf(c.RemoteAddr())
+		if err := open.add(host); err != nil {
+			s.log.printf("Refused connection from %s: %v", c.RemoteAddr(), err)
 			c.Close()
 			continue
 		}
 		connections.Go(func() {
-			defer func() { <-open }()
+			defer open.remove(host)
 			s.connection(ctx, c, config)
 		})
 	}
+}
+
+// openConnections counts connections, in all and by host: one host that opens
+// them and says nothing must not keep the others out.
+type openConnections struct {
+	mu  sync.Mutex
+	all int
+	of  map[string]int
+}
+
+func (o *openConnections) add(host string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.all >= maxConnections:
+		return fmt.Errorf("%d connections are open", o.all)
+	case o.of[host] >= maxPerPeer:
+		return fmt.Errorf("%d connections from this host are open", o.of[host])
+	}
+	o.all++
+	o.of[host]++
+	return nil
+}
+
+func (o *openConnections) remove(host string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.all--
+	if o.of[host]--; o.of[host] == 0 {
+		delete(o.of, host)
+	}
+}
+
+// peerOf is the host of an address: all of a /64 network is one, as a host may
+// choose freely there.
+func peerOf(a net.Addr) string {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return a.String()
+	}
+	if ip := t.AddrPort().Addr().Unmap(); ip.Is6() && !ip.IsLinkLocalUnicast() {
+		if p, err := ip.WithZone("").Prefix(64); err == nil {
+			return p.String()
+		}
+	}
+	return t.AddrPort().Addr().Unmap().String()
 }
 
 // connection serves one client.

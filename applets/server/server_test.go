@@ -297,26 +297,106 @@ func TestServerShutdownEndsWorkers(t *testing.T) {
 	}
 }
 
+// 200 requests of every kind, one after the other, leave nothing behind.
 func TestServerKeepsNothing(t *testing.T) {
 	r := start(t)
-	r.ask(t, request(t, "-p2", "-ehello"))
-	settle := func() (int, int) {
-		time.Sleep(200 * time.Millisecond)
+	frame := func(archive []byte) []byte {
+		f, err := wire.Frame(archive)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	honest := frame(request(t, "-p2", "-ehello"))
+	kinds := []struct {
+		raw  []byte
+		want int // status of the answer
+	}{
+		{honest, 0},
+		{frame(request(t, "-p2", "-g", "--privilege=stapusr", "-ehello")), 1},
+		{frame(request(t, "-p2", "-I/etc", "-ehello")), 1},
+		{frame([]byte("no archive")), 1},
+		{[]byte{0xff, 0xff, 0xff, 0xf0}, 1},
+		{[]byte{0x7f, 0xff, 0xff, 0xff}, 1},
+	}
+	ask := func(n int) {
+		k := kinds[n%len(kinds)]
+		conn, err := tls.Dial("tcp", r.addr, wire.ClientTLS("", anybody))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := conn.Write(k.raw); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := wire.DecodeResponse(answer); err != nil || got.RC != k.want {
+			t.Fatalf("request %d: %+v, %v; want status %d", n, got, err, k.want)
+		}
+	}
+	count := func() (goroutines, files int) {
 		fds, err := os.ReadDir("/proc/self/fd")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return runtime.NumGoroutine(), len(fds)
 	}
-	g0, f0 := settle()
-	for range 30 {
-		r.ask(t, request(t, "-p2", "-ehello"))
+	for n := range kinds {
+		ask(n)
 	}
-	if g, f := settle(); g > g0 || f > f0 {
+	time.Sleep(200 * time.Millisecond)
+	g0, f0 := count()
+	for n := range 200 {
+		ask(n)
+	}
+	g, f := count()
+	for deadline := time.Now().Add(5 * time.Second); (g > g0 || f > f0) && time.Now().Before(deadline); g, f = count() {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if g > g0 || f > f0 {
 		t.Errorf("goroutines %d, then %d; files %d, then %d", g0, g, f0, f)
 	}
 	if left, _ := filepath.Glob(filepath.Join(r.inv.Getenv("TMPDIR"), "*")); len(left) != 0 {
 		t.Errorf("left over: %q", left)
+	}
+}
+
+// A host that opens connections and says nothing keeps nobody else out.
+func TestServerConnectionsOfOneHost(t *testing.T) {
+	r := start(t)
+	for range maxConnections {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+		c, err := d.Dial("tcp", r.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	r.wait(t, fmt.Sprintf("%d connections from this host are open", maxPerPeer))
+	if got := r.ask(t, request(t, "-p2", "-ehello")); got.RC != 0 {
+		t.Errorf("got %d, %q", got.RC, got.Stderr)
+	}
+}
+
+func TestPeerOf(t *testing.T) {
+	for addr, want := range map[string]string{
+		"192.0.2.1:5":             "192.0.2.1",
+		"[::ffff:192.0.2.1]:5":    "192.0.2.1",
+		"[2001:db8::1]:5":         "2001:db8::/64",
+		"[2001:db8::ffff:ffff]:5": "2001:db8::/64",
+		"[fe80::1]:5":             "fe80::1",
+	} {
+		a, err := net.ResolveTCPAddr("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := peerOf(a); got != want {
+			t.Errorf("%s: %q, want %q", addr, got, want)
+		}
 	}
 }
 
