@@ -29,22 +29,25 @@ func ParseFormat(s string) ([]ast.FormatPart, string) {
 			continue
 		}
 		c := ast.FormatPart{Width: -1, Prec: -1, Arg: -1, WidthExpr: -1, PrecExpr: -1}
-	flags:
-		for ; i < len(s); i++ {
-			switch s[i] {
-			case '-':
-				c.Minus = true
-			case '0':
-				c.Zero = true
-			case '+':
-				c.Plus = true
-			case ' ':
-				c.Space = true
-			case '#':
-				c.Alt = true
-			default:
-				break flags
-			}
+		// One flag, as upstream: "%-05d" is the flag - and the width 05.
+		flag := true
+		switch {
+		case i >= len(s):
+		case s[i] == '-':
+			c.Minus = true
+		case s[i] == '0':
+			c.Zero = true
+		case s[i] == '+':
+			c.Plus = true
+		case s[i] == ' ':
+			c.Space = true
+		case s[i] == '#':
+			c.Alt = true
+		default:
+			flag = false
+		}
+		if flag && i < len(s) {
+			i++
 		}
 		number := func() int {
 			n := 0
@@ -57,7 +60,7 @@ func ParseFormat(s string) ([]ast.FormatPart, string) {
 		if i < len(s) && s[i] == '*' {
 			c.WidthArg = true
 			i++
-		} else if i < len(s) && s[i] >= '1' && s[i] <= '9' {
+		} else if i < len(s) && s[i] >= '0' && s[i] <= '9' {
 			c.Width = number()
 		}
 		if i < len(s) && s[i] == '.' {

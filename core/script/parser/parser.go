@@ -133,8 +133,6 @@ func (p *parser) toplevel(out *ast.File) (done bool, failure *diag.Diagnostic) {
 		p.function(out, false)
 	case t.Kind == token.EmbedC:
 		out.EmbedC = append(out.EmbedC, p.embedC())
-	case t.IsOp(";"):
-		p.next()
 	default:
 		p.fail("expected 'probe', 'global', 'private', 'function', or '%{'")
 	}

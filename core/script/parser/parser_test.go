@@ -69,12 +69,13 @@ func TestParseFormat(t *testing.T) {
 		msg    string
 	}{
 		{"a%d%%b", []ast.FormatPart{lit("a"), conv('d', nil), lit("%b")}, ""},
-		{"%-+ #08.3x", []ast.FormatPart{conv('x', func(p *ast.FormatPart) {
-			p.Minus, p.Plus, p.Space, p.Alt, p.Zero, p.Width, p.Prec = true, true, true, true, true, 8, 3
+		{"%#08.3x", []ast.FormatPart{conv('x', func(p *ast.FormatPart) {
+			p.Alt, p.Width, p.Prec = true, 8, 3
 		})}, ""},
 		{"%*.*s", []ast.FormatPart{conv('s', func(p *ast.FormatPart) { p.WidthArg, p.PrecArg = true, true })}, ""},
 		{"%4b", []ast.FormatPart{conv('b', func(p *ast.FormatPart) { p.Width = 4 })}, ""},
 		{"%.s", []ast.FormatPart{conv('s', func(p *ast.FormatPart) { p.Prec = 0 })}, ""},
+		{"%-+5d", nil, "invalid or missing conversion specifier"},
 		{"%z", nil, "invalid or missing conversion specifier"},
 		{"%", nil, "invalid or missing conversion specifier"},
 		{"%n", nil, "invalid or missing conversion specifier"},

@@ -34,14 +34,15 @@ type frame struct {
 // preprocessor turns the scanner's tokens into the parser's: macros first,
 // then conditionals (stap(1), PREPROCESSING).
 type preprocessor struct {
-	opts    *Options
-	scan    *token.Scanner
-	macros  map[string]*macro
-	frames  []*frame
-	back    []*token.Token // pushed back, before macro expansion is done again
-	back2   []*token.Token
-	conds   []*token.Token // open %( whose true part is being passed on
-	emitted int
+	opts     *Options
+	scan     *token.Scanner
+	macros   map[string]*macro
+	frames   []*frame
+	back     []*token.Token // pushed back, before macro expansion is done again
+	back2    []*token.Token
+	conds    []*token.Token // open %( whose true part is being passed on
+	emitted  int
+	skipping bool // in the part of a conditional that does not count
 }
 
 // fail raises a parse error about t.
@@ -112,6 +113,9 @@ func (p *preprocessor) expanded() *token.Token {
 		}
 		t := p.raw()
 		if t.Kind == token.Junk {
+			if p.skipping {
+				return t // such as an argument that the condition found absent
+			}
 			p.conds = nil
 			failAt(t, t.Err)
 		}
@@ -298,6 +302,8 @@ func (p *preprocessor) next() *token.Token {
 // skipPart drops tokens up to the matching %) or, if elseToo, %:, and reports
 // whether it stopped at %:.
 func (p *preprocessor) skipPart(open *token.Token, elseToo bool) bool {
+	p.skipping = true
+	defer func() { p.skipping = false }()
 	for depth := 0; ; {
 		t := p.expanded()
 		switch {
