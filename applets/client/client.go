@@ -22,8 +22,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/term"
-
 	"stapbox/core/compile"
 	"stapbox/core/config"
 	"stapbox/core/discovery"
@@ -360,7 +358,7 @@ func (c *client) local(ctx context.Context) outcome {
 		Privilege: c.opts.Privilege, Guru: c.opts.Guru, Target: c.opts.Target, Command: c.opts.Command, Suppress: c.opts.Suppress,
 		TempDir: c.temp, StateDir: hostpaths.Kernels(c.data), Stdout: c.inv.Stdout, Stderr: stderr,
 	}
-	printer := report.New(c.inv.Stderr, report.When(c.opts.Color), isTerminal(c.inv.Stderr), c.inv.LookupEnv)
+	printer := report.New(c.inv.Stderr, report.When(c.opts.Color), c.inv.LookupEnv)
 	job.Colors = diag.Colors{
 		Error: printer.Colors["error"], Warning: printer.Colors["warning"], Source: printer.Colors["source"],
 		Caret: printer.Colors["caret"], Token: printer.Colors["token"],
@@ -376,11 +374,6 @@ func (c *client) local(ctx context.Context) outcome {
 		c.inv.Stderr.Write(held.Bytes())
 	}
 	return outcome{rc: rc, module: artifact.Path, name: artifact.Name}
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // withoutPasses drops the lines that say which pass failed.

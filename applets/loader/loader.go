@@ -53,10 +53,10 @@ type loader struct {
 func Main(_ context.Context, inv *invocation.Invocation) int {
 	// Credentials and file system ids belong to threads; exec keeps this one's.
 	runtime.LockOSThread()
-	l := &loader{Invocation: inv, release: kernelRelease()}
+	l := &loader{Invocation: inv, release: hostpaths.KernelRelease()}
 	opts, err := runopts.Parse(inv.Args)
 	l.opts = opts
-	l.report = report.New(inv.Stderr, opts.Color, isTerminal(inv.Stderr), inv.LookupEnv)
+	l.report = report.New(inv.Stderr, opts.Color, inv.LookupEnv)
 	if err == nil {
 		err = l.checkOptions()
 	}
@@ -258,21 +258,4 @@ func interrupts() chan os.Signal {
 	c := make(chan os.Signal, 4)
 	signal.Notify(c, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT)
 	return c
-}
-
-func kernelRelease() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(u.Release[:])
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }

@@ -62,7 +62,7 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	opts, err := runopts.Parse(inv.Args)
 	r := &relay{
 		Invocation: inv, opts: opts, shown: map[string]bool{},
-		report: report.New(inv.Stderr, opts.Color, isTerminal(inv.Stderr), inv.LookupEnv),
+		report: report.New(inv.Stderr, opts.Color, inv.LookupEnv),
 	}
 	if err == nil && !opts.Help && !opts.Version && opts.Module == "" {
 		err = runopts.UsageErrorf("Need a module name or path to load.")
@@ -76,11 +76,11 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 			r.report.Errorf("%v", err)
 		}
 		if errors.Is(err, runopts.ErrUsage) {
-			io.WriteString(inv.Stdout, runopts.Usage(inv.Name, kernelRelease()))
+			io.WriteString(inv.Stdout, runopts.Usage(inv.Name, hostpaths.KernelRelease()))
 		}
 		return exitError
 	case opts.Help:
-		io.WriteString(inv.Stdout, runopts.Usage(inv.Name, kernelRelease()))
+		io.WriteString(inv.Stdout, runopts.Usage(inv.Name, hostpaths.KernelRelease()))
 		return exitOK
 	case opts.Version:
 		fmt.Fprintf(inv.Stdout, "Systemtap module loader/runner (stapbox %s, SystemTap protocol %s)\n", version.Version, version.Protocol)
@@ -195,21 +195,4 @@ func cpuCount() (int, error) {
 		return 0, fmt.Errorf("Too many CPUs: %d vs MAX_NR_CPUS=%d", first+1, most)
 	}
 	return first + 1, nil
-}
-
-func kernelRelease() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(u.Release[:])
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }

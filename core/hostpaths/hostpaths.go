@@ -7,7 +7,11 @@
 //	go build -ldflags '-X stapbox/core/hostpaths.Sysconfdir=/usr/local/etc'
 package hostpaths
 
-import "path/filepath"
+import (
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
 
 // The base directories, in the terms of the GNU coding standards and of
 // loader-relay (PKGLIBDIR holds what users do not call by name).
@@ -43,6 +47,15 @@ func GroupIDs() string { return filepath.Join(Sysconfdir, "stapbox", "groups.con
 
 // LoadLock is held while a module is inserted.
 func LoadLock() string { return filepath.Join(Runstatedir, "stapbox", "load.lock") }
+
+// KernelRelease is uname -r of this host, "" if the kernel does not say.
+func KernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
 
 // BlessedDir holds the modules that stapusr members may run unsigned.
 func BlessedDir(release string) string {

@@ -9,7 +9,10 @@ package report
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 const defaultColors = "error=01;31:warning=00;33:source=00;34:caret=01:token=01"
@@ -30,15 +33,24 @@ type Printer struct {
 	Colors map[string]string // sgr by key
 }
 
-// New makes a Printer. lookup reads the environment, terminal says whether w is
-// a terminal.
-func New(w io.Writer, when When, terminal bool, lookup func(string) (string, bool)) *Printer {
+// New makes a Printer. lookup reads the environment.
+func New(w io.Writer, when When, lookup func(string) (string, bool)) *Printer {
 	p := &Printer{W: w}
 	term, _ := lookup("TERM")
-	if when == Always || when == Auto && terminal && term != "dumb" {
+	if when == Always || when == Auto && IsTerminal(w) && term != "dumb" {
 		p.Colors = Colors(lookup)
 	}
 	return p
+}
+
+// IsTerminal reports whether w is a terminal.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // Colors reads SYSTEMTAP_COLORS. What follows a malformed element is not used.
