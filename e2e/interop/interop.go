@@ -6,7 +6,8 @@
 // Environment:
 //
 //	STAPBOX_UPDATE=1      upstream's results become the recorded ones
-//	STAPBOX_ONLY=PATTERN  only scripts whose name matches, and nothing else
+//	STAPBOX_ONLY=PATTERN  only scripts whose name matches, and nothing else;
+//	                      ^servers$ is the clients and servers alone
 package interop
 
 import (
@@ -97,7 +98,7 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 		return err
 	}
 	var exchanged []exchange
-	if only == "" {
+	if only == "" || only == "^servers$" {
 		exchanged = r.servers(ctx, image)
 	}
 	if err := r.boot(ctx, image); err != nil {
@@ -114,8 +115,8 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 	}
 	if only == "" {
 		r.crosswise()
-		r.runExchanged(exchanged)
 	}
+	r.runExchanged(exchanged)
 	return r.close()
 }
 

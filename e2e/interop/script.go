@@ -253,9 +253,9 @@ func lines(b *bytes.Buffer, what, got, want string) {
 		return
 	}
 	g, w := strings.SplitAfter(got, "\n"), strings.SplitAfter(want, "\n")
-	at := func(list []string, i int) string {
+	at := func(list []string, i, from int) string {
 		if i < len(list) {
-			return fmt.Sprintf("%.300q", list[i])
+			return fmt.Sprintf("%.300q", list[i][from:])
 		}
 		return "nothing"
 	}
@@ -268,6 +268,11 @@ func lines(b *bytes.Buffer, what, got, want string) {
 			fmt.Fprintf(b, "%s: and more\n", what)
 			return
 		}
-		fmt.Fprintf(b, "%s line %d:\n\tgot  %s\n\twant %s\n", what, i+1, at(g, i), at(w, i))
+		from := 0 // long lines are shown from shortly before the difference
+		for i < len(g) && i < len(w) && from < min(len(g[i]), len(w[i])) && g[i][from] == w[i][from] {
+			from++
+		}
+		from = max(0, from-100)
+		fmt.Fprintf(b, "%s line %d:\n\tgot  %s\n\twant %s\n", what, i+1, at(g, i, from), at(w, i, from))
 	}
 }

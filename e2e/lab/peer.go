@@ -152,7 +152,7 @@ root=$1 work=$2 id=$3; shift 3
 mount -t proc proc "$root/proc"
 mount --bind /dev "$root/dev"
 [ -z "$work" ] || mount --bind "$work" "$root/mnt"
-exec chroot --userspec="$id:$id" --groups="$id" "$root" /bin/sh -c 'cd /mnt && exec "$@"' sh "$@"`
+exec chroot --userspec="$id:$id" --groups="$id" "$root" /bin/sh -c 'cd /mnt || exit; "$@"; exit $?' sh "$@"`
 
 // Command is a command inside the tree. It has process and mount namespaces of
 // its own: when it ends, or is killed, nothing of it remains.
