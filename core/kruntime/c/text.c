@@ -12,8 +12,6 @@ int64_t stp_fn_strlen(struct stp_context *c, const char *s)
 
 int64_t stp_fn_strtol(struct stp_context *c, const char *s, int64_t base)
 {
-	if (base < 0 || base > 16 || base == 1)
-		return 0;
 	return simple_strtoll(s, NULL, base);
 }
 

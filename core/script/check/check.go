@@ -597,7 +597,8 @@ func (u *uses) expr(x ast.Expr, used bool) {
 		u.read[x.Var] = true
 		return
 	case *ast.Assign:
-		if u.target(x.L, x.Op != "=" && x.Op != "<<<" && used) {
+		sym, ok := x.L.(*ast.Symbol)
+		if u.target(x.L, x.Op != "=" && x.Op != "<<<" && (used || ok && sym.Var.Kind != ast.Global)) {
 			u.expr(x.R, true)
 			return
 		}
