@@ -27,6 +27,12 @@ var toolchain = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/
 // devices may be read and written, and nothing else done to them.
 var devices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random"}
 
+// processes: objtool of kernel 7.x reads /proc/self/maps, and a rule cannot name
+// what each process has for its own. Memory, environment and descriptors of
+// processes outside the ruleset stay closed: they need the right to ptrace(2),
+// which Landlock denies there.
+var processes = []string{"/proc"}
+
 // Rights of Landlock by the version that brought them: 1 in Linux 5.13, 2
 // (refer) 5.19, 3 (truncate) 6.2, 4 (network) 6.7, 5 (device ioctl) 6.10, 6
 // (signals, abstract sockets) 6.12.
@@ -86,6 +92,7 @@ func Restrict(read, write []string) error {
 		{read, rightsRead},
 		{self(), rightsRead},
 		{write, rights(abi)},
+		{processes, unix.LANDLOCK_ACCESS_FS_READ_FILE},
 		{devices, unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_TRUNCATE&rights(abi)},
 	} {
 		for _, p := range g.paths {
