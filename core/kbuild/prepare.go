@@ -92,7 +92,7 @@ type manifest struct {
 }
 
 const (
-	format       = 3
+	format       = 4
 	manifestName = "recipe.json"
 	runtimeName  = "runtime.o"
 	archiveName  = "runtime.a"

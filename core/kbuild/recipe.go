@@ -97,8 +97,9 @@ func readRecipe(dir string) (recipe, error) {
 		return strings.HasPrefix(w, "-Wp,-MMD,") || strings.HasPrefix(w, "-Wp,-MD,") ||
 			slices.Contains([]string{"-g", "-pg", "-mrecord-mcount", "-mfentry", "-DCC_USING_FENTRY"}, w)
 	})
-	// No compiler's name in .comment, once per object.
-	r.Compile = slices.Insert(r.Compile, 1, "-fno-ident")
+	// Smaller modules: no compiler's name from every object, and a frame pointer,
+	// without which every push and pop has its entry in the ORC tables.
+	r.Compile = append(r.Compile, "-fno-ident", "-fno-omit-frame-pointer")
 	r.Objtool = objtoolCommand(list[1:], object)
 
 	linked := filepath.Join(dir, learned+".o")
