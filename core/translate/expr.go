@@ -353,7 +353,7 @@ func (b *body) assign(x *ast.Assign, wanted bool) string {
 	case op == ".":
 		b.line("stp_strcat(%s, %s);", name, v)
 	default:
-		b.line("%s = %s;", name, b.arith(op, name, v, x))
+		b.line("%s = %s;", name, b.arith(op, name, v, x.R)) // upstream blames the divisor
 	}
 	return name
 }
@@ -383,7 +383,7 @@ func (b *body) assignIndex(x *ast.Assign, i *ast.Index, op string) string {
 		b.line("stp_concat(%s, stp_map_get_str(%s, %s), %s);", t, b.name(v), keys, value)
 		value = t
 	case op != "":
-		value = b.arith(op, b.get(v, keys), value, x)
+		value = b.arith(op, b.get(v, keys), value, x.R)
 	}
 	if !constant(x.R) || op != "" {
 		value = b.keep(v.Type, value)

@@ -248,19 +248,31 @@ func (g *gen) globals() {
 }
 
 // handled are the probes that get a handler, in the order of the table: begin,
-// end and error probes by priority.
+// end and error probes by priority. Of equal priority those written alike, begin
+// or begin(0), stand together, as with upstream.
 func (g *gen) handled() []*check.Probe {
 	var out []*check.Probe
-	for _, p := range g.prog.Probes {
-		if p.Kind != check.Never {
-			out = append(out, p)
+	first := map[string]int{}
+	for i, p := range g.prog.Probes {
+		if p.Kind == check.Never {
+			continue
+		}
+		out = append(out, p)
+		if _, ok := first[p.Point]; !ok {
+			first[p.Point] = i
 		}
 	}
 	sort.SliceStable(out, func(i, j int) bool {
 		if out[i].Kind != out[j].Kind {
 			return out[i].Kind < out[j].Kind
 		}
-		return out[i].Kind != check.Timer && out[i].Priority < out[j].Priority
+		if out[i].Kind == check.Timer {
+			return false
+		}
+		if out[i].Priority != out[j].Priority {
+			return out[i].Priority < out[j].Priority
+		}
+		return first[out[i].Point] < first[out[j].Point]
 	})
 	return out
 }
