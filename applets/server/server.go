@@ -483,12 +483,16 @@ func (s *server) connection(ctx context.Context, raw net.Conn, config *tls.Confi
 	}
 	defer release()
 
-	// From here on the client only waits. The end of its stream means that it
-	// is gone, and nobody wants the answer any more.
+	// From here on the client only waits. The end of its TCP stream means that
+	// it is gone, and nobody wants the answer any more; close_notify alone ends
+	// the other direction only (RFC 8446, 6.1).
 	low.Phase(0)
 	low.Idle = 0
 	go func() {
 		n, err := io.Copy(io.Discard, io.LimitReader(conn, lingerBytes))
+		if err == nil && n < lingerBytes {
+			n, err = io.Copy(io.Discard, io.LimitReader(raw, lingerBytes))
+		}
 		if n == lingerBytes {
 			err = errors.New("the client sends more than its request")
 		} else if err == nil {

@@ -279,6 +279,46 @@ func TestServerConcurrency(t *testing.T) {
 	}
 }
 
+// A client that has said all it has to say still gets its answer; one that is
+// gone leaves no worker behind.
+func TestServerClientsThatStop(t *testing.T) {
+	r := start(t)
+	send := func(script string) *tls.Conn {
+		t.Helper()
+		conn, err := tls.Dial("tcp", r.addr, wire.ClientTLS("", anybody))
+		if err != nil {
+			t.Fatal(err)
+		}
+		frame, err := wire.Frame(request(t, "-p2", "-e"+script))
+		if err == nil {
+			_, err = conn.Write(frame)
+		}
+		if err == nil {
+			err = conn.CloseWrite()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	for range 20 {
+		conn := send("hello")
+		answer, err := io.ReadAll(conn)
+		conn.Close()
+		if got, derr := wire.DecodeResponse(answer); err != nil || derr != nil || string(got.Stdout) != "script hello\n" {
+			t.Fatalf("%+v, %v, %v", got, err, derr)
+		}
+	}
+	conn := send("sleep")
+	r.wait(t, "Options passed from the client: -p2 -esleep")
+	began := time.Now()
+	conn.Close()
+	r.wait(t, "the client is gone")
+	if d := time.Since(began); d > 3*time.Second {
+		t.Errorf("the worker ended after %v", d)
+	}
+}
+
 func TestServerShutdownEndsWorkers(t *testing.T) {
 	r := start(t)
 	ended := make(chan error, 1)
