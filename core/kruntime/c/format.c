@@ -2,9 +2,11 @@
 /* The conversions of printf but %m and %M. */
 #include "runtime.h"
 
-/* A field of text: blanks on the side that flags say. */
+/* A field of text: blanks on the side that flags say. A negative width, which
+ * an argument may give, is none. */
 static void stp_field(struct stp_context *c, int flags, int64_t width, const char *s, unsigned int len)
 {
+	width = max_t(int64_t, width, 0);
 	if (!(flags & STP_MINUS))
 		stp_pad(c, ' ', width - len);
 	stp_put(c, s, len);
@@ -12,20 +14,10 @@ static void stp_field(struct stp_context *c, int flags, int64_t width, const cha
 		stp_pad(c, ' ', width - len);
 }
 
-/* A width from an argument may be negative: flush left. */
-static void stp_width(int *flags, int64_t *width)
-{
-	if (*width < -1) {
-		*flags |= STP_MINUS;
-		*width = *width == S64_MIN ? S64_MAX : -*width;
-	}
-}
-
 void stp_fmt_str(struct stp_context *c, int flags, int64_t width, int64_t prec, const char *s)
 {
 	unsigned int max = stp_script.string_size;
 
-	stp_width(&flags, &width);
 	if (prec >= 0 && prec < max)
 		max = prec;
 	stp_field(c, flags, width, s, strnlen(s, max));
@@ -69,7 +61,7 @@ void stp_fmt_int(struct stp_context *c, int conv, int flags, int64_t width, int6
 	int64_t zeros = 0, blanks;
 	u64 u = v;
 
-	stp_width(&flags, &width);
+	width = max_t(int64_t, width, 0);
 	switch (conv) {
 	case 'b':
 		stp_fmt_binary(c, width, v);

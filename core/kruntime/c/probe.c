@@ -94,7 +94,7 @@ static bool stp_lock(const unsigned int *locks, unsigned int n)
  * other text of a script it is no longer than MAXSTRINGLEN. */
 STP_COLD static void stp_report(struct stp_cpu *k, const struct stp_probe *p)
 {
-	char text[376];
+	char text[377];
 
 	snprintf(text, min_t(size_t, sizeof(text), stp_script.string_size), "%s%s%s%s in probe %s",
 		 k->c.error, k->c.where ? " near " : "", k->c.where ?: "", k->c.trace, p->point);

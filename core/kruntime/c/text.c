@@ -66,15 +66,43 @@ static size_t stp_escape_byte(char *to, unsigned char ch)
 	return snprintf(to, 5, ch >= 0x20 && ch < 0x7f ? "%c" : "\\%03o", ch);
 }
 
+/* The character of UTF-8 (RFC 3629) that s begins with, or 0, and how many bytes
+ * it takes: at least two, since others are written as bytes. */
+static unsigned int stp_utf8(const char *s, int *len)
+{
+	static const unsigned int least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+	const unsigned char *b = (const unsigned char *)s;
+	int n = b[0] >= 0xf0 && b[0] < 0xf8 ? 4 : b[0] >= 0xe0 && b[0] < 0xf0 ? 3 : b[0] >= 0xc0 && b[0] < 0xe0 ? 2 : 0, i;
+	unsigned int u;
+
+	if (!n)
+		return 0;
+	u = b[0] & (0x7f >> n);
+	for (i = 1; i < n; i++) {
+		if ((b[i] & 0xc0) != 0x80) /* also the end of the string */
+			return 0;
+		u = u << 6 | (b[i] & 0x3f);
+	}
+	*len = n;
+	return u < least[n] || u > 0x10ffff || (u >= 0xd800 && u < 0xe000) ? 0 : u;
+}
+
 /* Appends the escaped form of s from byte *at on, while it fits into room
  * characters of output; *at is then the first byte left out. */
 static size_t stp_escape_text(char *out, size_t n, size_t room, const char *s, size_t *at)
 {
-	char buf[8];
+	char buf[12];
 	size_t len;
+	unsigned int u;
+	int taken;
 
-	for (; *at < SIZE - 1 && s[*at]; ++*at) {
-		len = stp_escape_byte(buf, s[*at]);
+	for (; *at < SIZE - 1 && s[*at]; *at += taken) {
+		taken = 1;
+		u = stp_utf8(s + *at, &taken);
+		if (u)
+			len = snprintf(buf, sizeof(buf), u < 0x10000 ? "\\u%04X" : "\\U%08X", u);
+		else
+			taken = 1, len = stp_escape_byte(buf, s[*at]);
 		if (n + len > room)
 			break;
 		n = stp_append(out, n, buf, len);
