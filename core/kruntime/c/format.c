@@ -6,7 +6,7 @@
  * an argument may give, is none. */
 static void stp_field(struct stp_context *c, int flags, int64_t width, const char *s, unsigned int len)
 {
-	width = max_t(int64_t, width, 0);
+	width = width < 0 ? 0 : width;
 	if (!(flags & STP_MINUS))
 		stp_pad(c, ' ', width - len);
 	stp_put(c, s, len);
@@ -61,7 +61,7 @@ void stp_fmt_int(struct stp_context *c, int conv, int flags, int64_t width, int6
 	int64_t zeros = 0, blanks;
 	u64 u = v;
 
-	width = max_t(int64_t, width, 0);
+	width = width < 0 ? 0 : width;
 	switch (conv) {
 	case 'b':
 		stp_fmt_binary(c, width, v);
