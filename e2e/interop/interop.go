@@ -18,6 +18,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -61,6 +62,9 @@ type row struct {
 
 // Run makes all comparisons, says what it does, and fails if anything differs.
 func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer) error {
+	// Interrupted, it ends what it started before it ends.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
 	r := &run{lab: l, programs: programs, out: out, update: os.Getenv("STAPBOX_UPDATE") != ""}
 	setup, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
