@@ -36,7 +36,7 @@ func TestHostileSurroundings(t *testing.T) {
 		files := map[string][]string{}
 		for _, f := range []string{"/tmp/good.ko", "/tmp/unsigned.ko"} {
 			clean[f] = s.do(t, staprun(f))
-			files[f] = s.opened(t, staprun(f))
+			files[f], _ = s.opened(t, staprun(f))
 		}
 		want(t, clean["/tmp/good.ko"], 0, "Hello\n")
 		want(t, clean["/tmp/unsigned.ko"], 255, "")
@@ -81,16 +81,17 @@ func TestHostileSurroundings(t *testing.T) {
 				for file, plain := range clean {
 					r := staprun(file)
 					tt.change(&r)
-					got := s.do(t, r)
+					names, got := s.opened(t, r)
+					if len(r.Closed) > 0 { // strace itself would fill the gaps
+						got = s.do(t, r)
+					}
 					if got.Status != plain.Status {
 						t.Errorf("%s: status %d, stderr %q; clean it is %d", file, got.Status, got.Stderr, plain.Status)
 					}
 					if string(got.Stdout) != string(plain.Stdout) && !slices.Contains(r.Closed, 1) {
 						t.Errorf("%s: stdout %q; clean it is %q", file, got.Stdout, plain.Stdout)
 					}
-					r = staprun(file)
-					tt.change(&r)
-					if names := s.opened(t, r); !slices.Equal(names, files[file]) {
+					if !slices.Equal(names, files[file]) {
 						t.Errorf("%s: opened\n%s\nclean\n%s", file, strings.Join(names, "\n"), strings.Join(files[file], "\n"))
 					}
 				}
@@ -157,8 +158,8 @@ var (
 )
 
 // opened runs a command under strace and lists the files opened until stapio is
-// executed, in order, each once.
-func (s *scene) opened(t *testing.T, r request.Request) []string {
+// executed, in order, each once. Status and output are the command's own.
+func (s *scene) opened(t *testing.T, r request.Request) (names []string, a request.Answer) {
 	t.Helper()
 	const trace = "/run/trace"
 	user := r.UID
@@ -167,13 +168,12 @@ func (s *scene) opened(t *testing.T, r request.Request) []string {
 	r.Argv = append(append(argv, r.Path), r.Argv[1:]...)
 	r.Path, r.UID, r.GID, r.Groups = "/usr/bin/strace", 0, 0, []int{}
 	s.do(t, lab.Shell(lab.Root, "rm -f "+trace))
-	s.do(t, r)
-	a, err := s.guest.Do(request.Request{ReadPath: trace})
+	a = s.do(t, r)
+	text, err := s.guest.Do(request.Request{ReadPath: trace})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var names []string
-	for line := range strings.Lines(string(a.Stdout)) {
+	for line := range strings.Lines(string(text.Stdout)) {
 		if execCall.MatchString(line) {
 			break
 		}
@@ -189,5 +189,5 @@ func (s *scene) opened(t *testing.T, r request.Request) []string {
 			names = append(names, name)
 		}
 	}
-	return names
+	return names, a
 }

@@ -10,8 +10,10 @@ package setuid
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,8 +23,9 @@ const Applet = "staprun"
 
 const atSecure = 23 // <linux/auxvec.h>
 
-// perClear are the personality(2) bits a caller could leave behind that change
-// what this process sees: UNAME26 changes the kernel release.
+// perQuery asks for the personality without changing it. A caller can leave bits
+// behind that change what this process sees: UNAME26 changes the kernel release
+// (personality(2)).
 const perQuery = 0xffffffff
 
 // Secure reports whether this process was started with more rights than its
@@ -63,6 +66,9 @@ func Enter(argv []string) (environ []string, err error) {
 }
 
 func harden() error {
+	// GOGC and GOMEMLIMIT were the caller's.
+	debug.SetGCPercent(100)
+	debug.SetMemoryLimit(math.MaxInt64)
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbidding core dumps: %w", err)
 	}
