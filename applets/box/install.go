@@ -109,7 +109,28 @@ func (in *installer) directories() []string {
 	})
 }
 
+// links are the places of all links to the box but staprun's.
+func (in *installer) links() []string {
+	list := []string{filepath.Join(in.bindir, boxName)}
+	for _, a := range in.table {
+		switch a.Name {
+		case "staprun":
+		case "stapio":
+			list = append(list, hostpaths.Stapio())
+		default:
+			list = append(list, filepath.Join(in.bindir, a.Name))
+		}
+	}
+	return list
+}
+
 func (in *installer) install() error {
+	// Nothing is begun that a foreign file would stop half way.
+	for _, path := range append(in.links(), hostpaths.Box(), hostpaths.Staprun()) {
+		if path := in.at(path); exists(path) && !isBox(path) {
+			return fmt.Errorf("%q is there already and is not ours (another SystemTap?); remove it first, or choose another --bindir", path)
+		}
+	}
 	gid, err := in.makeGroups()
 	if err != nil {
 		return err
@@ -125,20 +146,10 @@ func (in *installer) install() error {
 	if err := in.copySelf(hostpaths.Box(), 0o755, 0); err != nil {
 		return err
 	}
-	for _, a := range in.table {
-		path := filepath.Join(in.bindir, a.Name)
-		switch a.Name {
-		case "staprun":
-			continue
-		case "stapio":
-			path = filepath.Join(hostpaths.Pkglibdir, a.Name)
-		}
+	for _, path := range in.links() {
 		if err := in.link(path); err != nil {
 			return err
 		}
-	}
-	if err := in.link(filepath.Join(in.bindir, boxName)); err != nil {
-		return err
 	}
 	if in.noSetuid {
 		if err := in.disarm(hostpaths.Staprun()); err != nil {
@@ -147,6 +158,11 @@ func (in *installer) install() error {
 		return in.link(hostpaths.Staprun())
 	}
 	return in.copySelf(hostpaths.Staprun(), 0o4750, gid)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 const boxName = "stapbox"
@@ -305,9 +321,6 @@ func (in *installer) copySelf(path string, mode uint32, gid int) error {
 	if in.same(target, source, mode, gid) {
 		return nil
 	}
-	if _, err := os.Lstat(target); err == nil && !isBox(target) {
-		return fmt.Errorf("%q is there already and is not ours (another SystemTap?); remove it first", target)
-	}
 	return in.step(fmt.Sprintf("install %s, mode %04o", target, mode), func() error {
 		if err := disarmFile(target); err != nil {
 			return err
@@ -389,9 +402,6 @@ func (in *installer) link(path string) error {
 	if old, err := os.Readlink(path); err == nil && old == target {
 		return nil
 	}
-	if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSymlink == 0 {
-		return fmt.Errorf("%q is there already and is no link of ours (another SystemTap?); remove it or choose another --bindir", path)
-	}
 	return in.step("link "+path+" -> "+target, func() error {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -403,19 +413,9 @@ func (in *installer) link(path string) error {
 // uninstall removes the programs. Groups, trust stores and configuration stay:
 // they hold decisions of people.
 func (in *installer) uninstall() error {
-	names := []string{hostpaths.Staprun(), filepath.Join(in.bindir, boxName)}
-	for _, a := range in.table {
-		names = append(names, filepath.Join(in.bindir, a.Name), filepath.Join(hostpaths.Pkglibdir, a.Name))
-	}
-	ours := func(path string) bool {
-		if target, err := os.Readlink(path); err == nil {
-			return filepath.Base(target) == boxName
-		}
-		return path == in.at(hostpaths.Staprun()) && isBox(path)
-	}
-	for _, n := range append(names, hostpaths.Box()) {
+	for _, n := range append(in.links(), hostpaths.Staprun(), hostpaths.Box()) {
 		path := in.at(n)
-		if _, err := os.Lstat(path); err != nil || path != in.at(hostpaths.Box()) && !ours(path) {
+		if !exists(path) || !isBox(path) {
 			continue
 		}
 		err := in.step("remove "+path, func() error {
