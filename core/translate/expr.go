@@ -518,6 +518,7 @@ func (b *body) part(x *ast.Print, p ast.FormatPart, args []string) {
 	}
 	if p.PrecArg {
 		prec = arg(p.PrecExpr)
+		prec = fmt.Sprintf("(%s < 0 ? 0 : %s)", prec, prec) // -1 would be none
 	}
 	var flags []string
 	for _, f := range []struct {
