@@ -223,14 +223,24 @@ func (b *bench) startServer(ctx context.Context, x side) (*server, error) {
 	return s, nil
 }
 
-// pid is the server's process: the only child of the one that made its
-// namespaces.
+// pid is the server's process, below those that made its namespaces.
 func (s *server) pid() (int, error) {
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", s.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
+	for pid := s.cmd.Process.Pid; ; {
+		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		if err != nil {
+			return 0, err
+		}
+		if string(comm) == "stap-serverd\n" {
+			return pid, nil
+		}
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+		if err != nil {
+			return 0, err
+		}
+		if _, err := fmt.Sscan(string(children), &pid); err != nil {
+			return 0, fmt.Errorf("finding the server below process %d: %w", s.cmd.Process.Pid, err)
+		}
 	}
-	return strconv.Atoi(strings.TrimSpace(string(children)))
 }
 
 // resident is the server's memory in bytes (proc(5), VmRSS).
