@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	"stapbox/e2e/bench"
 	"stapbox/e2e/interop"
 	"stapbox/e2e/lab"
 )
@@ -33,4 +34,11 @@ func withPrograms(l *lab.Lab, do func(*lab.Programs) error) error {
 		return err
 	}
 	return do(p)
+}
+
+// benchmark times ours and upstream's side by side.
+func benchmark(l *lab.Lab, _ []string) error {
+	return withPrograms(l, func(p *lab.Programs) error {
+		return bench.Run(context.Background(), l, p, os.Stdout)
+	})
 }
