@@ -38,7 +38,7 @@ func parseLimits(o Options) (*limits, error) {
 		"MAXSKIPPED":              {&l.skipped, 0, 1<<31 - 1},
 		"MAXTRYLOCK":              {&l.trylock, 0, 1 << 20},
 		"TRYLOCKDELAY":            {&l.trylockDelay, 0, 1000},
-		"MINSTACKSPACE":           {&l.minStack, 0, 8192},
+		"MINSTACKSPACE":           {&l.minStack, 0, 1 << 16},
 		"STP_OVERLOAD_INTERVAL":   {&l.overloadInterval, 1, unlimited},
 		"STP_OVERLOAD_THRESHOLD":  {&l.overloadThreshold, 0, unlimited},
 		"STP_BUFFER_SIZE":         {&l.bufferSize, 256, 131072},

@@ -107,6 +107,8 @@ static unsigned long stp_stack_low(unsigned long sp)
 {
 	unsigned long low = (unsigned long)task_stack_page(current);
 
+	if (stp_script.min_stack >= THREAD_SIZE)
+		return ~0UL; /* more than any stack has */
 	if (sp > low && sp < low + THREAD_SIZE)
 		return low + stp_script.min_stack;
 	/* An interrupt stack: its bounds are not ours to know, two pages are there. */

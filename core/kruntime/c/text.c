@@ -10,9 +10,39 @@ int64_t stp_fn_strlen(struct stp_context *c, const char *s)
 	return stp_len(s);
 }
 
-int64_t stp_fn_strtol(struct stp_context *c, const char *s, int64_t base)
+/* The value of a hexadecimal digit, or 16. */
+static unsigned int stp_digit(char ch)
 {
-	return simple_strtoll(s, NULL, base);
+	if (ch >= '0' && ch <= '9')
+		return ch - '0';
+	ch |= 0x20;
+	return ch >= 'a' && ch <= 'f' ? ch - 'a' + 10 : 16;
+}
+
+/* As simple_strtoll of kernel 7.x, which stops at the largest number; before, it
+ * wrapped around. */
+int64_t stp_fn_strtol(struct stp_context *c, const char *s, int64_t in)
+{
+	unsigned int base = in, digit;
+	bool minus = *s == '-';
+	u64 n = 0;
+
+	s += minus;
+	if (!base) {
+		base = 10;
+		if (s[0] == '0')
+			base = (s[1] | 0x20) == 'x' && stp_digit(s[2]) < 16 ? 16 : 8;
+	}
+	if (base == 16 && s[0] == '0' && (s[1] | 0x20) == 'x')
+		s += 2;
+	for (; (digit = stp_digit(*s)) < 16 && digit < base; s++) {
+		if (n > (~0ULL - digit) / base) {
+			n = ~0ULL;
+			break;
+		}
+		n = n * base + digit;
+	}
+	return minus ? -n : n;
 }
 
 void stp_fn_substr(struct stp_context *c, char *out, const char *s, int64_t start, int64_t len)
