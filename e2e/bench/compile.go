@@ -286,7 +286,7 @@ func (b *bench) serve(ctx context.Context) error {
 	first := &row{what: "first compile on a new server (hello), from its start", unit: seconds, most: 4}
 	warm := &row{what: "new script (hello), warm, over TLS", unit: seconds, most: 0.2}
 	idle := &row{what: "server memory, idle", unit: mebibytes, most: 20 << 20}
-	growth := &row{what: fmt.Sprintf("server memory, growth over %d new scripts", manyScript), unit: mebibytes, most: 10 << 20}
+	growth := &row{what: fmt.Sprintf("server memory, growth over %d new scripts (budget: 10,000 requests)", manyScript), unit: mebibytes, most: 10 << 20}
 	for _, x := range []struct {
 		side
 		first, warm, idle *[]float64
