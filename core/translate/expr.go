@@ -7,9 +7,17 @@ import (
 	"stapbox/core/script/ast"
 )
 
+// manyTemps is the number of integer temporaries up to which they are C
+// variables; an expression with more keeps the others in the frame, off the
+// kernel stack, which its author must not be able to exceed.
+const manyTemps = 16
+
 func (b *body) intTemp() string {
 	b.temps++
 	b.maxTemps = max(b.maxTemps, b.temps)
+	if b.temps > manyTemps {
+		return fmt.Sprintf("l->i%d", b.temps-1)
+	}
 	return fmt.Sprintf("t%d", b.temps-1)
 }
 
@@ -65,7 +73,7 @@ func (b *body) keep(t ast.Type, value string) string {
 		b.line("stp_strcpy(%s, %s);", to, value)
 		return to
 	}
-	if strings.HasPrefix(value, "t") {
+	if strings.HasPrefix(value, "t") || strings.HasPrefix(value, "l->i") {
 		return value
 	}
 	to := b.intTemp()
@@ -97,7 +105,12 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 	case *ast.In:
 		v := b.array(x.Array)
 		keys, any := b.keys(v, x.Keys, false)
-		return fmt.Sprintf("stp_map_in(%s, %s, %s)", b.name(v), keys, any)
+		t := b.intTemp()
+		b.withKeys(keys, "%s = stp_map_in(c, %s, k, %s, %s);", t, b.name(v), any, quote(where(x.Tok)))
+		if any != "0" {
+			b.check()
+		}
+		return t
 	case *ast.Index:
 		v := b.array(x.Array)
 		keys, any := b.keys(v, x.Keys, false)
@@ -130,11 +143,22 @@ func (b *body) array(x ast.Expr) *ast.Var {
 	return s.Var
 }
 
-// keys answers C expressions for a tuple of indexes and for the mask of those
-// that are "*". With stay the strings survive later statements.
+// withKeys writes a line that uses the indexes as k. They live in a block of
+// their own: temporaries of C would add up on the stack to the end of the function.
+func (b *body) withKeys(keys, format string, args ...any) {
+	b.line("{")
+	b.indent++
+	b.line("const union stp_key k[] = %s;\n", keys)
+	b.line(format, args...)
+	b.indent--
+	b.line("}")
+}
+
+// keys answers a C initializer for a tuple of indexes, and an expression for the
+// mask of those that are "*". With stay the strings survive later statements.
 func (b *body) keys(v *ast.Var, xs []ast.Expr, stay bool) (keys, any string) {
 	if len(xs) == 0 && stay {
-		return "NULL", "0"
+		return "{ { 0 } }", "0"
 	}
 	if len(xs) != len(v.Keys) {
 		fail(v.Tok, "array '%s' has %d indexes, not %d", v.Name, len(v.Keys), len(xs))
@@ -159,7 +183,7 @@ func (b *body) keys(v *ast.Var, xs []ast.Expr, stay bool) (keys, any string) {
 			parts[i] = fmt.Sprintf("{ .i = %s }", vals[i])
 		}
 	}
-	return "(const union stp_key[]){ " + strings.Join(parts, ", ") + " }", fmt.Sprint(mask)
+	return "{ " + strings.Join(parts, ", ") + " }", fmt.Sprint(mask)
 }
 
 // get reads an element. Strings are copied: the element may change or go away
@@ -167,10 +191,12 @@ func (b *body) keys(v *ast.Var, xs []ast.Expr, stay bool) (keys, any string) {
 func (b *body) get(v *ast.Var, keys string) string {
 	if v.Type == ast.String {
 		to := b.strTemp()
-		b.line("stp_strcpy(%s, stp_map_get_str(%s, %s));", to, b.name(v), keys)
+		b.withKeys(keys, "stp_strcpy(%s, stp_map_get_str(%s, k));", to, b.name(v))
 		return to
 	}
-	return fmt.Sprintf("stp_map_get(%s, %s)", b.name(v), keys)
+	to := b.intTemp()
+	b.withKeys(keys, "%s = stp_map_get(%s, k);", to, b.name(v))
+	return to
 }
 
 func (b *body) put(x *ast.Index, v *ast.Var, keys, value string) {
@@ -178,7 +204,7 @@ func (b *body) put(x *ast.Index, v *ast.Var, keys, value string) {
 	if v.Type == ast.String {
 		f = "stp_map_set_str"
 	}
-	b.line("if (!%s(c, %s, %s, %s, %s))\n%s\t%s", f, b.name(v), keys, value, quote(where(x.Tok)), strings.Repeat("\t", b.indent), b.goTo(b.onError))
+	b.withKeys(keys, "if (!%s(c, %s, k, %s, %s))\n%s\t%s", f, b.name(v), value, quote(where(x.Tok)), strings.Repeat("\t", b.indent+1), b.goTo(b.onError))
 }
 
 // arith computes l op r for an integer operator.
@@ -308,8 +334,7 @@ func (b *body) incDec(x *ast.IncDec, wanted bool) string {
 	if i, ok := x.X.(*ast.Index); ok {
 		v := b.array(i.Array)
 		keys, _ := b.keys(v, i.Keys, false)
-		old := b.intTemp()
-		b.line("%s = %s;", old, b.get(v, keys))
+		old := b.get(v, keys)
 		if x.Prefix || !wanted {
 			b.line("%s = %s;", old, b.arith(op, old, "1", x))
 			b.put(i, v, keys, old)
@@ -375,12 +400,12 @@ func (b *body) assignIndex(x *ast.Assign, i *ast.Index, op string) string {
 		}
 		parts[n] = fmt.Sprintf("{ .%s = %s }", field, all[n])
 	}
-	keys := "(const union stp_key[]){ " + strings.Join(parts, ", ") + " }"
+	keys := "{ " + strings.Join(parts, ", ") + " }"
 	value := all[len(all)-1]
 	switch {
 	case op == ".":
 		t := b.strTemp()
-		b.line("stp_concat(%s, stp_map_get_str(%s, %s), %s);", t, b.name(v), keys, value)
+		b.withKeys(keys, "stp_concat(%s, stp_map_get_str(%s, k), %s);", t, b.name(v), value)
 		value = t
 	case op != "":
 		value = b.arith(op, b.get(v, keys), value, x.R)

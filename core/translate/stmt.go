@@ -118,26 +118,30 @@ func (b *body) wrap(name, head, enter, leave string) (string, int) {
 			strs++
 		}
 	}
-	size := b.size + (strs+b.maxStrs)*int(b.limits.stringLen)
+	inFrame := max(b.maxTemps-manyTemps, 0)
+	size := b.size + 8*inFrame + (strs+b.maxStrs)*int(b.limits.stringLen)
 	size = (size + 7) / 8 * 8
 	if size == 0 {
 		size = 8
 	}
 	fmt.Fprintf(&out, "struct frame_%s {\n", name)
+	for i := range inFrame {
+		fmt.Fprintf(&out, "\tint64_t i%d;\n", manyTemps+i)
+	}
 	for _, d := range b.frame {
 		fmt.Fprintf(&out, "\t%s\n", d)
 	}
 	for i := 0; i < b.maxStrs; i++ {
 		fmt.Fprintf(&out, "\tchar t%d[STP_MAXSTRINGLEN];\n", i)
 	}
-	if len(b.frame) == 0 && b.maxStrs == 0 {
+	if len(b.frame) == 0 && b.maxStrs == 0 && inFrame == 0 {
 		fmt.Fprintf(&out, "\tchar none;\n")
 	}
 	fmt.Fprintf(&out, "} __attribute__((__aligned__(8)));\n_Static_assert(sizeof(struct frame_%s) == %d, \"frame size\");\n\n", name, size)
 	fmt.Fprintf(&out, "%s\n{\n", head)
 	fmt.Fprintf(&out, "\tstruct frame_%s *l;\n", name)
 	ints := append([]string(nil), b.ints...)
-	for i := 0; i < b.maxTemps; i++ {
+	for i := range min(b.maxTemps, manyTemps) {
 		ints = append(ints, fmt.Sprintf("t%d", i))
 	}
 	for len(ints) > 0 {
@@ -393,13 +397,17 @@ func (b *body) foreach(s *ast.Foreach) {
 	outer := b.onError
 	b.line("{")
 	b.indent++
-	b.line("struct stp_node *%s = stp_map_first(c, %s, %d, %d);\n", node, m, s.SortColumn, s.SortDir)
+	if len(s.Slice) > 0 {
+		b.line("const union stp_key k%d[] = %s;", id, slice)
+	}
+	b.line("struct stp_node *%s = stp_map_first(c, %s, %d, %d, %s);\n", node, m, s.SortColumn, s.SortDir, quote(where(s.Token())))
 	b.line("for (; %s; %s = stp_map_next(%s, %s)) {", node, node, m, node)
 	b.indent++
 	b.onError = fmt.Sprintf("unwind_%d", id)
+	b.used[b.onError] = true // stp_map_first may fail
 	b.loops = append(b.loops, loop{id, m})
 	if len(s.Slice) > 0 {
-		b.line("if (!stp_node_match(%s, %s, %s, %s))\n%s\tcontinue;", m, node, slice, any, strings.Repeat("\t", b.indent))
+		b.line("if (!stp_node_match(%s, %s, k%d, %s))\n%s\tcontinue;", m, node, id, any, strings.Repeat("\t", b.indent))
 	}
 	if limit != "" {
 		b.line("if (%s-- <= 0)\n%s\tbreak;", limit, strings.Repeat("\t", b.indent))
@@ -425,15 +433,10 @@ func (b *body) foreach(s *ast.Foreach) {
 	if b.used[fmt.Sprintf("break_%d", id)] {
 		b.label(fmt.Sprintf("break_%d", id))
 	}
-	if b.used[b.onError] {
-		b.label(b.onError)
-	}
+	b.label(b.onError)
 	b.line("stp_map_done(%s);", m)
-	if b.used[b.onError] {
-		b.onError = outer
-		b.check()
-	}
 	b.onError = outer
+	b.check()
 	b.indent--
 	b.line("}")
 }
@@ -489,7 +492,7 @@ func (b *body) del(s *ast.Delete) {
 	case *ast.Index:
 		v := b.array(x.Array)
 		keys, any := b.keys(v, x.Keys, false)
-		b.line("if (!stp_map_del(c, %s, %s, %s, %s))\n%s\t%s", b.name(v), keys, any, quote(where(x.Tok)), strings.Repeat("\t", b.indent), b.goTo(b.onError))
+		b.withKeys(keys, "if (!stp_map_del(c, %s, k, %s, %s))\n%s\t%s", b.name(v), any, quote(where(x.Tok)), strings.Repeat("\t", b.indent+1), b.goTo(b.onError))
 	default:
 		fail(s.Token(), "this cannot be deleted")
 	}

@@ -55,6 +55,14 @@ type Options struct {
 // maxKeys is the number of indexes an array may have (map.c).
 const maxKeys = 13
 
+// maxFrame is the most a C function of a unit may take of the kernel stack: the
+// compiler refuses others. The runtime calls into a unit only while as much is
+// left, and stackReserve is that and what the runtime takes below.
+const (
+	maxFrame     = 2048
+	stackReserve = 4096
+)
+
 // gen writes one unit.
 type gen struct {
 	prog   *check.Program
@@ -165,6 +173,7 @@ func (g *gen) printf(format string, args ...any) { fmt.Fprintf(&g.out, format, a
 func (g *gen) unit() {
 	g.printf("/* The script unit of one script, written by core/translate. */\n")
 	g.printf("#pragma GCC diagnostic ignored \"-Wunused-but-set-variable\"\n")
+	g.printf("#pragma GCC diagnostic error \"-Wframe-larger-than=%d\"\n", maxFrame)
 	g.printf("#define STP_MAXSTRINGLEN %d\n#include \"%s\"\n\n", g.limits.stringLen, kruntime.HeaderName)
 	g.globals()
 	var bodies strings.Builder
@@ -366,7 +375,7 @@ func (g *gen) probes() {
 	.suppress_errors = %d,
 };
 `, len(probes), nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
-		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack, l.overloadInterval, l.overloadThreshold, suppress)
+		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack+stackReserve, l.overloadInterval, l.overloadThreshold, suppress)
 	g.printf("STP_SCRIPT_PARTS(%d, %d)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], required(g.prog.Privilege))
 }
 

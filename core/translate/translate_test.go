@@ -101,7 +101,7 @@ func (tc *toolchain) build(t *testing.T, c string) string {
 	if err := os.WriteFile(filepath.Join(tc.dir, "unit.c"), []byte(c), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tc.run(t, "-O1", "-Wall", "-Werror", "-I.", "-o", "unit", "unit.c", "runtime.o")
+	tc.run(t, "-O2", "-Wall", "-Werror", "-I.", "-o", "unit", "unit.c", "runtime.o")
 	return filepath.Join(tc.dir, "unit")
 }
 
@@ -223,7 +223,7 @@ func TestLimits(t *testing.T) {
 		{"STP_OVERLOAD_THRESHOLD=9LL", ".overload_threshold = 9,"},
 		{"STP_OVERLOAD_INTERVAL=8LL", ".overload_interval = 8,"},
 		{"STP_NO_OVERLOAD", ".overload_threshold = 0,"},
-		{"MINSTACKSPACE=2048", ".min_stack = 2048,"},
+		{"MINSTACKSPACE=2048", ".min_stack = 6144,"},
 		{"SOMETHING_ELSE=x", ".max_action = 10000,"},
 	} {
 		if got := unit(t, "probe begin { println(1) }", Options{Defines: []string{tt.define}}); !strings.Contains(got, tt.want) {
@@ -238,6 +238,62 @@ func TestLimits(t *testing.T) {
 		}
 		if _, err := Translate(p, Options{Defines: []string{d}}); err == nil || !strings.Contains(err.Error(), "-D MAX") && !strings.Contains(err.Error(), "-D STP_") {
 			t.Errorf("-D %s: error %v does not name the limit", d, err)
+		}
+	}
+}
+
+// A member of stapusr made a frame of 24 KB on a kernel stack of 16 KB, past its
+// guard page, with 3000 calls in one statement.
+func TestScriptCannotExceedTheKernelStack(t *testing.T) {
+	tc := newToolchain(t)
+	many := func(what, between string, n int) string {
+		return strings.TrimSuffix(strings.Repeat(what+between, n), between)
+	}
+	for _, tt := range []struct{ name, script, want string }{
+		{"calls", "function f() { return 1 } probe begin { println(" + many("f()", ",", 3000) + ") }", strings.Repeat("1", 3000) + "\n"},
+		{"increments", "global g probe begin { println(" + many("g++", "+", 500) + ") }", "124750\n"},
+		{"assignments", "global a probe begin { x = 1 " + many("a[x, x] = x", " ", 1500) + " println(a[1, 1]) }", "1\n"},
+		{"reads", "global a probe begin { x = 1 a[1, x] = 1 " + many("y += a[x, x]", " ", 600) + " println(y) }", "600\n"},
+		{"reads in one", "global a probe begin { x = 1 a[1, x] = 1 println(" + many("a[x, x]", ",", 1500) + ") }", strings.Repeat("1", 1500) + "\n"},
+		{"membership", "global a probe begin { x = 1 a[x] = 1 println(" + many("([x] in a)", ",", 500) + ") }", strings.Repeat("1", 500) + "\n"},
+		{"deletion", "global a probe begin { x = 1 a[x, 2] = 1 " + many("delete a[x, x]", " ", 600) + " println([1, 2] in a) }", "1\n"},
+		{"divisions", "global g = 1 probe begin { println(" + many("8/g", ",", 2000) + ") }", strings.Repeat("8", 2000) + "\n"},
+	} {
+		got, err := exec.Command(tc.build(t, unit(t, tt.script, Options{Defines: []string{"MAXACTION=100000"}}))).Output()
+		if err != nil || !strings.HasPrefix(string(got), tt.want) {
+			t.Errorf("%s: got %q, error %v", tt.name, got, err)
+		}
+	}
+	// What still needs too much is refused by the compiler.
+	c := unit(t, "probe begin { println(1) }", Options{}) +
+		"long stp_more(long *);\nlong stp_large(void) { long a[300]; return stp_more(a) + a[0]; }\n"
+	if err := os.WriteFile(filepath.Join(tc.dir, "large.c"), []byte(c), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(tc.gcc, "-O2", "-c", "-I.", "large.c")
+	cmd.Dir = tc.dir
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "frame size") {
+		t.Errorf("a frame of 2400 bytes: %v\n%s", err, out)
+	}
+}
+
+// 8 sorts of 300,000 elements took a member of stapusr 5 s with interrupts off
+// and counted as 24 statements; MAXACTION would have allowed thousands.
+func TestWorkOnLargeArraysCounts(t *testing.T) {
+	tc := newToolchain(t)
+	for _, work := range []string{
+		"if ([-1, *] in a) n++", "delete a[-1, *]", "foreach ([p, q-] in a limit 0) n++", "foreach ([p, q] in a[-1, *]) n++",
+	} {
+		// Filling it takes 160,000 of the 200,000 statements allowed.
+		script := "global a[100000], n probe begin { for (i = 0; i < 40000; i++) a[i, i] = 1 for (i = 0; i < 6000; i++) { " + work + " } println(\"all\") }"
+		got, err := exec.Command(tc.build(t, unit(t, script, Options{Defines: []string{"MAXACTION=20000"}}))).CombinedOutput()
+		if err == nil || strings.Contains(string(got), "all") || !strings.Contains(string(got), "MAXACTION exceeded") {
+			t.Errorf("%s: got %q, error %v", work, got, err)
+		}
+		small := strings.ReplaceAll(script, "40000", "900")
+		got, err = exec.Command(tc.build(t, unit(t, small, Options{Defines: []string{"MAXACTION=20000"}}))).CombinedOutput()
+		if err != nil || !strings.HasPrefix(string(got), "all") {
+			t.Errorf("%s of a small array: got %q, error %v", work, got, err)
 		}
 	}
 }

@@ -25,6 +25,7 @@ struct stp_map {
 	char *nodes;
 	const struct stp_array *a;
 	u32 mask, seed;
+	unsigned int used;		/* nodes in order */
 	atomic_t iterating;
 	int column, dir;		/* of the sort in progress */
 	unsigned int at[MAX_COLUMNS];	/* offsets in data */
@@ -161,6 +162,21 @@ static void stp_free_node(struct stp_map *m, struct stp_node *n)
 {
 	hlist_del(&n->hash);
 	list_move(&n->order, &m->free);
+	m->used--;
+}
+
+/*
+ * Looking at every element is one statement to a script, and may be a second
+ * with interrupts off: what is more than a small array needs counts against
+ * MAXACTION. True, with an error set, when that is used up.
+ */
+static int stp_charge(struct stp_context *c, struct stp_map *m, bool sort, const char *where)
+{
+	u64 n = m->used;
+
+	if (sort && n)
+		n *= ilog2(n);
+	return stp_count(c, n >> 10, where);
 }
 
 static int stp_busy(struct stp_context *c, struct stp_map *m, const char *where)
@@ -196,6 +212,7 @@ static struct stp_node *stp_find_or_add(struct stp_context *c, struct stp_map *m
 	}
 	n = list_first_entry(&m->free, struct stp_node, order);
 	list_move_tail(&n->order, &m->order);
+	m->used++;
 	hlist_add_head(&n->hash, b);
 	for (i = 0; i < m->a->nkeys; i++) {
 		if (stp_is_str(m, i + 1))
@@ -227,12 +244,15 @@ int stp_map_set_str(struct stp_context *c, struct stp_map *m, const union stp_ke
 	return 1;
 }
 
-int64_t stp_map_in(struct stp_map *m, const union stp_key *k, unsigned int any)
+int64_t stp_map_in(struct stp_context *c, struct stp_map *m, const union stp_key *k, unsigned int any,
+		   const char *where)
 {
 	struct stp_node *n;
 
 	if (!any)
 		return stp_find(m, k, stp_bucket(m, k)) != NULL;
+	if (stp_charge(c, m, false, where))
+		return 0;
 	list_for_each_entry(n, &m->order, order)
 		if (stp_node_match(m, n, k, any))
 			return 1;
@@ -251,6 +271,8 @@ int stp_map_del(struct stp_context *c, struct stp_map *m, const union stp_key *k
 			stp_free_node(m, n);
 		return 1;
 	}
+	if (stp_charge(c, m, false, where))
+		return 0;
 	list_for_each_entry_safe(n, next, &m->order, order)
 		if (stp_node_match(m, n, k, any))
 			stp_free_node(m, n);
@@ -261,7 +283,7 @@ int stp_map_clear(struct stp_context *c, struct stp_map *m, const char *where)
 {
 	struct stp_node *n, *next;
 
-	if (stp_busy(c, m, where))
+	if (stp_busy(c, m, where) || stp_charge(c, m, false, where))
 		return 0;
 	list_for_each_entry_safe(n, next, &m->order, order)
 		stp_free_node(m, n);
@@ -286,14 +308,16 @@ static int stp_order(void *priv, const struct list_head *a, const struct list_he
 	return m->dir * d;
 }
 
-struct stp_node *stp_map_first(struct stp_context *c, struct stp_map *m, int column, int dir)
+struct stp_node *stp_map_first(struct stp_context *c, struct stp_map *m, int column, int dir, const char *where)
 {
+	atomic_inc(&m->iterating);
+	if (stp_charge(c, m, dir, where))
+		return NULL;
 	if (dir) {
 		m->column = column;
 		m->dir = dir;
 		list_sort(m, &m->order, stp_order);
 	}
-	atomic_inc(&m->iterating);
 	return list_first_entry_or_null(&m->order, struct stp_node, order);
 }
 

@@ -69,7 +69,7 @@ struct stp_script {
 	int64_t max_errors, max_skipped;
 	int64_t max_trylock;		/* MAXTRYLOCK */
 	int64_t trylock_delay;		/* TRYLOCKDELAY, microseconds */
-	int64_t min_stack;		/* MINSTACKSPACE */
+	int64_t min_stack;		/* MINSTACKSPACE and the largest frame of the unit */
 	int64_t overload_interval, overload_threshold; /* cycles; threshold 0: off */
 	int suppress_errors;		/* --suppress-handler-errors */
 };
@@ -260,11 +260,13 @@ int stp_map_set(struct stp_context *c, struct stp_map *m, const union stp_key *k
 int stp_map_set_str(struct stp_context *c, struct stp_map *m, const union stp_key *k, const char *v,
 		    const char *where);
 /* Bit n of any stands for "*" as key n. */
-int64_t stp_map_in(struct stp_map *m, const union stp_key *k, unsigned int any);
+int64_t stp_map_in(struct stp_context *c, struct stp_map *m, const union stp_key *k, unsigned int any,
+		   const char *where);
 int stp_map_del(struct stp_context *c, struct stp_map *m, const union stp_key *k, unsigned int any, const char *where);
 int stp_map_clear(struct stp_context *c, struct stp_map *m, const char *where);
-/* column 0 is the value, else the number of a key; dir 0 is insertion order */
-struct stp_node *stp_map_first(struct stp_context *c, struct stp_map *m, int column, int dir);
+/* column 0 is the value, else the number of a key; dir 0 is insertion order.
+ * NULL for none, or with an error set. */
+struct stp_node *stp_map_first(struct stp_context *c, struct stp_map *m, int column, int dir, const char *where);
 struct stp_node *stp_map_next(struct stp_map *m, struct stp_node *n);
 void stp_map_done(struct stp_map *m);
 int stp_node_match(struct stp_map *m, struct stp_node *n, const union stp_key *k, unsigned int any);
