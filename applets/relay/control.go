@@ -161,8 +161,8 @@ func (r *relay) receive() (messages <-chan received, stop func()) {
 			}
 			select {
 			case c <- received{m, err}:
-				if err != nil {
-					return
+				if err != nil || m.Type == transport.Exit {
+					return // nothing comes after it, and stop need not wait for a poll
 				}
 			case <-quit:
 				return
