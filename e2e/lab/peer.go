@@ -146,13 +146,14 @@ type Inside struct {
 }
 
 // enter mounts what programs expect, below the tree but visible to nobody
-// else, and runs the command there.
-const enter = `set -e
-root=$1 work=$2 id=$3; shift 3
-mount -t proc proc "$root/proc"
-mount --bind /dev "$root/dev"
-[ -z "$work" ] || mount --bind "$work" "$root/mnt"
-exec chroot --userspec="$id:$id" --groups="$id" "$root" /bin/sh -c 'cd /mnt || exit; "$@"; exit $?' sh "$@"`
+// else, and runs the command there. The shell stays, as process 1: a change of
+// user would take from it the signal that ends it with its parent, and with it
+// everything in its namespace.
+const enter = `root=$1 work=$2 id=$3; shift 3
+mount -t proc proc "$root/proc" && mount --bind /dev "$root/dev" || exit
+[ -z "$work" ] || mount --bind "$work" "$root/mnt" || exit
+chroot --userspec="$id:$id" --groups="$id" "$root" /bin/sh -c 'cd /mnt && exec "$@"' sh "$@"
+exit $?`
 
 // Command is a command inside the tree. It has process and mount namespaces of
 // its own: when it ends, or is killed, nothing of it remains.
