@@ -77,7 +77,8 @@ func closeScenes() {
 // kernelState is where prepared kernels are kept between runs.
 func kernelState() string { return filepath.Join(stage.lab.Dir, "state") }
 
-// onKernels runs a test in the guest of each kernel of the matrix.
+// onKernels runs a test in the guest of each kernel of the matrix, all guests at
+// the same time.
 func onKernels(t *testing.T, test func(t *testing.T, s *scene)) {
 	t.Helper()
 	for _, v := range lab.Versions() {
@@ -92,6 +93,7 @@ func onKernel(t *testing.T, version string, test func(t *testing.T, s *scene)) {
 		t.Skip("guests need root, for a network namespace with a tap device")
 	}
 	t.Run(version, func(t *testing.T) {
+		t.Parallel()
 		s := sceneOf(t, version)
 		test(t, s)
 		s.checkClean(t)

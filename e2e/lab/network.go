@@ -51,7 +51,7 @@ func (l *Lab) NewNetwork() (*Network, error) {
 func (n *Network) Command(uid int, env []string, argv ...string) *exec.Cmd {
 	args := append([]string{"netns", "exec", n.Namespace}, argv...)
 	if uid != 0 {
-		args = append([]string{"netns", "exec", n.Namespace, "setpriv", "--reuid", fmt.Sprint(uid), "--regid", fmt.Sprint(uid), "--clear-groups"}, argv...)
+		args = append([]string{"netns", "exec", n.Namespace, "setpriv", "--reuid", fmt.Sprint(uid), "--regid", fmt.Sprint(uid), "--clear-groups", "--pdeathsig", "KILL"}, argv...)
 	}
 	cmd := exec.Command("ip", args...)
 	cmd.Env = env
