@@ -271,7 +271,7 @@ func (s *Service) check(r *request) error {
 	if a := r.opts.Arch; a != "" && a != s.Arch {
 		return refuse("Target architecture %s is not supported by this server, which builds for %s", a, s.Arch)
 	}
-	if f := r.opts.File; f != "" && !strings.HasPrefix(f, "script/") {
+	if f := r.opts.File; f != "" && (!strings.HasPrefix(f, "script/") || filepath.Clean(f) != f) {
 		return refuse("ERROR: script %q is not part of the request: a server opens no file of its own by a client's word. Send the script with the request, as stap does.", f)
 	}
 	r.argv = spec.Words(own, words)

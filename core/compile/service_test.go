@@ -231,6 +231,8 @@ func TestServiceRefuses(t *testing.T) {
 		{"unknown option", req61("--nosuch"), "unrecognized option '--nosuch'"},
 		{"no script", req61("-v"), "A script must be specified."},
 		{"script of the server", req61("/etc/shadow"), "is not part of the request"},
+		{"script of the server, by a path through the request", req61("script/../../../etc/shadow"), "is not part of the request"},
+		{"script not named as it is in the request", req61("script//../x.stp"), "is not part of the request"},
 		{"help", req61("--help"), "answers neither"},
 		{"machine owner key", mok, "machine owner key"},
 		{"level of the module", req61("-emodule stapdev", "--privilege=stapusr"), "declares privilege level stapdev and not stapusr"},
