@@ -25,14 +25,17 @@ static atomic_t stp_sequence = ATOMIC_INIT(0);
 
 /*
  * Memory in large pieces. Whoever inserts a module may be an ordinary user who
- * chose its sizes: no piece gets more than half of what is available, and the
- * attempt disturbs nobody.
+ * chose its sizes and the number of modules: no piece gets more than half of
+ * what is available, a sixteenth of all memory stays available, the pages count
+ * for his control group, and the attempt disturbs nobody.
  */
 STP_COLD void *stp_alloc(unsigned long size)
 {
-	if (size >> PAGE_SHIFT > (unsigned long)si_mem_available() / 2)
+	long pages = size >> PAGE_SHIFT, available = si_mem_available();
+
+	if (pages > available / 2 || available - pages < (long)(totalram_pages() / 16))
 		return NULL;
-	return __vmalloc(size, GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN);
+	return __vmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN);
 }
 
 /* Megabytes per CPU as asked for, else 16 but no more than a quarter of the
