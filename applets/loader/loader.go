@@ -22,6 +22,7 @@ import (
 	"os/signal"
 	"runtime"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -103,6 +104,12 @@ func (l *loader) checkOptions() error {
 		return runopts.UsageErrorf("Need a module name or path to load.")
 	case l.opts.Delete && l.opts.Module == "*":
 		return runopts.UsageErrorf("Deleting all modules ('-d *') is not supported by this version.")
+	}
+	// The kernel repeats parameters it does not know in its log.
+	for _, p := range l.opts.Params {
+		if strings.ContainsFunc(p, unicode.IsControl) {
+			return runopts.UsageErrorf("Module parameter %q has control characters.", p)
+		}
 	}
 	_, err := runopts.ModuleName(l.opts.Module)
 	return err

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"stapbox/core/invocation"
+	"stapbox/core/runopts"
 	"stapbox/core/signing"
 )
 
@@ -71,5 +72,19 @@ func TestLoadPolicy(t *testing.T) {
 	}
 	if p, err := loadPolicy(filepath.Join(dir, "none")); err != nil || p.AllowSHA1 || p.RefuseExpired {
 		t.Errorf("no file: got %+v, %v", p, err)
+	}
+}
+
+// A member of stapusr wrote lines of his own into the kernel log: it repeats the
+// names of unknown parameters as they are.
+func TestParametersCannotForgeLinesInTheKernelLog(t *testing.T) {
+	for param, ok := range map[string]bool{
+		"a=1": true, "text=\"two words\"": true, "text=\u00e9": true,
+		"\"a\nfake: Kernel panic\"=1": false, "x\x1b[31m=1": false, "x=\x7f": false, "x=\u009b1m": false,
+	} {
+		l := &loader{opts: runopts.Options{Module: "m.ko", RelayFD: -1, Params: []string{param}}}
+		if err := l.checkOptions(); (err == nil) != ok {
+			t.Errorf("parameter %q: error %v", param, err)
+		}
 	}
 }
