@@ -108,7 +108,7 @@ func (l *loader) checkOptions() error {
 	// The kernel repeats parameters it does not know in its log.
 	for _, p := range l.opts.Params {
 		if strings.ContainsFunc(p, unicode.IsControl) {
-			return runopts.UsageErrorf("Module parameter %q has control characters.", p)
+			return fmt.Errorf("Module parameter %q has control characters.", p)
 		}
 	}
 	_, err := runopts.ModuleName(l.opts.Module)
