@@ -157,8 +157,15 @@ func (l *loader) raiseLimits() {
 	}
 }
 
+// enoughFiles is what stapio needs to be able to start the module and to have it
+// removed, so it gets that many descriptors also from a caller with fewer.
+const enoughFiles = 64
+
 func (l *loader) restoreLimits() {
 	for r, old := range l.limits {
+		if r == unix.RLIMIT_NOFILE {
+			old = unix.Rlimit{Cur: max(old.Cur, enoughFiles), Max: max(old.Max, enoughFiles)}
+		}
 		unix.Setrlimit(r, &old)
 	}
 }

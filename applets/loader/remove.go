@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"io/fs"
+	"os/signal"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,22 @@ func (l *loader) remove() int {
 		}
 		return exitNotAttached
 	}
+	// As long as the channel is open nobody can remove the module. Before it is
+	// closed the caller loses the means to stop this process, and insertions
+	// wait: what is removed is what was proven.
+	signal.Ignore(unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
+	if err := unix.Setresuid(0, 0, 0); err != nil {
+		ch.Close()
+		l.report.Errorf("Couldn't remove module '%s': %v.", name, err)
+		return exitError
+	}
+	unlock, err := lockInsertions()
+	if err != nil {
+		ch.Close()
+		l.report.Errorf("Couldn't remove module '%s': %v.", name, err)
+		return exitError
+	}
+	defer unlock()
 	ch.Close()
 	if err := kmod.Remove(name); err != nil {
 		l.report.Errorf("Couldn't remove module '%s': %v.", name, err)

@@ -51,7 +51,7 @@ type brokenPipe struct{ writes int }
 
 func (b *brokenPipe) Write([]byte) (int, error) { b.writes++; return 0, errors.New("broken pipe") }
 
-// CVE-free but old: upstream 5.x goes on writing to a broken pipe for ever.
+// Upstream 5.x goes on writing to a broken pipe for ever (loader-relay 10.3).
 func TestOutputStopsAtTheFirstFailure(t *testing.T) {
 	w := &brokenPipe{}
 	o, err := openOutput("", "", time.Now(), w)

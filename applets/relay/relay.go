@@ -109,6 +109,10 @@ func (r *relay) run(ctx context.Context) int {
 	if err := r.attach(name); err != nil {
 		r.report.Errorf("Cannot attach to module %s control channel; not running?", name)
 		r.report.Errorf("Failed to initialize control channel. (%v)", err)
+		if _, started := r.LookupEnv(version.Handover); started {
+			r.failed = true
+			r.removeModule(name) // what staprun has just loaded must not stay
+		}
 		return exitError
 	}
 	r.output, err = openOutput(r.opts.Output, r.Dir, time.Now(), r.Stdout)

@@ -222,7 +222,7 @@ func (s *server) setup(release string) error {
 // rc reads the server user's DATA/rc, where an administrator sets limits for
 // the translator. Without limits there, some are set all the same.
 func (s *server) rc() ([]string, []compile.Rlimit, error) {
-	limits := map[string]uint64{"cpu": 60, "as": 8 << 30, "fsize": 256 << 20}
+	limits := map[string]uint64{"cpu": 60, "as": 3 << 30, "fsize": 256 << 20}
 	path := filepath.Join(s.data, "rc")
 	data, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -219,6 +219,9 @@ func ModuleName(word string) (string, error) {
 	if i := strings.LastIndex(name, "."); i >= 0 {
 		name = name[:i]
 	}
+	if name == "" {
+		return "", UsageErrorf("Module name in '%s' is empty.", word)
+	}
 	if len(name) > maxModuleName {
 		return "", UsageErrorf("Module name ('%s') is too long.", name)
 	}

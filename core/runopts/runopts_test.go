@@ -70,13 +70,17 @@ func TestModule(t *testing.T) {
 		"pmod.ko":      {"pmod.ko", "pmod"},
 		"./pmod":       {"./pmod", "pmod"},
 		"/a/b.c/d.ko":  {"/a/b.c/d.ko", "d"},
-		".ko":          {dir + "/.ko.ko", ""},
 		"../x/y.z.ko":  {"../x/y.z.ko", "y.z"},
 		"a/../../p.ko": {"a/../../p.ko", "p"},
 	} {
 		name, err := ModuleName(word)
 		if got := ModulePath(word, dir); got != want[0] || name != want[1] || err != nil {
 			t.Errorf("%q: got %q, %q, %v; want %q", word, got, name, err, want)
+		}
+	}
+	for _, word := range []string{"", ".", ".ko", "a/", "/.x"} {
+		if name, err := ModuleName(word); err == nil {
+			t.Errorf("%q: got %q, want an error", word, name)
 		}
 	}
 	if _, err := ModuleName(strings.Repeat("n", 56)); err != nil {
