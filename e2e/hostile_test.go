@@ -82,8 +82,11 @@ func TestHostileSurroundings(t *testing.T) {
 				for file, plain := range clean {
 					r := staprun(file)
 					tt.change(&r)
-					names, got := s.opened(t, r)
-					if len(r.Closed) > 0 || r.Limits["nofile"] == 3 { // strace itself needs some
+					names, got := files[file], request.Answer{}
+					if r.Limits["nofile"] != 3 { // strace itself needs some
+						names, got = s.opened(t, r)
+					}
+					if len(r.Closed) > 0 || r.Limits["nofile"] == 3 { // strace would fill gaps
 						got = s.do(t, r)
 					}
 					if got.Status != plain.Status {
@@ -92,7 +95,7 @@ func TestHostileSurroundings(t *testing.T) {
 					if string(got.Stdout) != string(plain.Stdout) && !slices.Contains(r.Closed, 1) {
 						t.Errorf("%s: stdout %q; clean it is %q", file, got.Stdout, plain.Stdout)
 					}
-					if r.Limits["nofile"] != 3 && !slices.Equal(names, files[file]) {
+					if !slices.Equal(names, files[file]) {
 						t.Errorf("%s: opened\n%s\nclean\n%s", file, strings.Join(names, "\n"), strings.Join(files[file], "\n"))
 					}
 				}
