@@ -11,12 +11,12 @@ import (
 	"strings"
 )
 
-// placeholder stands for the module's name in prepared objects. It is as long
+// nameSlot stands for the module's name in prepared objects. It is as long
 // as a name can be on 64-bit machines.
-const placeholder = "stapbox_placeholder_for_the_name_of_the_module_________"
+const nameSlot = "stapbox_placeholder_for_the_name_of_the_module_________"
 
 // MaxName is the longest module name, in bytes.
-const MaxName = len(placeholder)
+const MaxName = len(nameSlot)
 
 // Unit is a script as C, to be made a module.
 type Unit struct {
@@ -92,23 +92,23 @@ func (p *Prepared) moduleObject(ctx context.Context, object string) (string, err
 		return "", err
 	}
 	own := strings.TrimSuffix(source, ".c") + ".o"
-	words := expand(p.recipe.Compile, map[string]string{varSource: source, varObject: own, varName: placeholder})
+	words := expand(p.recipe.Compile, map[string]string{varSource: source, varObject: own, varName: nameSlot})
 	return own, command(ctx, build, words...)
 }
 
-// nameModule overwrites the placeholder everywhere in a finished module: in
+// nameModule overwrites the nameSlot everywhere in a finished module: in
 // struct module and in .modinfo, where padding zeroes are skipped.
 func nameModule(path, name string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	padded := make([]byte, len(placeholder))
+	padded := make([]byte, len(nameSlot))
 	copy(padded, name)
-	if n := bytes.Count(b, []byte(placeholder)); n < 2 {
+	if n := bytes.Count(b, []byte(nameSlot)); n < 2 {
 		return fmt.Errorf("naming module %q: its name has %d places in the file, not 2 or more", name, n)
 	}
-	return os.WriteFile(path, bytes.ReplaceAll(b, []byte(placeholder), padded), 0o644)
+	return os.WriteFile(path, bytes.ReplaceAll(b, []byte(nameSlot), padded), 0o644)
 }
 
 // undefined lists the symbols that an object takes from elsewhere.

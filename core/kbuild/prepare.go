@@ -17,7 +17,7 @@
 // kernels with indirect branch tracking it seals functions whose address is
 // taken only by other objects.
 //
-// module.o carries a placeholder for the module's name, which is overwritten in
+// module.o carries a nameSlot for the module's name, which is overwritten in
 // the finished file. Its CRC table is a superset: all that the runtime needs
 // and what compilers call by themselves (extras). A module that needs a symbol
 // outside of it gets a module.o of its own from modpost.
@@ -348,7 +348,7 @@ func defines(names []string) []string {
 
 // compile runs a compiler command of the recipe.
 func (p *preparation) compile(compiler []string, source, object string, more ...string) error {
-	words := expand(compiler, map[string]string{varSource: source, varObject: object, varName: placeholder})
+	words := expand(compiler, map[string]string{varSource: source, varObject: object, varName: nameSlot})
 	return command(p.ctx, p.path("build"), append(append(words, "-I"+p.path("include"), "-I"+p.path("src")), more...)...)
 }
 

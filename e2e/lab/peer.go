@@ -59,7 +59,10 @@ func (l *Lab) FetchPeer(ctx context.Context) (*Peer, error) {
 	if err := os.RemoveAll(fresh); err != nil {
 		return nil, err
 	}
-	mirror := debianMirror()
+	mirror, err := debianMirror()
+	if err != nil {
+		return nil, err
+	}
 	l.say("fetching the peer, Debian sid with SystemTap and its kernel, from %s (2 GB, some minutes)", mirror)
 	log, err := os.Create(filepath.Join(p.Dir, "debootstrap.log"))
 	if err != nil {
@@ -228,7 +231,7 @@ func (p *Peer) resolve(name string) string {
 }
 
 // debianMirror is the mirror that this machine uses.
-func debianMirror() string {
+func debianMirror() (string, error) {
 	files, _ := filepath.Glob("/etc/apt/sources.list.d/*.sources")
 	for _, f := range append(files, "/etc/apt/sources.list") {
 		b, err := os.ReadFile(f)
@@ -236,10 +239,10 @@ func debianMirror() string {
 			continue
 		}
 		if m := mirrorLine.FindSubmatch(b); m != nil {
-			return string(m[1])
+			return string(m[1]), nil
 		}
 	}
-	return "http://deb.debian.org/debian"
+	return "", errors.New("no mirror of Debian in /etc/apt/sources.list or sources.list.d")
 }
 
 // mirrorLine matches both formats of sources.list(5).

@@ -8,9 +8,9 @@ import (
 
 func TestMirrorLine(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
-		{"Types: deb\nURIs: http://deb.debian.org/debian\nSuites: bookworm\n", "http://deb.debian.org/debian"},
+		{"Types: deb\nURIs: http://mirror.example/debian\nSuites: bookworm\n", "http://mirror.example/debian"},
 		{"deb [signed-by=/x.gpg] https://mirror.example/a/debian/ bookworm main\n", "https://mirror.example/a/debian"},
-		{"deb http://deb.debian.org/debian-security bookworm\n# deb http://x/debian y\n", ""},
+		{"deb http://mirror.example/debian-security bookworm\n# deb http://x/debian y\n", ""},
 	} {
 		got := ""
 		if m := mirrorLine.FindStringSubmatch(tt.text); m != nil {

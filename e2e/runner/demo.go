@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,16 +51,54 @@ func (p *player) act(command string, wait time.Duration, expect ...string) (stri
 	return text.String(), err
 }
 
-// become switches to another user; logout comes back to root.
-func (p *player) become(user string) error {
-	p.prompt = user + "@production$ "
-	_, err := p.act("su - "+user, 10*time.Second)
+// step is a command, the title of what it shows, and what it must print.
+type step struct {
+	title   string
+	command string
+	expect  []string
+}
+
+// patience is how long a step may take.
+const patience = 40 * time.Second
+
+// as plays steps as a user. Root is who the console belongs to.
+func (p *player) as(user string, steps ...step) error {
+	if user != "root" {
+		p.prompt = user + "@production$ "
+		if _, err := p.act("su - "+user, patience); err != nil {
+			return err
+		}
+		defer func() { p.prompt = "root@production$ " }()
+	}
+	for _, s := range steps {
+		if s.title != "" {
+			note("%s", s.title)
+		}
+		if _, err := p.act(s.command, patience, s.expect...); err != nil {
+			return err
+		}
+	}
+	if user == "root" {
+		return nil
+	}
+	p.prompt = "root@production$ "
+	_, err := p.act("exit", patience)
 	return err
 }
 
-func (p *player) logout() error {
-	p.prompt = "root@production$ "
-	_, err := p.act("exit", 10*time.Second)
+// trust answers yes to the question of stap --trust-servers, as root.
+func (p *player) trust(title, attributes, certinfo, question string) error {
+	note("%s", title)
+	if err := p.con.Type("stap --trust-servers=" + attributes + " --use-server=" + certinfo + "\n"); err != nil {
+		return err
+	}
+	for _, text := range []string{question, "[y/N]"} {
+		if _, err := p.con.Expect(text, patience); err != nil {
+			return err
+		}
+		p.checked++
+	}
+	_, err := p.act("y", patience)
 	return err
 }
 
@@ -127,188 +166,134 @@ func demo(l *lab.Lab, _ []string) (err error) {
 		return err
 	}
 	p.con.SetEcho(func(b []byte) { os.Stdout.WriteString(visible.Replace(string(b))) })
-	if err := p.play(server, net, programs); err != nil {
+	if err := p.play(server, net, kernel); err != nil {
 		return fmt.Errorf("%w\nserver log:\n%s", err, server.Log())
 	}
 	note("Done: %d expectations met in %.0f seconds", p.checked, time.Since(start).Seconds())
 	return nil
 }
 
-func (p *player) play(server *lab.Server, net *lab.Network, programs *lab.Programs) error {
-	const short, long = 15 * time.Second, 40 * time.Second
-	type step struct {
-		note    string
-		command string
-		wait    time.Duration
-		expect  []string
-	}
-	run := func(steps ...step) error {
-		for _, s := range steps {
-			if s.note != "" {
-				note("%s", s.note)
-			}
-			if _, err := p.act(s.command, s.wait, s.expect...); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if _, err := p.act("stty cols 400", short); err != nil {
-		return err
-	}
-	if err := run(
-		step{"", "uname -r; which gcc ld make || echo no compiler", short, []string{"no compiler"}},
-		step{"", "ls -l /usr/bin/stap* /usr/libexec/stapbox", short, []string{"-rwsr-x---", "stapusr"}},
-	); err != nil {
-		return err
-	}
-
-	note("An unprivileged user, member of stapusr, looks for servers (mDNS)")
-	if err := p.become("usr"); err != nil {
-		return err
-	}
-	text, err := p.act("id; stap --list-servers=online,compatible", short, "uid=1002(usr)", "Systemtap Compile Server Status for 'online,compatible'", "certinfo=")
-	if err != nil {
-		return err
-	}
-	m := certinfo.FindStringSubmatch(text)
-	if m == nil {
-		return fmt.Errorf("no certinfo in %q", text)
-	}
-	cert := m[1]
+// play is the transcript, scene by scene.
+func (p *player) play(server *lab.Server, net *lab.Network, kernel *lab.Kernel) error {
+	status := func(n int) string { return fmt.Sprintf("exit status %d", n) }
+	const andStatus = "; echo exit status $?"
+	run := "stap -e '" + hello + "'" + andStatus
 	byAddress := fmt.Sprintf("--use-server=%s:%d", lab.HostAddress, server.Port)
-	if err := run(
-		step{"REFUSED: nobody trusts this server yet, neither as a peer nor as a signer", "stap -e '" + hello + "'; echo exit status $?", long,
-			[]string{"Unable to find a suitable compile server.", "exit status 1"}},
-	); err != nil {
-		return err
+	save := func(level, name string) string {
+		return "stap -p4 --use-server --privilege=" + level + " -e '" + hello + "' && mv stap_*.ko " + name + ".ko && mv stap_*.ko.sgn " + name + ".ko.sgn; ls -l " + name + "*; staprun " + name + ".ko" + andStatus
 	}
-	if err := p.logout(); err != nil {
-		return err
-	}
-
-	note("The administrator certifies trust, once, after comparing the fingerprint")
-	if err := p.con.Type("stap --trust-servers=ssl,all-users --use-server=" + cert + "\n"); err != nil {
-		return err
-	}
-	if _, err := p.con.Expect("[y/N]", short); err != nil {
-		return err
-	}
-	if _, err := p.act("y", short); err != nil {
-		return err
-	}
-	if err := p.become("usr"); err != nil {
-		return err
-	}
-	if err := run(
-		step{"REFUSED: trusted as a peer but not as a signer: the loader does not believe its signature", "stap " + byAddress + " -e '" + hello + "'; echo exit status $?", long,
-			[]string{"Unable to verify the signature for the module", "exit status 1"}},
-	); err != nil {
-		return err
-	}
-	if err := p.logout(); err != nil {
-		return err
-	}
-	note("... so the administrator adds that")
-	if err := p.con.Type("stap --trust-servers=ssl,signer,all-users --use-server=" + cert + "\n"); err != nil {
-		return err
-	}
-	if _, err := p.con.Expect("as an SSL peer for all users and as a module signer for all users", short); err != nil {
-		return err
-	}
-	if _, err := p.con.Expect("[y/N]", short); err != nil {
-		return err
-	}
-	if _, err := p.act("y", short); err != nil {
-		return err
-	}
-	if err := p.become("usr"); err != nil {
-		return err
-	}
-
 	random := make([]byte, 8)
 	rand.Read(random)
 	nonce := hex.EncodeToString(random)
-	if err := run(
-		step{"The main job: compiled and signed there, verified, loaded and unloaded here", "stap -e '" + hello + "'; echo exit status $?", long, []string{"Hello\r\n", "exit status 0"}},
-		step{"Nothing is left", "lsmod | grep stap_ || echo no module of ours", short, []string{"no module of ours"}},
-		step{"A number the host side has just made up: " + nonce, `stap -e 'probe begin { printf("nonce %s, uid %d\n", @1, uid()) exit() }' ` + nonce, long, []string{"nonce " + nonce + ", uid 1002\r\n"}},
+
+	if err := p.as("root",
+		step{"", "stty cols 400", nil},
+		step{"", "uname -r; which gcc ld make || echo no compiler", []string{kernel.Release, "no compiler"}},
+		step{"", "ls -l /usr/bin/stap* /usr/libexec/stapbox", []string{"-rwsr-x---", "stapusr"}},
 	); err != nil {
 		return err
 	}
-
-	note("A timer script streams until ^C")
-	if err := p.con.Type(`stap -v -e 'global n probe timer.ms(500) { printf("tick %d\n", ++n) } probe end { println("end probe") }'` + "\n"); err != nil {
+	if err := p.as("usr",
+		step{"An unprivileged user, member of stapusr, looks for servers (mDNS)", "id; stap --list-servers=online,compatible",
+			[]string{"uid=1002(usr)", "Systemtap Compile Server Status for 'online,compatible'", "certinfo="}},
+		step{"REFUSED: nobody trusts this server yet, neither as a peer nor as a signer", run,
+			[]string{"Unable to find a suitable compile server.", status(1)}},
+	); err != nil {
 		return err
 	}
-	if _, err := p.con.Expect("tick 4\r\n", long); err != nil {
+	m := certinfo.FindStringSubmatch(p.con.Text())
+	if m == nil {
+		return errors.New("no certinfo was listed")
+	}
+	cert := m[1]
+	if err := p.trust("The administrator certifies trust, once, after comparing the fingerprint", "ssl,all-users", cert,
+		"as an SSL peer for all users?"); err != nil {
+		return err
+	}
+	if err := p.as("usr",
+		step{"REFUSED: trusted as a peer but not as a signer: the loader does not believe its signature", "stap " + byAddress + " -e '" + hello + "'" + andStatus,
+			[]string{"Unable to verify the signature for the module", status(1)}},
+	); err != nil {
+		return err
+	}
+	if err := p.trust("... so the administrator adds that", "ssl,signer,all-users", cert,
+		"as an SSL peer for all users and as a module signer for all users?"); err != nil {
+		return err
+	}
+	if err := p.as("usr",
+		step{"The main job: compiled and signed there, verified, loaded and unloaded here", run, []string{"Hello\r\n", status(0)}},
+		step{"Nothing is left", "lsmod | grep stap_ || echo no module of ours", []string{"no module of ours"}},
+		step{"A number the host side has just made up: " + nonce, `stap -e 'probe begin { printf("nonce %s, uid %d\n", @1, uid()) exit() }' ` + nonce, []string{"nonce " + nonce + ", uid 1002\r\n"}},
+	); err != nil {
+		return err
+	}
+	if err := p.stream(); err != nil {
+		return err
+	}
+	const altered, unsigned = "It may have been altered since it was created.", "Unable to verify the signature for the module"
+	if err := p.as("usr",
+		step{"-p4 leaves the module and its signature; staprun runs them later", save("stapusr", "saved"), []string{"saved.ko.sgn", "Hello\r\n", status(0)}},
+		step{"REFUSED: one byte of the module altered", "cp saved.ko bad.ko; cp saved.ko.sgn bad.ko.sgn; printf X | dd of=bad.ko bs=1 seek=5000 conv=notrunc 2>/dev/null; staprun bad.ko" + andStatus, []string{altered, status(255)}},
+		step{"REFUSED: one byte of the signature altered", "cp saved.ko bad.ko; printf X | dd of=bad.ko.sgn bs=1 seek=50 conv=notrunc 2>/dev/null; staprun bad.ko" + andStatus, []string{unsigned, status(255)}},
+		step{"REFUSED: an unsigned module outside the directory of approved ones", "rm bad.ko.sgn; staprun bad.ko" + andStatus, []string{"can only use unsigned modules within", status(255)}},
+		step{"REFUSED: a probe beyond the user's privilege", `stap -e 'probe kernel.function("vfs_read") { exit() }'` + andStatus, []string{"not allowed for --privilege=stapusr", status(1)}},
+		step{"REFUSED: a function beyond the user's privilege", `stap -e 'probe begin { println(ctime(0)) exit() }'` + andStatus, []string{"--privilege=stapusr", status(1)}},
+		step{"REFUSED: a kernel the server has no headers of", "stap -p4 -r 9.9.9-none " + byAddress + " --privilege=stapusr -e '" + hello + "'" + andStatus, []string{"9.9.9-none is not supported by this server", status(1)}},
+	); err != nil {
+		return err
+	}
+	if err := p.as("sys",
+		step{"A member of stapsys makes a module of his level", "cd /tmp; " + save("stapsys", "sys"), []string{"Hello\r\n", status(0)}},
+	); err != nil {
+		return err
+	}
+	if err := p.as("usr",
+		step{"REFUSED: ... which a member of stapusr only may not load", "staprun /tmp/sys.ko" + andStatus, []string{"Your privilege credentials (stapusr) are insufficient to load the module", status(255)}},
+	); err != nil {
+		return err
+	}
+	if err := p.as("nobody",
+		step{"REFUSED: a user in no group cannot execute the setuid copy, and stap says what cures it", "staprun /home/usr/saved.ko" + andStatus + "; " + run,
+			[]string{"ermission denied", status(126), "You are trying to run systemtap as a normal user.", "hint:", status(1)}},
+	); err != nil {
+		return err
+	}
+	if err := p.malformed(server, net); err != nil {
+		return err
+	}
+	return p.as("root",
+		step{"Each verdict of the loader is in the log", `dmesg | grep 'staprun\[' | tail -n 3`, []string{`"allow":`}},
+		step{"At the end no module of ours is loaded, and no process is left", "lsmod | grep stap_ || pidof staprun stapio || echo nothing left", []string{"nothing left"}},
+	)
+}
+
+// stream runs a timer script until ^C is typed.
+func (p *player) stream() error {
+	if err := p.as("usr", step{"A timer script streams until ^C", "true", nil}); err != nil {
+		return err
+	}
+	if err := p.con.Type(`su usr -c "stap -v -e 'global n probe timer.ms(500) { printf(\"tick %d\n\", ++n) } probe end { println(\"end probe\") }'"` + "\n"); err != nil {
+		return err
+	}
+	if _, err := p.con.Expect("tick 4\r\n", patience); err != nil {
 		return err
 	}
 	if err := p.con.Type("\x03"); err != nil {
 		return err
 	}
-	if _, err := p.con.Expect("end probe\r\n", short); err != nil {
-		return err
-	}
-	if _, err := p.con.Expect(p.prompt, short); err != nil {
+	if _, err := p.con.Expect("end probe\r\n", patience); err != nil {
 		return err
 	}
 	p.checked += 2
+	_, err := p.con.Expect(p.prompt, patience)
+	return err
+}
 
-	if err := run(
-		step{"-p4 leaves the module and its signature; staprun runs them later", "stap -p4 --use-server --privilege=stapusr -e '" + hello + "' && mv stap_*.ko saved.ko && mv stap_*.ko.sgn saved.ko.sgn; ls -l saved*; staprun saved.ko; echo exit status $?", long, []string{"saved.ko.sgn", "Hello\r\n", "exit status 0"}},
-		step{"REFUSED: one byte of the module altered", "cp saved.ko bad.ko; cp saved.ko.sgn bad.ko.sgn; printf X | dd of=bad.ko bs=1 seek=5000 conv=notrunc 2>/dev/null; staprun bad.ko; echo exit status $?", short, []string{"It may have been altered since it was created.", "exit status 255"}},
-		step{"REFUSED: one byte of the signature altered", "cp saved.ko bad.ko; printf X | dd of=bad.ko.sgn bs=1 seek=50 conv=notrunc 2>/dev/null; staprun bad.ko; echo exit status $?", short, []string{"Unable to verify the signature for the module", "exit status 255"}},
-		step{"REFUSED: an unsigned module outside the directory of approved ones", "rm bad.ko.sgn; staprun bad.ko; echo exit status $?", short, []string{"can only use unsigned modules within", "exit status 255"}},
-		step{"REFUSED: a probe beyond the user's privilege", `stap -e 'probe kernel.function("vfs_read") { exit() }'; echo exit status $?`, long, []string{"not allowed for --privilege=stapusr", "exit status 1"}},
-		step{"REFUSED: a function beyond the user's privilege", `stap -e 'probe begin { println(ctime(0)) exit() }'; echo exit status $?`, long, []string{"--privilege=stapusr", "exit status 1"}},
-		step{"REFUSED: a kernel the server has no headers of", "stap -p4 -r 9.9.9-none " + byAddress + " --privilege=stapusr -e '" + hello + "'; echo exit status $?", long, []string{"9.9.9-none is not supported by this server", "exit status 1"}},
-	); err != nil {
-		return err
-	}
-	if err := p.logout(); err != nil {
-		return err
-	}
-	if err := p.become("sys"); err != nil {
-		return err
-	}
-	if err := run(
-		step{"A member of stapsys makes a module of his level", "stap -p4 --use-server --privilege=stapsys -e '" + hello + "' && mv stap_*.ko /tmp/sys.ko && mv stap_*.ko.sgn /tmp/sys.ko.sgn; staprun /tmp/sys.ko", long, []string{"Hello\r\n"}},
-	); err != nil {
-		return err
-	}
-	if err := p.logout(); err != nil {
-		return err
-	}
-	if err := p.become("usr"); err != nil {
-		return err
-	}
-	if err := run(
-		step{"REFUSED: ... which a member of stapusr only may not load", "staprun /tmp/sys.ko; echo exit status $?", short, []string{"Your privilege credentials (stapusr) are insufficient to load the module", "exit status 255"}},
-	); err != nil {
-		return err
-	}
-	if err := p.logout(); err != nil {
-		return err
-	}
-	if err := p.become("nobody"); err != nil {
-		return err
-	}
-	if err := run(
-		step{"REFUSED: a user in no group cannot execute the setuid copy, and stap says what cures it", "staprun /home/usr/saved.ko; echo exit status $?; stap -e '" + hello + "'; echo exit status $?", short,
-			[]string{"ermission denied", "exit status 126", "You are trying to run systemtap as a normal user.", "hint:", "exit status 1"}},
-	); err != nil {
-		return err
-	}
-	if err := p.logout(); err != nil {
-		return err
-	}
-
+// malformed sends malformed requests from the host side while a user's scripts
+// are served.
+func (p *player) malformed(server *lab.Server, net *lab.Network) error {
 	note("REFUSED: malformed requests, from the host side, while a client is being served")
-	if err := p.become("usr"); err != nil {
-		return err
-	}
-	if err := p.con.Type("for i in 1 2 3; do stap -e 'probe timer.s(1) { printf(\"served %d\\n\", $1) exit() }' $i; done; echo all served\n"); err != nil {
+	if err := p.con.Type(`su usr -c "for i in 1 2 3; do stap -e 'probe timer.s(1) { printf(\"served %d\n\", \$1) exit() }' \$i; done"` + "\n"); err != nil {
 		return err
 	}
 	self, err := os.Executable()
@@ -320,21 +305,10 @@ func (p *player) play(server *lab.Server, net *lab.Network, programs *lab.Progra
 	if err != nil {
 		return fmt.Errorf("malformed requests: %w", err)
 	}
-	if _, err := p.con.Expect("served 3\r\n", long); err != nil {
+	if _, err := p.con.Expect("served 3\r\n", patience); err != nil {
 		return err
 	}
 	p.checked++
-	if _, err := p.con.Expect(p.prompt, short); err != nil {
-		return err
-	}
-	if err := p.logout(); err != nil {
-		return err
-	}
-	if err := run(
-		step{"Each verdict of the loader is in the log", `dmesg | grep 'staprun\[' | tail -n 3`, short, []string{`"allow":`}},
-		step{"At the end no module of ours is loaded, and no process is left", "lsmod | grep stap_ || pidof staprun stapio || echo nothing left", short, []string{"nothing left"}},
-	); err != nil {
-		return err
-	}
-	return nil
+	_, err = p.con.Expect(p.prompt, patience)
+	return err
 }
