@@ -37,6 +37,14 @@ func TestUserScriptsCannotHarmTheHost(t *testing.T) {
 				t.Errorf("that took %v", d)
 			}
 		})
+		t.Run("modules leave memory to others", func(t *testing.T) {
+			file := put("probe timer.s(60) { exit() }")
+			r := lab.Shell(lab.Usr, "for i in $(seq 8); do staprun -R -b 256 "+file+" 2>/dev/null & sleep 1; done; "+
+				"awk '/^MemTotal/ {t = $2} /^MemAvailable/ {a = $2} END {print (a * 20 > t) ? \"enough left\" : a}' /proc/meminfo; "+
+				"kill -INT $(jobs -p) 2>/dev/null; wait; true")
+			r.Timeout = 90
+			want(t, s.do(t, r), 0, "enough left\n")
+		})
 		t.Run("parameters do not write lines into the kernel log", func(t *testing.T) {
 			want(t, s.do(t, lab.Command(lab.Usr, "staprun", put(hello), "\"x\nforged\"=1")), 1, "", "control characters")
 		})

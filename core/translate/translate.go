@@ -52,6 +52,9 @@ type Options struct {
 	SuppressHandlerErrors bool
 }
 
+// maxLocks is what stp_probe.nlocks holds.
+const maxLocks = 1<<16 - 1
+
 // maxKeys is the number of indexes an array may have (map.c).
 const maxKeys = 13
 
@@ -310,6 +313,9 @@ func (g *gen) probes() {
 		for _, l := range g.locks(p, written, sorted[i]) {
 			fmt.Fprintf(&locks, "\t%s,\n", l)
 			nlocks++
+		}
+		if nlocks-first > maxLocks {
+			fail(p.Source.Tok, "probe uses %d globals, more than %d", nlocks-first, maxLocks)
 		}
 		kind := map[check.Kind]string{check.Begin: "STP_BEGIN", check.End: "STP_END", check.Error: "STP_ERROR", check.Timer: "STP_TIMER"}[p.Kind]
 		interval, randomize := p.Priority, int64(0)
