@@ -60,8 +60,9 @@ var kernelPackages = map[string][2]string{
 // Versions of the matrix, oldest first.
 func Versions() []string { return []string{"6.1", "6.12"} }
 
-// tools that tests and demo need, and the packages that have them.
-var tools = []struct{ program, pkg string }{
+// tools that tests and demo need, programs or files, and the packages that have
+// them.
+var tools = []struct{ name, pkg string }{
 	{"qemu-system-x86_64", "qemu-system-x86"},
 	{"gcc-12", "gcc-12"},
 	{"x86_64-linux-gnu-gcc-12", "gcc-12"},
@@ -70,13 +71,18 @@ var tools = []struct{ program, pkg string }{
 	{"ip", "iproute2"},
 	{"strace", "strace"},
 	{"setpriv", "util-linux"},
+	{"/usr/lib/x86_64-linux-gnu/libelf.so.1", "libelf1"}, // objtool is linked with it
 }
 
 // EnsureTools installs missing programs with apt-get and says which.
 func (l *Lab) EnsureTools() error {
 	var missing []string
 	for _, t := range tools {
-		if _, err := exec.LookPath(t.program); err != nil && !slices.Contains(missing, t.pkg) {
+		_, err := exec.LookPath(t.name)
+		if filepath.IsAbs(t.name) {
+			_, err = os.Stat(t.name)
+		}
+		if err != nil && !slices.Contains(missing, t.pkg) {
 			missing = append(missing, t.pkg)
 		}
 	}
