@@ -16,11 +16,10 @@ import (
 // The base directories, in the terms of the GNU coding standards and of
 // loader-relay (PKGLIBDIR holds what users do not call by name).
 var (
-	Bindir        = "/usr/bin"
-	Pkglibdir     = "/usr/libexec/stapbox"
-	Sysconfdir    = "/etc"
-	Localstatedir = "/var"
-	Runstatedir   = "/run"
+	Bindir      = "/usr/bin"
+	Pkglibdir   = "/usr/libexec/stapbox"
+	Sysconfdir  = "/etc"
+	Runstatedir = "/run"
 )
 
 // Staprun is the setuid copy of the box that loads modules.
@@ -83,6 +82,3 @@ func ServerIdentity(userDir string) string { return filepath.Join(userDir, "ssl"
 // Kernels holds what was learned and prepared once per kernel: build recipes
 // and runtime objects.
 func Kernels(userDir string) string { return filepath.Join(userDir, "kernels") }
-
-// UserCache holds finished answers.
-func UserCache(userDir string) string { return filepath.Join(userDir, "cache") }

@@ -13,7 +13,7 @@ const queued = 1 << 20
 // bounded queue, so that a flood on one cannot starve the others and memory
 // stays bounded while the output is slow.
 //
-// A Merger is not safe for concurrent use; Pump drives one from channels.
+// A Merger is not safe for concurrent use.
 type Merger struct {
 	LostRecords uint64 // sequence numbers that never came
 	Unexpected  uint64 // records that came after a later one had been given out

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"sync"
 	"syscall"
@@ -179,7 +180,7 @@ func become(description string) error {
 	}
 	for _, s := range r.Ignored {
 		// A Go program that ignores a signal leaves it ignored for what it executes.
-		ignore(syscall.Signal(s))
+		signal.Ignore(syscall.Signal(s))
 	}
 	if len(r.Blocked) > 0 {
 		var set unix.Sigset_t

@@ -394,8 +394,7 @@ func Command(u User, argv ...string) request.Request {
 
 // Shell is a request to run a shell command as a user.
 func Shell(u User, script string) request.Request {
-	r := Command(u, "/bin/sh", "-c", script)
-	return r
+	return Command(u, "/bin/sh", "-c", script)
 }
 
 // Write puts a file into the guest.

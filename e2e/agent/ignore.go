@@ -1,8 +1,0 @@
-package main
-
-import (
-	"os/signal"
-	"syscall"
-)
-
-func ignore(s syscall.Signal) { signal.Ignore(s) }
