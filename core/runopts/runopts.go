@@ -24,14 +24,31 @@ type Options struct {
 	Version    bool        // -V
 	NoWarnings bool        // -w
 	Delete     bool        // -d
+	Attach     bool        // -A
+	Detach     bool        // -L: load, start, leave
+	Daemon     bool        // -D
+	Input      bool        // -i: standard input goes to the script
 	Rename     bool        // -R
 	Uprobes    bool        // -u
 	BufferMB   int         // -b, 0: the module decides
 	Target     int32       // -x, -t
+	Namespaces int32       // -N: a process whose namespaces the script means, 0: none
 	Output     string      // -o
 	ReadWait   int         // -T, milliseconds
+	Monitor    int         // -M, seconds between looks, 0: no monitor
 	Color      report.When // -C
 	RelayFD    int         // -F, -1 when absent
+
+	HasCommand bool // -c was given
+	Command    string
+
+	Rotate    bool  // -S was given
+	FileLimit int64 // bytes of an output file after which the next is begun, 0: none
+	FileCount int   // output files kept, 0: all
+
+	Remote    bool // -r was given
+	RemoteID  int32
+	RemoteURI string
 
 	Module string   // the first word
 	Params []string // the other words: module parameters
@@ -60,19 +77,6 @@ type GetoptError struct{ error }
 
 // Is makes the error an ErrUsage.
 func (GetoptError) Is(target error) bool { return target == ErrUsage }
-
-// unsupported are the options of the same interface that this version refuses.
-var unsupported = []struct{ option, what string }{
-	{"A", "attaching to a running module"},
-	{"L", "detaching from the module after its start"},
-	{"D", "running in the background"},
-	{"c", "running a target command"},
-	{"i", "forwarding standard input"},
-	{"N", "target namespaces"},
-	{"S", "switching output files"},
-	{"M", "monitor mode"},
-	{"r", "remote sessions"},
-}
 
 // conflicts in the order they are reported.
 var conflicts = []struct{ a, b, text string }{
@@ -120,13 +124,11 @@ func Parse(args []string) (Options, error) {
 			return o, UsageErrorf("You have to specify output FILE with '-%s' option.", needs)
 		}
 	}
-	for _, u := range unsupported {
-		if given[u.option] {
-			return o, UsageErrorf("Option '-%s' (%s) is not supported by this version.", u.option, u.what)
-		}
-	}
 	if len(words) > 0 {
 		o.Module, o.Params = words[0], words[1:]
+	}
+	if o.Attach && len(o.Params) > 0 {
+		return o, UsageErrorf("Cannot have module options with attach (-A).")
 	}
 	if len(o.Params) > maxParams {
 		return o, UsageErrorf("%d module parameters are more than the %d allowed.", len(o.Params), maxParams)
@@ -146,6 +148,16 @@ func (o *Options) set(opt getopt.Option) error {
 		o.NoWarnings = true
 	case "d":
 		o.Delete = true
+	case "A":
+		o.Attach = true
+	case "L":
+		o.Detach = true
+	case "D":
+		o.Daemon = true
+	case "i":
+		o.Input = true
+	case "c":
+		o.HasCommand, o.Command = true, opt.Value
 	case "R":
 		o.Rename = true
 	case "u":
@@ -173,6 +185,22 @@ func (o *Options) set(opt getopt.Option) error {
 			return UsageErrorf("Invalid reader timeout value '%s' (should be >= 1).", opt.Value)
 		}
 		o.ReadWait = n
+	case "N":
+		n, err := strconv.ParseInt(opt.Value, 10, 32)
+		if err != nil || n < 1 {
+			return UsageErrorf("Invalid target namespaces pid %s (should be > 0).", opt.Value)
+		}
+		o.Namespaces = int32(n)
+	case "M":
+		n, err := strconv.ParseInt(opt.Value, 10, 32)
+		if err != nil || n < 1 {
+			return UsageErrorf("Invalid monitor interval '%s' (should be >= 1).", opt.Value)
+		}
+		o.Monitor = int(n)
+	case "S":
+		return o.setRotation(opt.Value)
+	case "r":
+		return o.setRemote(opt.Value)
 	case "C":
 		switch w := report.When(opt.Value); w {
 		case report.Auto, report.Never, report.Always:
@@ -187,6 +215,39 @@ func (o *Options) set(opt getopt.Option) error {
 		}
 		o.RelayFD = n
 	}
+	return nil
+}
+
+// maxFileMB is the largest file size of -S: 2^43 MB are more than any file system
+// holds, and still a number of bytes.
+const maxFileMB = 1<<43 - 1
+
+// setRotation reads -S MB[,N].
+func (o *Options) setRotation(value string) error {
+	size, count, counted := strings.Cut(value, ",")
+	mb, err := strconv.ParseUint(size, 10, 63)
+	n := uint64(0)
+	if err == nil && counted {
+		n, err = strconv.ParseUint(count, 10, 31)
+	}
+	if err != nil || mb > maxFileMB {
+		return UsageErrorf("Invalid file size option '%s'.", value)
+	}
+	o.Rotate, o.FileLimit, o.FileCount = true, int64(mb)<<20, int(n)
+	return nil
+}
+
+// maxURI is what fits a REMOTE_ID message beside its terminating zero.
+const maxURI = 127
+
+// setRemote reads -r N:URI.
+func (o *Options) setRemote(value string) error {
+	id, uri, ok := strings.Cut(value, ":")
+	n, err := strconv.ParseInt(id, 10, 32)
+	if err != nil || n < 0 || !ok || uri == "" {
+		return UsageErrorf("Cannot process remote id option '%s'.", value)
+	}
+	o.Remote, o.RemoteID, o.RemoteURI = true, int32(n), uri[:min(len(uri), maxURI)]
 	return nil
 }
 
@@ -233,24 +294,38 @@ const maxModuleName = 56
 // Usage is the text of -h.
 func Usage(program, release string) string {
 	return fmt.Sprintf(`
-%s [-v] [-w] [-V] [-h] [-u] [-x pid] [-d] [-C WHEN]
-	[-b bufsize] [-R] [-o FILE] [-T timeout] MODULE [module-options]
+%s [-v] [-w] [-V] [-h] [-u] [-c cmd ] [-x pid] [-N pid] [-i] [-A|-L|-d] [-C WHEN]
+	[-b bufsize] [-R] [-r N:URI] [-o FILE [-D] [-S size[,N]]] [-T timeout] [-M sec]
+	MODULE [module-options]
 -v              Increase verbosity.
 -V              Print version number and exit.
 -h              Print this help text and exit.
 -w              Suppress warnings.
 -u              Accepted; kernels with uprobes built in need nothing loaded.
+-c cmd          Command 'cmd' will be run and the script will exit
+                when it does.  The '_stp_target' variable will contain
+                the pid for the command.
 -x pid          Sets the '_stp_target' variable to pid. Also -t.
+-N pid          Sets the '_stp_namespaces_pid' variable to pid.
+-i              Send standard input to the script.
 -d              Delete a module. Only detached or unused modules
-                that belong to you may be deleted.
+                that belong to you may be deleted. '*' deletes
+                all of those.
+-A              Attach to loaded systemtap module.
+-L              Load module and start probes, then detach.
+-D              Run in background. This requires '-o' option.
 -R              Have staprun create a new name for the module before
                 inserting it. This allows the same module to be run
                 multiple times at once.
+-r N:URI        Pass N:URI data to the script: remote_id() and remote_uri().
 -b buffer size  The module will use that many megabytes of buffer for each
                 CPU (1-4095). The default is chosen by the module.
 -o FILE         Send output to FILE. This supports strftime(3) formats
                 for FILE.
+-S size[,N]     Switch output files when their size reaches that many
+                megabytes. With N only the last N files are kept.
 -T timeout      Milliseconds a reader waits for data. Defaults to 200.
+-M sec          Monitor mode: show the state of the probes every sec seconds.
 -C WHEN         Enable colored errors. WHEN must be either 'auto', 'never',
                 or 'always'. Set to 'auto' by default.
 

@@ -26,8 +26,18 @@ func TestParseRefuses(t *testing.T) {
 		{"-D -c x m", "You can't specify the '-D' and '-c' options together."},
 		{"-D m", "You have to specify output FILE with '-D' option."},
 		{"-S 1 m", "You have to specify output FILE with '-S' option."},
-		{"-A m", "Option '-A' (attaching to a running module) is not supported by this version."},
-		{"-c true m", "Option '-c' (running a target command) is not supported by this version."},
+		{"-A -c a m", "You can't specify the '-A' and '-c' options together.  The '-c cmd'\noption used to start a command only has an effect when the module\nis inserted."},
+		{"-A -x 1 m", "You can't specify the '-A' and '-x' options together.  The '-x pid'\noption only has an effect when the module is inserted."},
+		{"-A m g=1", "Cannot have module options with attach (-A)."},
+		{"-N 0 m", "Invalid target namespaces pid 0 (should be > 0)."},
+		{"-N a m", "Invalid target namespaces pid a (should be > 0)."},
+		{"-M 0 m", "Invalid monitor interval '0' (should be >= 1)."},
+		{"-o f -S 1, m", "Invalid file size option '1,'."},
+		{"-o f -S 1x m", "Invalid file size option '1x'."},
+		{"-o f -S 9223372036854775807 m", "Invalid file size option '9223372036854775807'."},
+		{"-r 1 m", "Cannot process remote id option '1'."},
+		{"-r 1: m", "Cannot process remote id option '1:'."},
+		{"-r -1:unix m", "Cannot process remote id option '-1:unix'."},
 		{"m " + strings.Repeat("a=1 ", 64), "64 module parameters are more than the 63 allowed."},
 	} {
 		_, err := Parse(strings.Fields(tt.line))
@@ -60,6 +70,20 @@ func TestParse(t *testing.T) {
 	}
 	if got, want := strings.Join(o.Relay(3, "m"), " "), "-F3 -- m -x=1"; got != want {
 		t.Errorf("after --: got %q, want %q", got, want)
+	}
+}
+
+func TestParseTakesEveryOption(t *testing.T) {
+	o, err := Parse([]string{"-iL", "-c", "sleep 1", "-N7", "-r", "2:ssh://host:22", "-S", "2,3", "-of", "-M5", "m"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !o.Input || !o.Detach || !o.HasCommand || o.Command != "sleep 1" || o.Namespaces != 7 || o.RemoteID != 2 ||
+		o.RemoteURI != "ssh://host:22" || o.FileLimit != 2<<20 || o.FileCount != 3 || o.Monitor != 5 {
+		t.Errorf("got %+v", o)
+	}
+	if o, err = Parse([]string{"-r0:" + strings.Repeat("u", 300), "-D", "-of", "m"}); err != nil || len(o.RemoteURI) != 127 || !o.Daemon {
+		t.Errorf("got %+v, %v", o, err)
 	}
 }
 
