@@ -26,6 +26,7 @@
 //	PRIVILEGE_CREDENTIALS 15     0x5f  to (root)  i32 level mask
 //	REMOTE_ID             16     0x60  to (root)  i32 index, char[128] URI
 //	NAMESPACES_PID        18     0x62  to         i32 pid
+//	MNT_NS_FDS            19     0x63  to         i32 descriptor of the target's, i32 of our own; from 5.1 on
 //
 // The two ranges do not meet, so that a READY of the wrong generation is
 // answered with EINVAL and changes nothing: that is how Open tells them apart.
@@ -160,4 +161,25 @@ func TZInfoMessage(secondsWest int64, name string) Message {
 // CredentialsMessage tells the levels the invoking user holds.
 func CredentialsMessage(levels uint32) Message {
 	return Message{PrivilegeCredentials, binary.NativeEndian.AppendUint32(nil, levels)}
+}
+
+// RemoteIDMessage tells the index and the URI of the remote session a module is
+// part of; the URI is cut to 127 bytes.
+func RemoteIDMessage(id int32, uri string) Message {
+	var b [132]byte
+	binary.NativeEndian.PutUint32(b[:], uint32(id))
+	copy(b[4:131], uri)
+	return Message{RemoteID, b[:]}
+}
+
+// NamespacesMessage names a process whose namespaces the script means.
+func NamespacesMessage(pid int32) Message {
+	return Message{NamespacesPID, binary.NativeEndian.AppendUint32(nil, uint32(pid))}
+}
+
+// MountNamespacesMessage passes descriptors of mount namespaces: the target's
+// and the sender's own. They are numbers in the process that writes START.
+func MountNamespacesMessage(target, own int32) Message {
+	b := binary.NativeEndian.AppendUint32(nil, uint32(target))
+	return Message{MountNamespaceFDs, binary.NativeEndian.AppendUint32(b, uint32(own))}
 }

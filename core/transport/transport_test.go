@@ -39,6 +39,9 @@ func TestEncode(t *testing.T) {
 		{"PRIV root", CredentialsMessage(0xe), "0f000000 0e000000", "5f000000 0e000000"},
 		{"RELOCATION", reloc, "09000000" + pad("kernel", 128) + pad("_stext", 128) + "00000081ffffffff", "59000000" + pad("kernel", 128) + pad("_stext", 128) + "00000081ffffffff"},
 		{"TZINFO UTC+1 CET", TZInfoMessage(-3600, "CET"), "0e000000 f0f1ffffffffffff" + pad("CET", 64), "5e000000 f0f1ffffffffffff" + pad("CET", 64)},
+		{"REMOTE_ID 0:unix", RemoteIDMessage(0, "unix"), "10000000 00000000" + pad("unix", 128), "60000000 00000000" + pad("unix", 128)},
+		{"NAMESPACES_PID 1", NamespacesMessage(1), "12000000 01000000", "62000000 01000000"},
+		{"MNT_NS_FDS 8,9", MountNamespacesMessage(8, 9), "13000000 08000000 09000000", "63000000 08000000 09000000"},
 		{"NAMESPACES_PID 1", Message{NamespacesPID, []byte{1, 0, 0, 0}}, "12000000 01000000", "62000000 01000000"},
 	} {
 		for g, want := range map[Generation]string{Gen4: tt.gen4, Gen5: tt.gen5} {
