@@ -9,6 +9,9 @@ const GapWait = 2 * time.Second
 // reader is held back. The module then counts what it cannot store.
 const queued = 1 << 20
 
+// overhead is what a queued record takes beside its payload, about.
+const overhead = 48
+
 // Merger brings the records of all CPUs into one order. Each CPU has its own
 // bounded queue, so that a flood on one cannot starve the others and memory
 // stays bounded while the output is slow.
@@ -41,7 +44,7 @@ func NewMerger(cpus int, first bool) *Merger {
 func (m *Merger) Put(cpu int, r Record) {
 	q := &m.cpus[cpu]
 	q.records = append(q.records, r)
-	q.bytes += len(r.Payload)
+	q.bytes += len(r.Payload) + overhead
 }
 
 // Full reports whether the CPU's queue has reached its bound.
@@ -73,7 +76,7 @@ func (m *Merger) Next(now time.Time) (r Record, ok bool, wait time.Duration) {
 	m.gap = time.Time{}
 	r = q.records[0]
 	q.records = q.records[1:]
-	q.bytes -= len(r.Payload)
+	q.bytes -= len(r.Payload) + overhead
 	if len(q.records) == 0 {
 		q.records = nil
 	}

@@ -3,6 +3,7 @@ package transport
 import (
 	"bytes"
 	"encoding/binary"
+	"sync/atomic"
 )
 
 // MaxPayload is the longest record accepted. Modules print through an 8192 byte
@@ -23,18 +24,48 @@ type Record struct {
 	Payload  []byte
 }
 
+// AppendHeader appends the header a module writes before the record.
+func (r Record) AppendHeader(b []byte, g Generation) []byte {
+	if g == Gen5 {
+		b = append(b, recordMagic...)
+	}
+	b = binary.NativeEndian.AppendUint32(b, r.Sequence)
+	return binary.NativeEndian.AppendUint32(b, uint32(len(r.Payload)))
+}
+
 // Splitter cuts the byte stream of one trace file into records. After damage it
 // finds its place again: by the magic for 5.x, by plausible headers for 4.x.
 type Splitter struct {
 	Generation Generation
-	LostBytes  uint64 // bytes that belonged to no record; padding zeroes do not count
+	LostBytes  uint64  // bytes that belonged to no record; padding zeroes do not count
+	Newest     *Newest // shared by the splitters of all CPUs; nil is one of its own
 
 	buf  []byte
-	last uint32 // sequence of the newest record, for plausibility
-	any  bool
+	last uint32 // sequence of the newest record of this CPU
+	any  bool   // last is valid
+	lost bool   // looking for a header of 4.x
 }
 
-// Write takes the next bytes of the stream.
+// Newest is the newest sequence number seen on any CPU, by which the headers of
+// 4.x are judged: they carry no magic.
+type Newest struct{ valid, sequence atomic.Uint32 }
+
+func (n *Newest) put(seq uint32) {
+	if n.valid.Swap(1) == 0 || int32(seq-n.sequence.Load()) > 0 {
+		n.sequence.Store(seq)
+	}
+}
+
+// near reports whether a record with this number can be one of the next or, as
+// CPUs are read at different times, of the last.
+func (n *Newest) near(seq uint32) bool {
+	const window = 1 << 20
+	d := int32(seq - n.sequence.Load())
+	return n.valid.Load() == 0 || -window < d && d < window
+}
+
+// Write takes the next bytes of the stream. Those of records that were given
+// out are never written over.
 func (s *Splitter) Write(p []byte) { s.buf = append(s.buf, p...) }
 
 // Next gives the next whole record, false when more bytes are needed. The
@@ -48,23 +79,77 @@ func (s *Splitter) Next() (Record, bool) {
 				return Record{}, false
 			}
 		}
-		if len(s.buf) < head {
+		if len(s.buf) < head || s.lost && !s.seekHeader(false) {
 			return Record{}, false
 		}
-		seq := binary.NativeEndian.Uint32(s.buf[head-8:])
-		n := binary.NativeEndian.Uint32(s.buf[head-4:])
-		if n == 0 || n > MaxPayload || s.Generation == Gen4 && !s.plausible(seq) {
+		seq, n, ok := s.header(s.buf)
+		if !ok {
 			s.skip()
 			continue
 		}
-		if len(s.buf) < head+int(n) {
+		if len(s.buf) < head+n {
 			return Record{}, false
 		}
-		r := Record{seq, bytes.Clone(s.buf[head : head+int(n)])}
-		s.consume(head + int(n))
+		s.lost = false
+		r := Record{seq, s.buf[head : head+n : head+n]}
+		s.consume(head + n)
 		s.last, s.any = seq, true
+		s.newest().put(seq)
 		return r, true
 	}
+}
+
+// seekHeader moves to the next header of 4.x. Any eight bytes may look like one:
+// what counts is one that another follows, or at the end of the stream one whose
+// record ends there. False when there is none yet.
+func (s *Splitter) seekHeader(end bool) bool {
+	const head = 8
+	for i := 0; i+head <= len(s.buf); i++ {
+		seq, n, ok := s.header(s.buf[i:])
+		if !ok {
+			continue
+		}
+		next := i + head + n
+		found := end && next == len(s.buf)
+		if next+head <= len(s.buf) {
+			following, _, ok := s.header(s.buf[next:])
+			found = ok && int32(following-seq) > 0
+		}
+		if found {
+			s.countLost(s.buf[:i])
+			s.consume(i)
+			return true
+		}
+	}
+	if more := len(s.buf) - MaxPayload - 2*head; more > 0 { // too far back for any record
+		s.countLost(s.buf[:more])
+		s.consume(more)
+	}
+	return false
+}
+
+// header reads the header at the start of b, which is long enough for one; ok
+// is false when it cannot be one.
+func (s *Splitter) header(b []byte) (seq uint32, n int, ok bool) {
+	if s.Generation == Gen5 {
+		b = b[len(recordMagic):]
+	}
+	seq = binary.NativeEndian.Uint32(b)
+	length := binary.NativeEndian.Uint32(b[4:])
+	if length == 0 || length > MaxPayload {
+		return 0, 0, false
+	}
+	if s.Generation == Gen4 && (s.any && int32(seq-s.last) <= 0 || !s.newest().near(seq)) {
+		return 0, 0, false
+	}
+	return seq, int(length), true
+}
+
+func (s *Splitter) newest() *Newest {
+	if s.Newest == nil {
+		s.Newest = new(Newest)
+	}
+	return s.Newest
 }
 
 // Rest ends the stream: a record whose end is missing is returned with what
@@ -74,15 +159,20 @@ func (s *Splitter) Rest() (Record, bool) {
 	if s.Generation == Gen5 {
 		head = 12
 	}
-	if len(s.buf) <= head || s.Generation == Gen5 && !bytes.HasPrefix(s.buf, recordMagic) {
+	if s.lost && !s.seekHeader(true) || len(s.buf) <= head || s.Generation == Gen5 && !bytes.HasPrefix(s.buf, recordMagic) {
 		s.countLost(s.buf)
 		s.buf = nil
 		return Record{}, false
 	}
-	seq := binary.NativeEndian.Uint32(s.buf[head-8:])
-	n := binary.NativeEndian.Uint32(s.buf[head-4:])
-	r := Record{seq, s.buf[head:]}
-	s.LostBytes += uint64(n) - uint64(len(r.Payload))
+	seq, n, ok := s.header(s.buf)
+	if !ok {
+		s.countLost(s.buf)
+		s.buf = nil
+		return Record{}, false
+	}
+	r := Record{seq, s.buf[head:min(len(s.buf), head+n)]}
+	s.LostBytes += uint64(n - len(r.Payload))
+	s.countLost(s.buf[head+len(r.Payload):])
 	s.buf = nil
 	return r, true
 }
@@ -104,14 +194,10 @@ func (s *Splitter) seekMagic() bool {
 	return found
 }
 
-func (s *Splitter) plausible(seq uint32) bool {
-	const window = 1 << 16
-	return !s.any || seq-s.last-1 < window
-}
-
 func (s *Splitter) skip() {
 	s.countLost(s.buf[:1])
 	s.consume(1)
+	s.lost = s.Generation == Gen4
 }
 
 func (s *Splitter) countLost(b []byte) {

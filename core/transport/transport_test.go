@@ -139,6 +139,47 @@ func TestSplitter(t *testing.T) {
 	}
 }
 
+// Loader-relay 15, 6: bytes that look like a header of 4.x are not taken for
+// one unless their sequence number fits and another header follows.
+func TestSplitterFindsItsPlaceIn4x(t *testing.T) {
+	fake := record(Gen4, 1<<30, "")
+	fake[4] = 2
+	var data []byte
+	for seq := uint32(1); seq <= 5; seq++ {
+		data = append(data, record(Gen4, seq, "text")...)
+		if seq == 3 {
+			data = append(data, fake...)                        // far away
+			data = append(data, record(Gen4, 100, "ab")[:9]...) // near, but nothing follows
+		}
+	}
+	if got, lost := split(Gen4, data); got != "1:text 2:text 3:text 4:text 5:text" || lost != 5 {
+		t.Errorf("got %q, %d lost", got, lost)
+	}
+	// The numbers of other CPUs count too.
+	shared := new(Newest)
+	a, b := &Splitter{Generation: Gen4, Newest: shared}, &Splitter{Generation: Gen4, Newest: shared}
+	a.Write(record(Gen4, 0xffffffff, "a"))
+	a.Next()
+	b.Write(record(Gen4, 0x10203040, "x"))
+	if r, ok := b.Next(); ok {
+		t.Errorf("took %d for a record beside one of number 2^32-1", r.Sequence)
+	}
+	b = &Splitter{Generation: Gen4, Newest: shared}
+	b.Write(record(Gen4, 1, "b")) // the counter has wrapped
+	if r, ok := b.Next(); !ok || r.Sequence != 1 {
+		t.Errorf("after the wrap: got %v, %v", r, ok)
+	}
+}
+
+func TestAppendHeader(t *testing.T) {
+	for _, g := range []Generation{Gen4, Gen5} {
+		r := Record{7, []byte("abc")}
+		if got := append(r.AppendHeader(nil, g), r.Payload...); !bytes.Equal(got, record(g, 7, "abc")) {
+			t.Errorf("generation %d: got %x", g, got)
+		}
+	}
+}
+
 func drain(m *Merger, now time.Time) (out []uint32, wait time.Duration) {
 	for {
 		r, ok, w := m.Next(now)
@@ -259,7 +300,8 @@ func FuzzSplitter(f *testing.F) {
 		for _, g := range []Generation{Gen4, Gen5} {
 			whole, lost := split(g, b)
 			cut, lostCut := split(g, b[:at], b[at:])
-			if whole != cut || lost != lostCut {
+			// Where 4.x lost its place, what is found depends on what is there.
+			if (whole != cut || lost != lostCut) && (g == Gen5 || lost+lostCut == 0) {
 				t.Errorf("generation %d: %q, %d lost, split at %d: %q, %d lost", g, whole, lost, at, cut, lostCut)
 			}
 			if lost > uint64(len(b))+MaxPayload {
