@@ -141,7 +141,7 @@ func TestBlessedDirectory(t *testing.T) {
 			{"a link from the directory to elsewhere", "mv " + dir + "pmod.ko /tmp/; ln -s /tmp/pmod.ko " + dir + "pmod.ko", "pmod", 255, "does not exist within that directory."},
 			{"deeper down", "mkdir " + dir + "sub; mv " + dir + "pmod.ko " + dir + "sub", dir + "sub/pmod.ko", 255, "does not exist within that directory."},
 			{"through ..", "mkdir " + dir + "sub; mv " + dir + "pmod.ko /tmp/", dir + "sub/../../../../../tmp/pmod.ko", 255, "does not exist within that directory."},
-			{"no such module", "rm " + dir + "pmod.ko", "pmod", 1, "no such file"},
+			{"no such module", "rm " + dir + "pmod.ko", "pmod", 1, "No such file"},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				reset()

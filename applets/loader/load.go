@@ -34,6 +34,7 @@ type module struct {
 
 // load is everything from the MODULE word to stapio.
 func (l *loader) load() int {
+	stop := catch(l.ended)
 	program, err := l.relayProgram()
 	if err != nil {
 		l.report.Errorf("The relay program cannot be used: %v", err)
@@ -43,9 +44,19 @@ func (l *loader) load() int {
 		l.report.Errorf("Unable to determine kernel version, uname failed")
 		return exitRefused
 	}
+	uid, gid, changed, err := l.requestedIdentity()
+	if err != nil {
+		l.report.Errorf("%v", err)
+		return exitError
+	}
 	m, err := l.read()
 	if err != nil {
-		l.report.Errorf("Couldn't insert module '%s': %v", l.opts.Module, err)
+		var path *kmod.CanonicalError
+		if errors.As(err, &path) {
+			l.report.Errorf("Unable to canonicalize path %q: %s", path.Path, kmod.Strerror(path.Err))
+			err = path.Err
+		}
+		l.report.Errorf("Couldn't insert module '%s': %s", l.opts.Module, kmod.Strerror(err))
 		return exitError
 	}
 	if !m.verdict.Allow {
@@ -64,6 +75,12 @@ func (l *loader) load() int {
 		l.report.Errorf("Couldn't insert module in FIPS mode '%s': Operation not permitted", l.opts.Module)
 		return exitError
 	}
+	if changed {
+		if err := continueAs(uid, gid); err != nil {
+			l.report.Errorf("Couldn't go on as uid %d: %v", uid, err)
+			return exitError
+		}
+	}
 	if l.opts.Rename {
 		switch name, err := kmod.Rename(m.image, os.Getpid()); {
 		case errors.Is(err, kmod.ErrNameTooShort):
@@ -75,39 +92,43 @@ func (l *loader) load() int {
 			m.name = name
 		}
 	}
-	stop := interrupts()
-	if err := l.insert(m); err != nil {
-		l.report.Errorf("Couldn't insert module '%s': %s", l.opts.Module, kmod.Explain(err))
-		if errors.Is(err, unix.EEXIST) && !l.opts.Rename {
-			l.report.Errorf("Rerun with staprun option '-R' to rename this module.")
-		}
-		return exitError
+	if _, set := l.LookupEnv("SYSTEMTAP_SYNC"); set {
+		unix.Sync()
+	}
+	stop.insert()
+	if status, ok := l.insert(m); !ok {
+		return status
 	}
 	dir, err := l.introduce(m)
 	if err == nil {
-		select {
-		case s := <-stop:
-			err = fmt.Errorf("stopped by signal: %v", s)
-		default:
-			err = l.dropPrivileges()
-			if err == nil {
-				err = l.handOver(program, m.name, dir)
-			}
-			l.report.Errorf("%v", err)
-			l.report.Hintf("the module is still loaded; staprun -d %s removes it", m.name)
-			return exitError
+		err = stop.pending()
+	}
+	if err == nil {
+		if err = l.dropPrivileges(); err == nil {
+			err = l.handOver(program, m.name, dir)
 		}
+		l.report.Errorf("%v", err)
+		l.report.Hintf("the module is still loaded; staprun -d %s removes it", m.name)
+		return exitError
 	}
 	l.report.Errorf("%v", err)
 	if err := kmod.Remove(m.name); err != nil {
-		l.report.Errorf("Couldn't remove module '%s': %v.", m.name, err)
+		l.report.Errorf("Couldn't remove module '%s': %s.", m.name, kmod.Strerror(err))
 	}
 	return exitError
 }
 
 // read opens, reads, verifies and judges the module. Every verdict leaves one
-// audit line.
-func (l *loader) read() (*module, error) {
+// audit line, and so does a file that cannot be judged.
+func (l *loader) read() (_ *module, err error) {
+	m := &module{}
+	d := decision{Action: "load", Rule: "unreadable", UID: os.Getuid(), Path: l.opts.Module}
+	defer func() {
+		if err != nil {
+			d.Why = err.Error()
+		}
+		audit(d)
+	}()
 	groups, err := privilege.HostGroups("/etc/group", hostpaths.GroupIDs())
 	if err != nil {
 		return nil, fmt.Errorf("looking up groups: %w", err)
@@ -122,7 +143,7 @@ func (l *loader) read() (*module, error) {
 		return nil, err
 	}
 	defer f.Close()
-	m := &module{path: f.Path}
+	m.path, d.Path = f.Path, f.Path
 	if dir != nil {
 		defer dir.Close()
 		var st unix.Stat_t
@@ -131,7 +152,7 @@ func (l *loader) read() (*module, error) {
 		}
 		m.facts.Blessed = privilege.Blessed(blessed, m.path, &st, &f.Stat, groups, memberOfDev)
 	} else {
-		m.facts.Blessed = privilege.NotBlessed(blessed, m.path)
+		m.facts.Blessed = notBlessed(blessed, m.path)
 	}
 	if m.image, err = f.Read(kmod.MaxImage); err != nil {
 		return nil, err
@@ -146,8 +167,21 @@ func (l *loader) read() (*module, error) {
 		return nil, err
 	}
 	m.verdict = privilege.Decide(user, m.facts)
-	l.audit(user, m)
+	d = describe(user, m)
 	return m, nil
+}
+
+// notBlessed is the reason for a module outside of the approved directory, which
+// may not be there at all.
+func notBlessed(dir, module string) error {
+	if _, err := kmod.Canonical(dir); err != nil {
+		var path *fs.PathError
+		if errors.As(err, &path) {
+			err = path.Err
+		}
+		return &privilege.BlessedError{Dir: dir, Reasons: []string{"Unable to canonicalize that directory: " + kmod.Strerror(err)}}
+	}
+	return privilege.NotBlessed(dir, module)
 }
 
 // open opens the module with the invoking user's rights to files, so that
@@ -193,24 +227,35 @@ func (l *loader) verify(m *module) {
 		m.facts.Signature = privilege.CheckError
 	} else if unsigned && l.opts.Verbose >= 2 {
 		fmt.Fprintf(l.Stderr, "Signature file %s.sgn not found\n", m.path)
+	} else if len(sig) == 0 && !unsigned {
+		l.report.Errorf("EOF reading signature file %s.sgn.", m.path)
+	}
+	unusable := func(err error) {
+		m.signed = signing.Result{Verdict: signing.CheckError, Reason: err.Error(), Digest: m.digest}
+		m.facts.Signature = privilege.CheckError
 	}
 	store, err := trust.Read(hostpaths.SignerStore(), trust.HostRules())
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		store = &trust.Store{}
 	case err != nil:
-		l.report.Errorf("Unable to use certificate database %s due to errors: %v", hostpaths.SignerStore(), err)
-		m.signed = signing.Result{Verdict: signing.CheckError, Reason: err.Error(), Digest: m.digest}
-		m.facts.Signature = privilege.CheckError
+		var unsafe *trust.UnsafeError
+		if errors.As(err, &unsafe) {
+			l.report.Errorf("Certificate database %s %s %s.", unsafe.Kind, unsafe.Path, unsafe.Reason)
+		} else {
+			l.report.Errorf("%v", err)
+		}
+		l.report.Errorf("Unable to use certificate database %s due to errors.", hostpaths.SignerStore())
+		unusable(err)
 		return
 	}
-	policy, err := loadPolicy(hostpaths.LoadPolicy())
+	l.policy, err = loadPolicy(hostpaths.LoadPolicy(), trust.HostRules())
 	if err != nil {
 		l.report.Errorf("Unable to use the load policy: %v", err)
-		m.signed = signing.Result{Verdict: signing.CheckError, Reason: err.Error(), Digest: m.digest}
-		m.facts.Signature = privilege.CheckError
+		unusable(err)
 		return
 	}
+	policy := l.policy.Policy
 	policy.Now, policy.Denied = time.Now(), store.Denied
 	m.signed = signing.Verify(m.image, sig, store.Signers(), policy)
 	switch v := m.signed.Verdict; {
@@ -228,40 +273,13 @@ func (l *loader) verify(m *module) {
 	case v == signing.Untrusted:
 		m.facts.Signature = privilege.Untrusted
 		m.facts.Why = m.signed.Reason
+		for _, w := range store.Warnings {
+			l.report.Warningf("A certificate is not trusted: %s", w)
+		}
 	default:
 		m.facts.Signature = privilege.CheckError
 		m.facts.Why = m.signed.Reason
 	}
-}
-
-// loadPolicy reads the file that says what else than the safe default is
-// accepted: lines "allow-sha1=yes", "refuse-expired=yes", "#" comments. A
-// missing file is the safe default; anything not understood is an error.
-func loadPolicy(path string) (signing.Policy, error) {
-	var p signing.Policy
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return p, nil
-	}
-	if err != nil {
-		return p, err
-	}
-	for i, line := range strings.Split(string(b), "\n") {
-		line = strings.TrimSpace(line)
-		switch line {
-		case "":
-		case "allow-sha1=yes":
-			p.AllowSHA1 = true
-		case "refuse-expired=yes":
-			p.RefuseExpired = true
-		case "allow-sha1=no", "refuse-expired=no":
-		default:
-			if line[0] != '#' {
-				return p, fmt.Errorf("%s:%d: %q is not a known setting", path, i+1, line)
-			}
-		}
-	}
-	return p, nil
 }
 
 func memberOfDev(uid uint32) bool {
@@ -286,20 +304,60 @@ func (l *loader) fipsRefuses() bool {
 }
 
 // insert puts the module into the kernel. A lock keeps insertions apart because
-// modules share /proc/systemtap, which the first one creates (decision L6).
-func (l *loader) insert(m *module) error {
+// modules share /proc/systemtap, which the first one creates (decision L6), and
+// because they are counted.
+func (l *loader) insert(m *module) (status int, ok bool) {
+	failed := func(err error) (int, bool) {
+		l.report.Errorf("Couldn't insert module '%s': %s", l.opts.Module, kmod.Explain(err))
+		return exitError, false
+	}
 	sealed, err := kmod.Seal(m.image)
 	if err != nil {
-		return err
+		return failed(err)
 	}
 	defer sealed.Close()
 	unlock, err := lockInsertions()
 	if err != nil {
-		return err
+		return failed(err)
 	}
 	defer unlock()
-	params := append([]string{fmt.Sprintf("_stp_bufsize=%d", l.opts.BufferMB)}, l.opts.Params...)
-	return kmod.Insert(sealed, strings.Join(params, " "))
+	if err := l.checkCount(); err != nil {
+		audit(decision{Action: "load", Rule: "max-modules", UID: os.Getuid(), Module: m.name, Path: m.path, Why: err.Error()})
+		l.report.Errorf("%v", err)
+		l.report.Hintf("staprun -d '*' removes those that nobody is attached to")
+		return exitRefused, false
+	}
+	if err := kmod.Insert(sealed, l.params); err != nil {
+		failed(err)
+		if errors.Is(err, unix.EEXIST) && !l.opts.Rename {
+			l.report.Errorf("Rerun with staprun option '-R' to rename this module.")
+		}
+		return exitError, false
+	}
+	return exitOK, true
+}
+
+// checkCount refuses a user one more module when he has as many in the kernel as
+// the policy lets him: each takes memory of the kernel and goes on running.
+func (l *loader) checkCount() error {
+	uid := os.Getuid()
+	if uid == 0 {
+		return nil
+	}
+	modules, err := kmod.List(transport.Dirs)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, m := range modules {
+		if int(m.UID) == uid {
+			n++
+		}
+	}
+	if n >= l.policy.MaxModules {
+		return fmt.Errorf("You have %d modules loaded, which is all that max-modules=%d allows a user (%s).", n, l.policy.MaxModules, hostpaths.LoadPolicy())
+	}
+	return nil
 }
 
 // lockWait is how long an insertion waits for others. A user may stop his own
@@ -337,6 +395,9 @@ func lockInsertions() (unlock func(), err error) {
 func (l *loader) introduce(m *module) (*os.File, error) {
 	dir, err := transport.OpenDir(m.name)
 	if err != nil {
+		if !debugfsMounted() {
+			l.report.Hintf("a module built with STAP_TRANS_DEBUGFS needs debugfs: mount -t debugfs debugfs /sys/kernel/debug")
+		}
 		return nil, fmt.Errorf("Cannot attach to module %s control channel; not running? (%w)", m.name, err)
 	}
 	ch, err := transport.OpenChannel(dir)
@@ -353,17 +414,22 @@ func (l *loader) introduce(m *module) (*os.File, error) {
 		dir.Close()
 		return nil, err
 	}
-	name, west := localZone(time.Now())
-	if err := ch.Send(transport.TZInfoMessage(west, name)); err != nil {
-		dir.Close()
-		return nil, err
+	tz, set := l.LookupEnv("TZ")
+	name, west := localZone(tz, set, time.Now())
+	messages := []transport.Message{transport.TZInfoMessage(west, name)}
+	if l.opts.Remote {
+		messages = append(messages, transport.RemoteIDMessage(l.opts.RemoteID, l.opts.RemoteURI))
+	}
+	for _, msg := range messages {
+		if err := ch.Send(msg); err != nil {
+			dir.Close()
+			return nil, err
+		}
 	}
 	return dir, nil
 }
 
-// localZone is the host's time zone. The package time has read /etc/localtime:
-// the caller's TZ is no longer in the environment of a privileged process.
-func localZone(now time.Time) (name string, secondsWest int64) {
-	name, east := now.Local().Zone()
-	return name, -int64(east)
+func debugfsMounted() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/kernel/debug", &st) == nil && st.Type == unix.DEBUGFS_MAGIC
 }

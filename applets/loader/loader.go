@@ -10,7 +10,14 @@
 //
 //	options -> euid 0? -> [-d: remove, exit] -> read module and signature
 //	-> decide, one audit line -> [-R: new name] -> seal -> insert
-//	-> credentials, relocations, time zone -> drop privileges -> exec stapio
+//	-> credentials, relocations, time zone, remote id -> drop privileges -> exec stapio
+//
+// With -A what lies between is opening and closing the module's control channel.
+//
+// Unlike upstream it changes no setting of the host: it mounts nothing (modules
+// have their files in procfs since 4.5; one built for debugfs needs it mounted),
+// and leaves kptr_restrict and kprobes-optimization as they are (loader-relay 5.1
+// and 5.6).
 package loader
 
 import (
@@ -19,10 +26,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime"
 	"strings"
-	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -48,13 +53,16 @@ type loader struct {
 	report  *report.Printer
 	release string // of the running kernel
 	limits  map[int]unix.Rlimit
+	params  string // for finit_module(2)
+	policy  policy
+	root    bool // the caller is root
 }
 
 // Main runs staprun.
 func Main(_ context.Context, inv *invocation.Invocation) int {
 	// Credentials and file system ids belong to threads; exec keeps this one's.
 	runtime.LockOSThread()
-	l := &loader{Invocation: inv, release: hostpaths.KernelRelease()}
+	l := &loader{Invocation: inv, release: hostpaths.KernelRelease(), root: os.Getuid() == 0, policy: defaultPolicy()}
 	opts, err := runopts.Parse(inv.Args)
 	l.opts = opts
 	l.report = report.New(inv.Stderr, opts.Color, inv.LookupEnv)
@@ -88,13 +96,18 @@ func Main(_ context.Context, inv *invocation.Invocation) int {
 		l.report.Warningf("Ignoring -u: the kernel has uprobes built in.")
 	}
 	l.raiseLimits()
-	if opts.Delete {
+	switch {
+	case opts.Delete:
 		return l.remove()
+	case opts.Attach:
+		return l.attach()
 	}
 	return l.load()
 }
 
-func (l *loader) checkOptions() error {
+// checkOptions checks what only the loader acts on. Everything else of the
+// command line is stapio's, which reads it as the user.
+func (l *loader) checkOptions() (err error) {
 	switch {
 	case l.opts.Help || l.opts.Version:
 		return nil
@@ -102,16 +115,13 @@ func (l *loader) checkOptions() error {
 		return errors.New("Relay basedir -F option is invalid for staprun")
 	case l.opts.Module == "":
 		return runopts.UsageErrorf("Need a module name or path to load.")
-	case l.opts.Delete && l.opts.Module == "*":
-		return runopts.UsageErrorf("Deleting all modules ('-d *') is not supported by this version.")
+	case l.opts.Delete && l.opts.Module == everything:
+		return nil
 	}
-	// The kernel repeats parameters it does not know in its log.
-	for _, p := range l.opts.Params {
-		if strings.ContainsFunc(p, unicode.IsControl) {
-			return fmt.Errorf("Module parameter %q has control characters.", p)
-		}
+	if l.params, err = joinParams(l.opts.BufferMB, l.opts.Params); err != nil {
+		return err
 	}
-	_, err := runopts.ModuleName(l.opts.Module)
+	_, err = runopts.ModuleName(l.opts.Module)
 	return err
 }
 
@@ -209,7 +219,7 @@ func (l *loader) environment(module string) []string {
 	for _, n := range removedFromEnvironment {
 		drop[n] = true
 	}
-	if os.Getuid() != 0 {
+	if !l.root {
 		for _, n := range privilegedInEnvironment {
 			drop[n] = true
 		}
@@ -230,7 +240,7 @@ func (l *loader) environment(module string) []string {
 // everybody else it is the one at the fixed place, which must be root's alone.
 func (l *loader) relayProgram() (string, error) {
 	path := hostpaths.Stapio()
-	if p := l.Getenv("SYSTEMTAP_STAPIO"); p != "" && os.Getuid() == 0 {
+	if p := l.Getenv("SYSTEMTAP_STAPIO"); p != "" && l.root {
 		path = p
 	}
 	var st unix.Stat_t
@@ -267,11 +277,4 @@ func (l *loader) handOver(program, module string, dir *os.File) error {
 	err := unix.Exec(program, argv, l.environment(module))
 	runtime.KeepAlive(dir) // or its finalizer may close the descriptor before
 	return &os.PathError{Op: "exec", Path: program, Err: err}
-}
-
-// interrupts are the signals that make staprun undo an insertion.
-func interrupts() chan os.Signal {
-	c := make(chan os.Signal, 4)
-	signal.Notify(c, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT)
-	return c
 }

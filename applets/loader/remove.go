@@ -2,7 +2,9 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
+	"os"
 	"os/signal"
 	"unsafe"
 
@@ -13,35 +15,94 @@ import (
 	"stapbox/core/transport"
 )
 
-// remove is staprun -d NAME. That the caller may open the module's control
-// channel with his own ids proves that it is a SystemTap module, that it is his,
-// and that nobody is attached to it (CVE-2010-4171).
+// everything is the NAME of staprun -d for all modules that may be removed.
+const everything = "*"
+
+// remove is staprun -d NAME.
 func (l *loader) remove() int {
 	if name, err := unix.BytePtrFromString("staprun-d"); err == nil {
 		unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(name)), 0, 0, 0)
+	}
+	if l.opts.Module == everything {
+		return l.removeAll()
 	}
 	name, err := runopts.ModuleName(l.opts.Module)
 	if err != nil {
 		l.report.Errorf("%v", err)
 		return exitError
 	}
-	dir, err := transport.OpenDir(name)
-	if err != nil {
-		l.report.Errorf("Cannot attach to module %s control channel; not running?", name)
-		l.report.Errorf("'%s' is not a zombie systemtap module.", name)
-		return exitNotAttached
-	}
-	defer dir.Close()
-	ch, err := transport.OpenChannel(dir)
-	if err != nil {
+	switch err := l.removeModule(name); {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errNotProven):
 		if errors.Is(err, transport.ErrAttached) {
 			l.report.Errorf("Another process is attached to module %s.", name)
+		} else if !errors.Is(err, fs.ErrPermission) {
+			l.report.Errorf("Cannot attach to module %s control channel; not running?", name)
 		}
 		l.report.Errorf("'%s' is not a zombie systemtap module.", name)
 		if errors.Is(err, fs.ErrPermission) {
 			return exitRefused
 		}
 		return exitNotAttached
+	default:
+		l.report.Errorf("Couldn't remove module '%s': %s.", name, kmod.Strerror(err))
+		return exitError
+	}
+}
+
+// removeAll is staprun -d '*': every module in either place that proves to be the
+// caller's and detached; of the others nothing is said without -v.
+func (l *loader) removeAll() int {
+	modules, err := kmod.List(transport.Dirs)
+	if err != nil {
+		l.report.Errorf("%v", err)
+		return exitOK
+	}
+	uid := os.Getuid()
+	for _, m := range modules {
+		err := l.removeModule(m.Name)
+		// The proof for the next one needs the caller's own id again.
+		if back := unix.Setresuid(uid, 0, 0); back != nil {
+			l.report.Errorf("Taking uid %d back: %v", uid, back)
+			return exitOK
+		}
+		switch {
+		case err == nil:
+			fmt.Fprintf(l.Stdout, "Module %s removed.\n", m.Name)
+		case !errors.Is(err, errNotProven):
+			l.report.Errorf("Couldn't remove module '%s': %s.", m.Name, kmod.Strerror(err))
+		case l.opts.Verbose > 0:
+			fmt.Fprintf(l.Stderr, "Module %s is not removed: %v\n", m.Name, err)
+		}
+	}
+	return exitOK
+}
+
+// errNotProven is wrapped by removeModule's errors when nothing has been done: the
+// module is not there, not a SystemTap module, not the caller's, or in use.
+var errNotProven = errors.New("not a detached module of the caller's")
+
+// removeModule removes a module of the caller's. That he may open its control
+// channel with his own ids proves that it is a SystemTap module, that it is his,
+// and that nobody is attached to it (CVE-2010-4171). Afterwards the real uid is 0.
+func (l *loader) removeModule(name string) (err error) {
+	d := decision{Action: "remove", UID: os.Getuid(), Module: name}
+	defer func() {
+		d.Allow, d.Rule = err == nil, "owner"
+		if err != nil {
+			d.Why = err.Error()
+		}
+		audit(d)
+	}()
+	dir, err := transport.OpenDir(name)
+	if err != nil {
+		return fmt.Errorf("%w: %v", errNotProven, err)
+	}
+	defer dir.Close()
+	ch, err := transport.OpenChannel(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errNotProven, err)
 	}
 	// As long as the channel is open nobody can remove the module. Before it is
 	// closed the caller loses the means to stop this process, and insertions
@@ -49,20 +110,19 @@ func (l *loader) remove() int {
 	signal.Ignore(unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
 	if err := unix.Setresuid(0, 0, 0); err != nil {
 		ch.Close()
-		l.report.Errorf("Couldn't remove module '%s': %v.", name, err)
-		return exitError
+		return err
 	}
 	unlock, err := lockInsertions()
 	if err != nil {
 		ch.Close()
-		l.report.Errorf("Couldn't remove module '%s': %v.", name, err)
-		return exitError
+		return err
 	}
 	defer unlock()
 	ch.Close()
-	if err := kmod.Remove(name); err != nil {
-		l.report.Errorf("Couldn't remove module '%s': %v.", name, err)
-		return exitError
+	// Somebody may stop an insertion for longer than the lock is waited for: then
+	// this still tells a module that took the name since.
+	if err := unix.Faccessat(int(dir.Fd()), ".cmd", unix.F_OK, 0); err != nil {
+		return fmt.Errorf("it has just been removed: %w", err)
 	}
-	return exitOK
+	return kmod.Remove(name)
 }

@@ -44,7 +44,11 @@ type File struct {
 func Open(path, beneath string) (f *File, dir *os.File, err error) {
 	canonical, err := Canonical(path)
 	if err != nil {
-		return nil, nil, err
+		var inner *os.PathError
+		if errors.As(err, &inner) {
+			err = inner.Err
+		}
+		return nil, nil, &CanonicalError{path, err}
 	}
 	if real, rerr := Canonical(beneath); rerr == nil && filepath.Dir(canonical) == real {
 		dfd, err := unix.Open(real, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
@@ -62,6 +66,17 @@ func Open(path, beneath string) (f *File, dir *os.File, err error) {
 	f, err = openAt(unix.AT_FDCWD, canonical, canonical)
 	return f, nil, err
 }
+
+// CanonicalError says why a path has no canonical form.
+type CanonicalError struct {
+	Path string
+	Err  error
+}
+
+func (e *CanonicalError) Error() string { return fmt.Sprintf("canonicalizing %q: %v", e.Path, e.Err) }
+
+// Unwrap gives the reason.
+func (e *CanonicalError) Unwrap() error { return e.Err }
 
 // Canonical is realpath(3).
 func Canonical(path string) (string, error) {

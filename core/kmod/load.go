@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,14 +56,19 @@ func Explain(err error) string {
 		return "Module has wrong symbol version"
 	case errors.Is(err, unix.EINVAL):
 		return "Invalid parameters"
-	case errors.Is(err, unix.EEXIST):
-		return "File exists"
-	case errors.Is(err, unix.EPERM):
-		return "Operation not permitted"
-	case errors.Is(err, unix.EKEYREJECTED):
-		return "Key was rejected by service"
 	}
-	return err.Error()
+	return Strerror(err)
+}
+
+// Strerror is the text of strerror(3) for a bare error number, which is Go's
+// with a capital letter; any other error has its own text.
+func Strerror(err error) string {
+	text := err.Error()
+	var number unix.Errno
+	if errors.As(err, &number) && text == number.Error() && text != "" {
+		return strings.ToUpper(text[:1]) + text[1:]
+	}
+	return text
 }
 
 // Remove unloads a module (delete_module(2), without waiting for users of it).

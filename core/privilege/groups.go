@@ -3,11 +3,14 @@ package privilege
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // The names of the groups that stand for the levels.
@@ -71,17 +74,39 @@ func colonLines(r io.Reader) func(yield func([]string) bool) {
 	}
 }
 
-// HostGroups is ReadGroups on this host's files.
+// HostGroups is ReadGroups on this host's files. Recorded ids decide about
+// privileges, so a file of them that others than root may have written counts as
+// missing.
 func HostGroups(groupFile, recordedFile string) (Groups, error) {
 	group, err := os.ReadFile(groupFile)
 	if err != nil {
 		return nil, err
 	}
 	var recorded io.Reader
-	if b, err := os.ReadFile(recordedFile); err == nil {
+	if b, err := readRoots(recordedFile); err == nil {
 		recorded = bytes.NewReader(b)
 	}
 	return ReadGroups(bytes.NewReader(group), recorded), nil
+}
+
+const maxRecorded = 64 << 10
+
+// readRoots reads a file that belongs to root and that only root can write to.
+func readRoots(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Uid != 0 || st.Mode&0o022 != 0 {
+		return nil, fmt.Errorf("%q must be a regular file, owned by root and writable by root only", path)
+	}
+	return io.ReadAll(io.LimitReader(f, maxRecorded))
 }
 
 // User is the invoking user as the kernel knows him: real uid, effective gid
@@ -145,4 +170,41 @@ func Member(uid uint32, name string, passwd, group io.Reader) bool {
 		return err == nil && id == primary || slices.Contains(strings.Split(f[3], ","), user)
 	}
 	return false
+}
+
+// PrimaryGroup is the gid in a user's line of passwd(5) text.
+func PrimaryGroup(uid uint32, passwd io.Reader) (gid uint32, ok bool) {
+	_, gid, ok = account(uid, passwd)
+	return gid, ok
+}
+
+// GroupsOf are the ids of the groups that list a user, by uid, and of his primary
+// group: what initgroups(3) sets.
+func GroupsOf(uid uint32, passwd, group io.Reader) []uint32 {
+	user, primary, ok := account(uid, passwd)
+	if !ok {
+		return nil
+	}
+	ids := []uint32{primary}
+	for f := range colonLines(group) {
+		if len(f) < 4 || !slices.Contains(strings.Split(f[3], ","), user) {
+			continue
+		}
+		id, err := strconv.ParseUint(f[2], 10, 32)
+		if err == nil && !slices.Contains(ids, uint32(id)) {
+			ids = append(ids, uint32(id))
+		}
+	}
+	return ids
+}
+
+// account finds the first line of a uid in passwd(5) text.
+func account(uid uint32, passwd io.Reader) (name string, gid uint32, ok bool) {
+	for f := range colonLines(passwd) {
+		if len(f) >= 4 && f[0] != "" && f[2] == strconv.FormatUint(uint64(uid), 10) {
+			id, err := strconv.ParseUint(f[3], 10, 32)
+			return f[0], uint32(id), err == nil
+		}
+	}
+	return "", 0, false
 }

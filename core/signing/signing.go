@@ -82,7 +82,7 @@ type Signer struct {
 // Policy is what the administrator set.
 type Policy struct {
 	AllowSHA1     bool // accept RSA signatures over SHA-1 (servers up to 5.4)
-	RefuseExpired bool // an expired signer is an untrusted one; else a warning
+	RefuseExpired bool // a signer who has expired, or is not valid yet, is an untrusted one; else a warning
 	Now           time.Time
 	Denied        map[[sha256.Size]byte]bool // modules nobody may load, by SHA-256
 }
@@ -164,21 +164,31 @@ func Verify(module, sig []byte, signers []Signer, policy Policy) Result {
 		case match == otherBytes:
 			res.Verdict = Altered
 			res.Reason = "signer " + name + " signed other bytes than these"
-		case policy.Now.After(s.Certificate.NotAfter) && policy.RefuseExpired:
-			res.Verdict = Untrusted
-			res.Reason = fmt.Sprintf("the certificate of signer %s expired on %s and the policy refuses expired signers",
-				name, s.Certificate.NotAfter.UTC().Format(time.DateOnly))
 		default:
-			res.Verdict = OK
-			res.Reason = "signed by " + name
-			if policy.Now.After(s.Certificate.NotAfter) {
-				res.Warning = fmt.Sprintf("the certificate of signer %s expired on %s",
-					name, s.Certificate.NotAfter.UTC().Format(time.DateOnly))
+			res.Verdict, res.Reason = OK, "signed by "+name
+			if when := outOfTime(s.Certificate, policy.Now); when != "" && policy.RefuseExpired {
+				res.Verdict = Untrusted
+				res.Reason = fmt.Sprintf("the certificate of signer %s %s and the policy refuses that", name, when)
+			} else if when != "" {
+				res.Warning = fmt.Sprintf("the certificate of signer %s %s", name, when)
 			}
 		}
 		return res
 	}
 	return res
+}
+
+// outOfTime says how a certificate is outside its validity, "" if it is inside.
+// Either way it only warns by default: a host whose clock is wrong must still
+// load what it trusts.
+func outOfTime(c *x509.Certificate, now time.Time) string {
+	switch {
+	case now.After(c.NotAfter):
+		return "expired on " + c.NotAfter.UTC().Format(time.DateOnly)
+	case now.Before(c.NotBefore):
+		return "is not valid before " + c.NotBefore.UTC().Format(time.DateOnly)
+	}
+	return ""
 }
 
 type match int

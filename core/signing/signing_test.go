@@ -126,7 +126,7 @@ func TestVerifyPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	late := now.Add(48 * time.Hour)
+	late, early := now.Add(48*time.Hour), now.Add(-48*time.Hour)
 	revoked := Signer{Certificate: s.Certificate, Revoked: true}
 	for _, tt := range []struct {
 		name    string
@@ -142,7 +142,9 @@ func TestVerifyPolicy(t *testing.T) {
 		{"empty signature", "module", nil, []Signer{s}, Policy{Now: now}, CheckError, "empty", ""},
 		{"oversized signature", "module", make([]byte, MaxSignatureSize+1), []Signer{s}, Policy{Now: now}, CheckError, "more than", ""},
 		{"expired, default", "module", sig, []Signer{s}, Policy{Now: late}, OK, "signed by", "expired on"},
-		{"expired, refused", "module", sig, []Signer{s}, Policy{Now: late, RefuseExpired: true}, Untrusted, "refuses expired", ""},
+		{"expired, refused", "module", sig, []Signer{s}, Policy{Now: late, RefuseExpired: true}, Untrusted, "the policy refuses that", ""},
+		{"not yet valid, default", "module", sig, []Signer{s}, Policy{Now: early}, OK, "signed by", "is not valid before"},
+		{"not yet valid, refused", "module", sig, []Signer{s}, Policy{Now: early, RefuseExpired: true}, Untrusted, "the policy refuses that", ""},
 		{"revoked", "module", sig, []Signer{revoked}, Policy{Now: now}, Denied, "revoked", ""},
 		{"denied module", "module", sig, []Signer{s}, Policy{Now: now, Denied: map[[32]byte]bool{sha256.Sum256(module): true}}, Denied, "denied modules", ""},
 		{"SHA-1 by default", "module", sigSHA1, []Signer{s}, Policy{Now: now}, Untrusted, "SHA-1", ""},

@@ -85,7 +85,7 @@ type UnsafeError struct {
 }
 
 func (e *UnsafeError) Error() string {
-	return fmt.Sprintf("certificate database %s %q %s", e.Kind, e.Path, e.Reason)
+	return fmt.Sprintf("%s %q %s", e.Kind, e.Path, e.Reason)
 }
 
 // Certificate is one trusted certificate and what its file says about it in
@@ -266,6 +266,17 @@ func checkOwner(fd int, path, kind string, format uint32, rules Rules) error {
 		return unsafe("must not be writable by others")
 	}
 	return nil
+}
+
+// ReadFile reads a small file outside of a store under the same rules: its
+// directory, every one above it from Rules.Base on, and the file itself.
+func ReadFile(path string, limit int, rules Rules) ([]byte, error) {
+	d, err := Open(filepath.Dir(path), rules, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return readFile(d, filepath.Base(path), limit, rules)
 }
 
 // readFile reads a small file of the store.
