@@ -1,10 +1,10 @@
 package relay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -24,122 +24,251 @@ const forced = 3
 // dedupLimit bounds the texts remembered to show each warning once.
 const dedupLimit = 1024
 
+// outcome is how a conversation ended.
+type outcome int
+
+const (
+	exited   outcome = iota // the module has exited: all its output is readable
+	aborted                 // it is not waited for any more
+	detached                // it goes on without us
+)
+
+// received is what came from the control channel.
 type received struct {
 	message transport.Message
 	err     error
 }
 
-// converse carries on the conversation with the module until it has exited, or
-// until a third signal.
-func (r *relay) converse(ctx context.Context, signals <-chan os.Signal) {
+// conversation is the exchange of control messages with the module, from READY
+// to EXIT or to detaching.
+type conversation struct {
+	*relay
+	writes  chan transport.Message
+	written chan error
+	pending int // writes under way
+
+	interrupts int  // signals, and other reasons to end
+	exiting    bool // EXIT has been sent since the module last could have ignored it
+	started    bool // the module has answered START
+	result     outcome
+	over       bool
+}
+
+// converse carries on the conversation until it is over.
+func (r *relay) converse(signals <-chan os.Signal) outcome {
+	c := &conversation{relay: r, writes: make(chan transport.Message, 8), written: make(chan error, 8)}
 	messages, stop := r.receive()
 	defer stop()
 	// Writes block while begin and end probes run: they have their own
-	// goroutine, in order.
-	writes := make(chan transport.Message, 8)
-	written := make(chan error, 8)
+	// goroutine, in order. Modules act on the thread that writes, and may leave
+	// it in another mount namespace (-N): it is not used for anything else.
 	go func() {
-		for m := range writes {
-			written <- r.ch.Send(m)
+		runtime.LockOSThread()
+		for m := range c.writes {
+			c.written <- r.ch.Send(m)
 		}
 	}()
-	defer close(writes)
-
-	interrupts := 0
-	exiting := false // EXIT has been sent since the module last could have ignored it
-	started := false // the module has answered START
-	pending := 0     // writes under way
-	send := func(m transport.Message) {
-		if pending < cap(writes) {
-			pending++
-			writes <- m
-		}
-	}
-	askExit := func() {
-		if pending == 0 { // else the one under way will do, or START is running
-			send(transport.Message{Type: transport.Exit})
-			exiting = true
+	defer close(c.writes)
+	if r.opts.Attach {
+		c.started = true
+		if err := r.startTrace(); err != nil {
+			c.fail("%v", err)
+			c.abort()
 		}
 	}
 	again := time.NewTicker(poll)
 	defer again.Stop()
-	done := ctx.Done()
-	for {
+	for !c.over {
+		var broken chan struct{}
+		if r.output != nil && !c.exiting {
+			broken = r.output.broken
+		}
 		select {
-		case <-done:
-			done = nil
-			interrupts++
-			askExit()
-		case <-signals:
-			interrupts++
-			if interrupts >= forced {
-				r.finish(false)
-				return
-			}
-			askExit()
-		case <-r.output.broken:
+		case s := <-signals:
+			c.signal(s)
+		case <-broken:
 			r.failed = true
-			r.output.broken = nil
-			interrupts = max(interrupts, 1)
-			askExit()
+			c.end()
+		case err := <-r.targetEnded():
+			c.targetEnded(err)
 		case <-again.C:
-			if interrupts > 0 {
-				askExit()
+			if c.interrupts > 0 {
+				c.askExit()
 			}
-		case err := <-written:
-			pending--
-			if err != nil && !(exiting && errors.Is(err, unix.EINVAL)) {
-				r.report.Errorf("%v", err)
-				r.failed = true
-				r.finish(false)
-				return
-			}
-			if interrupts > 0 && started {
-				askExit()
-			}
+		case err := <-c.written:
+			c.wrote(err)
 		case got := <-messages:
 			if got.err != nil {
-				r.report.Errorf("Unexpected EOF in read: %v", got.err)
-				r.failed = true
-				r.finish(false)
-				return
+				c.fail("Unexpected EOF in read: %v", got.err)
+				c.abort()
+				break
 			}
-			switch m := got.message; m.Type {
-			case transport.Transport:
-				if err := r.startTrace(); err != nil {
-					r.report.Errorf("%v", err)
-					r.failed = true
-					r.finish(false)
-					return
-				}
-				send(transport.StartMessage(r.opts.Target))
-			case transport.Start:
-				result, err := transport.StartResult(m)
-				if err != nil || result != 0 {
-					r.failed = true
-					r.finish(true)
-					return
-				}
-				started = true
-				if interrupts > 0 {
-					askExit()
-				}
-			case transport.RequestExit:
-				interrupts = max(interrupts, 1)
-				askExit()
-			case transport.Exit:
-				r.finish(true)
-				return
-			case transport.OOBData:
-				r.show(string(m.Payload))
-			case transport.System:
-				r.report.Errorf("system(\"%s\"): running commands is not supported by this version.", strings.TrimRight(string(m.Payload), "\x00"))
-				r.failed = true
-			default:
-				r.report.Warningf("Ignored message of type %v", m.Type)
-			}
+			c.message(got.message)
 		}
 	}
+	return c.result
+}
+
+func (c *conversation) finishAs(o outcome) { c.result, c.over = o, true }
+func (c *conversation) abort()             { c.finishAs(aborted) }
+
+func (c *conversation) fail(format string, args ...any) {
+	c.report.Errorf(format, args...)
+	c.failed = true
+}
+
+func (c *conversation) send(m transport.Message) {
+	if c.pending < cap(c.writes) {
+		c.pending++
+		c.writes <- m
+	}
+}
+
+// askExit sends EXIT unless a write is under way: then that one will do, or
+// START is running and EXIT comes after it.
+func (c *conversation) askExit() {
+	if c.pending == 0 {
+		c.send(transport.Message{Type: transport.Exit})
+		c.exiting = true
+	}
+}
+
+// end makes the module exit, now or as soon as it listens.
+func (c *conversation) end() {
+	c.interrupts = max(c.interrupts, 1)
+	c.askExit()
+}
+
+func (c *conversation) signal(s os.Signal) {
+	switch s {
+	case unix.SIGQUIT:
+		c.finishAs(detached)
+	case unix.SIGUSR2:
+		if c.trace != nil {
+			c.trace.turn()
+		}
+	default:
+		c.interrupts++
+		if c.interrupts >= forced {
+			c.abort()
+			return
+		}
+		c.askExit()
+	}
+}
+
+// targetEnded is told that the command of -c is over.
+func (c *conversation) targetEnded(err error) {
+	c.target.gone = true
+	if text := endText(err); text != "" {
+		c.report.Warningf("%s", text)
+		c.failed = true
+	}
+	c.end()
+}
+
+// wrote is told that a message was sent.
+func (c *conversation) wrote(err error) {
+	c.pending--
+	if err != nil && !(c.exiting && errors.Is(err, unix.EINVAL)) {
+		c.fail("%v", err)
+		c.abort()
+		return
+	}
+	if c.interrupts > 0 && c.started {
+		c.askExit()
+	}
+}
+
+func (c *conversation) message(m transport.Message) {
+	switch m.Type {
+	case transport.Transport:
+		if err := c.begin(); err != nil {
+			c.fail("%v", err)
+			c.abort()
+			return
+		}
+		c.send(transport.StartMessage(c.targetPID()))
+	case transport.Start:
+		c.startAnswered(m)
+	case transport.RequestExit:
+		c.end()
+	case transport.Exit:
+		c.finishAs(exited)
+	case transport.OOBData:
+		c.show(string(m.Payload))
+	case transport.System:
+		c.system(strings.TrimRight(string(m.Payload), "\x00"))
+	default:
+		c.report.Warningf("Ignored message of type %v", m.Type)
+	}
+}
+
+// startAnswered reads the module's answer to START. A negative result means
+// that it could not start; its errors came before.
+func (c *conversation) startAnswered(m transport.Message) {
+	result, err := transport.StartResult(m)
+	if err != nil || result != 0 {
+		c.failed = true
+		c.finishAs(exited)
+		return
+	}
+	c.started = true
+	if c.input != nil {
+		c.input.started.Store(true)
+	}
+	if c.target != nil {
+		c.target.run()
+	}
+	switch {
+	case c.opts.Detach:
+		c.finishAs(detached)
+	case c.interrupts > 0:
+		c.askExit()
+	}
+}
+
+// begin is everything between TRANSPORT and START.
+func (c *conversation) begin() error {
+	if c.trace == nil && !c.opts.Detach {
+		if err := c.startTrace(); err != nil {
+			return err
+		}
+	}
+	if c.daemon {
+		if err := c.background(); err != nil {
+			return err
+		}
+	}
+	if c.target != nil {
+		c.target.await()
+	}
+	return c.enterNamespaces()
+}
+
+// enterNamespaces tells the module whose namespaces -N means. Modules of 4.x
+// know no mount namespaces, older ones no namespaces at all; that is no reason
+// to stop.
+func (r *relay) enterNamespaces() error {
+	if r.opts.Namespaces == 0 {
+		return nil
+	}
+	if err := r.ch.Send(transport.NamespacesMessage(r.opts.Namespaces)); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("Unable to send STP_NAMESPACES_PID: %w", err)
+	}
+	var fds [2]int32
+	for i, path := range []string{fmt.Sprintf("/proc/%d/ns/mnt", r.opts.Namespaces), "/proc/self/ns/mnt"} {
+		f, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("Failed to open file '%s': %w", path, errors.Unwrap(err))
+		}
+		r.namespaces = append(r.namespaces, f) // the module uses them until it exits
+		fds[i] = int32(f.Fd())
+	}
+	if err := r.ch.Send(transport.MountNamespacesMessage(fds[0], fds[1])); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("Unable to send STP_MNT_NS_FDS: %w", err)
+	}
+	return nil
 }
 
 // receive reads the control channel on a goroutine of its own; stop waits for
@@ -172,13 +301,14 @@ func (r *relay) receive() (messages <-chan received, stop func()) {
 	return c, func() { close(quit); <-ended }
 }
 
-// startTrace opens the trace files and starts their readers. A module that
-// accepts BULK writes one file per CPU, which this version does not.
+// startTrace opens the trace files and the output, and starts the readers. A
+// module that accepts BULK writes one file for each CPU.
 func (r *relay) startTrace() error {
+	bulk := true
 	switch err := r.ch.Send(transport.BulkMessage()); {
-	case err == nil:
-		return errors.New("The module was compiled for bulk mode, which is not supported by this version.")
-	case !errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EINVAL):
+		bulk = false
+	case err != nil:
 		return err
 	}
 	cpus, err := cpuCount()
@@ -189,21 +319,50 @@ func (r *relay) startTrace() error {
 	if err != nil {
 		return err
 	}
-	r.trace, err = startReaders(files, r.ch.Generation, time.Duration(r.opts.ReadWait)*time.Millisecond, r.output)
+	streams := []int{allCPUs}
+	if bulk {
+		streams = nil
+		for cpu, f := range files {
+			if f != nil {
+				streams = append(streams, cpu)
+			}
+		}
+	}
+	if r.output, err = openOutput(r.destination(), streams); err != nil {
+		return err
+	}
+	r.trace, err = startReaders(files, r.ch.Generation, time.Duration(r.opts.ReadWait)*time.Millisecond, r.output, bulk, !r.opts.Attach)
 	return err
 }
 
-// finish ends the readers: with drain after reading all that is there, which is
-// everything once the module has exited.
-func (r *relay) finish(drain bool) {
+// finish ends the readers: after an orderly exit with all that is there, after
+// detaching with all that was read.
+func (r *relay) finish(how outcome, signals <-chan os.Signal) {
 	if r.trace == nil {
 		return
 	}
-	loss, warnings := r.trace.finish(drain)
+	end := map[outcome]ending{exited: drain, detached: leave, aborted: discard}[how]
+	// A reader of ours that is slow, or stuck, need not be waited for.
+	giveUp, over := make(chan struct{}), make(chan struct{})
+	go func() {
+		for n := 0; ; {
+			select {
+			case s := <-signals:
+				if n++; s != unix.SIGUSR2 && n >= forced-1 {
+					close(giveUp)
+					return
+				}
+			case <-over:
+				return
+			}
+		}
+	}()
+	loss, warnings := r.trace.finish(end, giveUp)
+	close(over)
 	for _, w := range warnings {
 		r.report.Warningf("%v", w)
 	}
-	if drain && loss != (accounting{}) {
+	if how != aborted && loss != (accounting{}) {
 		r.report.Warningf("There were %d lost messages, %d lost bytes, and %d unexpected sequences.", loss.records, loss.bytes, loss.unexpected)
 	}
 }

@@ -1,145 +1,253 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// output is where the records go: standard output or the file of -o. After the
-// first failed write nothing more is written, and broken is closed.
-type output struct {
-	broken chan struct{}
-
-	w    io.Writer
-	file *os.File // to be closed, nil for standard output
-	err  error
+// destination says where records go (loader-relay 7.6).
+type destination struct {
+	template string // of -o, for strftime(3); "" is standard output, or stpd_cpuN in bulk mode
+	dir      string // the working directory, for names that are not absolute
+	rotate   bool   // -S
+	limit    int64  // bytes of a file, 0: none
+	keep     int    // files kept, 0: all
+	stdout   io.Writer
+	now      func() time.Time
 }
 
-// maxPath is PATH_MAX less room for the suffixes of switched files.
-const maxPath = 4096 - 21
+// output is one stream of records, or in bulk mode one for each CPU. After the
+// first failed write nothing more is written anywhere, and broken is closed.
+type output struct {
+	broken  chan struct{}
+	streams []*stream
 
-// openOutput opens the file of -o: a strftime(3) template, relative to dir. An
-// empty name means standard output.
-func openOutput(template, dir string, now time.Time, stdout io.Writer) (*output, error) {
-	o := &output{broken: make(chan struct{}), w: stdout}
-	if template == "" {
-		return o, nil
-	}
-	name, err := strftime(template, now)
-	if err != nil {
-		return o, err
-	}
-	if !filepath.IsAbs(name) {
-		if dir == "" {
-			return o, fmt.Errorf("Unable to make output file name absolute: the working directory is gone")
+	mu  sync.Mutex
+	err error
+}
+
+// openOutput opens the files: one for -1 CPUs (stream mode), else one for each
+// CPU that has one.
+func openOutput(d destination, cpus []int) (*output, error) {
+	o := &output{broken: make(chan struct{})}
+	for _, cpu := range cpus {
+		s := &stream{destination: d, cpu: cpu, out: o}
+		o.streams = append(o.streams, s)
+		if err := s.open(); err != nil {
+			return o, err
 		}
-		name = filepath.Join(dir, name)
 	}
-	if name == "" || len(name) > maxPath {
-		return o, fmt.Errorf("Filename format is invalid or too long.")
-	}
-	o.file, err = os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o666)
-	if err != nil {
-		return o, fmt.Errorf("Couldn't open output file %s: %w", name, err)
-	}
-	o.w = o.file
 	return o, nil
 }
 
-// Write writes one piece, and remembers the first failure.
-func (o *output) Write(p []byte) {
-	if o.err != nil {
-		return
+// stream is the CPU of an output that is not split by CPUs.
+const allCPUs = -1
+
+// of finds the stream of a CPU.
+func (o *output) of(cpu int) *stream {
+	for _, s := range o.streams {
+		if s.cpu == cpu {
+			return s
+		}
 	}
-	if _, o.err = o.w.Write(p); o.err != nil {
+	return nil
+}
+
+// turn asks every stream to go on in a new file (SIGUSR2). Standard output has
+// no next file.
+func (o *output) turn() {
+	for _, s := range o.streams {
+		s.turning.Store(true)
+	}
+}
+
+// fail remembers the first failure and tells of it.
+func (o *output) fail(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil {
+		o.err = err
 		close(o.broken)
 	}
 }
 
-// Close closes the file and reports the first failure.
+func (o *output) failed() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err != nil
+}
+
+// Close writes what is left, closes the files and reports the first failure.
 func (o *output) Close() error {
-	if o.file != nil {
-		if err := o.file.Close(); o.err == nil {
-			o.err = err
-		}
-		o.file = nil
+	for _, s := range o.streams {
+		s.close()
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	return o.err
 }
 
-// strftime expands the conversions of strftime(3) in the C locale.
-func strftime(format string, t time.Time) (string, error) {
-	var b strings.Builder
-	for i := 0; i < len(format); i++ {
-		if format[i] != '%' {
-			b.WriteByte(format[i])
-			continue
-		}
-		i++
-		if i == len(format) {
-			return "", fmt.Errorf("Invalid FILE name format: %q ends in '%%'", format)
-		}
-		text, ok := convert(format[i], t)
-		if !ok {
-			return "", fmt.Errorf("Invalid FILE name format: %q has no meaning", "%"+format[i:i+1])
-		}
-		b.WriteString(text)
-	}
-	return b.String(), nil
+// stream is a series of files written one after the other. It is used by one
+// goroutine; only turning is set by others.
+type stream struct {
+	destination
+	cpu     int
+	out     *output
+	turning atomic.Bool
+
+	w      io.Writer
+	file   *os.File
+	number int         // of the file being written
+	opened []time.Time // when the files that are kept were opened, by number from the oldest
+	size   int64       // bytes of this file, with those in buf
+	buf    []byte
 }
 
-// layout gives the conversions that are a layout of package time.
-func layout(c byte) string {
-	return [...]string{
-		'a': "Mon", 'A': "Monday", 'b': "Jan", 'h': "Jan", 'B': "January",
-		'c': "Mon Jan _2 15:04:05 2006", 'D': "01/02/06", 'd': "02", 'e': "_2",
-		'F': "2006-01-02", 'H': "15", 'I': "03", 'M': "04", 'm': "01", 'p': "PM",
-		'R': "15:04", 'r': "03:04:05 PM", 'S': "05", 'T': "15:04:05", 'X': "15:04:05",
-		'x': "01/02/06", 'Y': "2006", 'y': "06", 'Z': "MST", 'z': "-0700", 255: "",
-	}[c]
+// writeSize is how much is gathered for one write(2).
+const writeSize = 1 << 16
+
+// add takes one record: a header, which may be empty, and a payload. A record
+// is never split over two files.
+func (s *stream) add(head, payload []byte) {
+	n := int64(len(head) + len(payload))
+	if s.limit > 0 && s.size > 0 && s.size+n > s.limit {
+		s.next()
+	}
+	s.size += n
+	s.buf = append(append(s.buf, head...), payload...)
+	if len(s.buf) >= writeSize {
+		s.flush()
+	}
 }
 
-func convert(c byte, t time.Time) (string, bool) {
-	if l := layout(c); l != "" {
-		return t.Format(l), true
+// flush writes what was gathered, and then begins a new file if one was asked
+// for.
+func (s *stream) flush() {
+	if len(s.buf) > 0 && !s.out.failed() {
+		if _, err := s.w.Write(s.buf); err != nil {
+			s.out.fail(err)
+		}
 	}
-	weekday := int(t.Weekday())
-	isoYear, isoWeek := t.ISOWeek()
-	switch c {
-	case '%':
-		return "%", true
-	case 'n':
-		return "\n", true
-	case 't':
-		return "\t", true
-	case 'C':
-		return fmt.Sprintf("%02d", t.Year()/100), true
-	case 'G':
-		return fmt.Sprintf("%04d", isoYear), true
-	case 'g':
-		return fmt.Sprintf("%02d", isoYear%100), true
-	case 'j':
-		return fmt.Sprintf("%03d", t.YearDay()), true
-	case 'k':
-		return fmt.Sprintf("%2d", t.Hour()), true
-	case 'l':
-		return fmt.Sprintf("%2d", (t.Hour()+11)%12+1), true
-	case 's':
-		return fmt.Sprintf("%d", t.Unix()), true
-	case 'u':
-		return fmt.Sprintf("%d", (weekday+6)%7+1), true
-	case 'w':
-		return fmt.Sprintf("%d", weekday), true
-	case 'U':
-		return fmt.Sprintf("%02d", (t.YearDay()+6-weekday)/7), true
-	case 'W':
-		return fmt.Sprintf("%02d", (t.YearDay()+6-(weekday+6)%7)/7), true
-	case 'V':
-		return fmt.Sprintf("%02d", isoWeek), true
+	s.buf = s.buf[:0]
+	if s.turning.Swap(false) && s.template != "" {
+		s.next()
 	}
-	return "", false
+}
+
+// next closes the file, opens the one after it, and removes the one that is not
+// to be kept any more.
+func (s *stream) next() {
+	s.turning.Store(false)
+	s.flush()
+	s.closeFile()
+	s.number++
+	if err := s.open(); err != nil {
+		s.out.fail(err)
+	}
+}
+
+func (s *stream) close() {
+	s.flush()
+	s.closeFile()
+}
+
+func (s *stream) closeFile() {
+	if s.file == nil {
+		return
+	}
+	if err := s.file.Close(); err != nil {
+		s.out.fail(err)
+	}
+	s.file = nil
+}
+
+// open opens the file of the current number.
+func (s *stream) open() error {
+	s.w, s.size = s.stdout, 0
+	if s.template == "" && s.cpu == allCPUs {
+		return nil
+	}
+	at := s.now()
+	name, err := s.name(s.number, at)
+	if err != nil {
+		return err
+	}
+	if s.file, err = os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o666); err != nil {
+		return fmt.Errorf("Couldn't open output file %s: %w", name, errors.Unwrap(err))
+	}
+	s.w = s.file
+	s.opened = append(s.opened, at)
+	if s.keep > 0 && len(s.opened) > s.keep {
+		s.forget()
+	}
+	return nil
+}
+
+// forget removes the oldest file. Only regular files are removed: upstream
+// deletes /dev/null here (loader-relay 10.2).
+func (s *stream) forget() {
+	oldest := s.number - len(s.opened) + 1
+	name, err := s.name(oldest, s.opened[0])
+	s.opened = s.opened[1:]
+	if err != nil {
+		return
+	}
+	if st, err := os.Lstat(name); err == nil && st.Mode().IsRegular() {
+		os.Remove(name)
+	}
+}
+
+// devNull is the one name that gets no numbers.
+const devNull = "/dev/null"
+
+// maxPath is PATH_MAX less room for what is appended to names.
+const maxPath = 4096 - 21
+
+// name is the name of a file of the series.
+//
+//	          first      with -S        after a turn
+//	stream    FILE       FILE.0         FILE.1, ...
+//	bulk      FILE_3     FILE_cpu3.0    FILE_cpu3.1, ...
+//	bulk      stpd_cpu3  -              stays as it is (no -o)
+func (s *stream) name(number int, at time.Time) (string, error) {
+	if s.template == devNull {
+		return devNull, nil
+	}
+	base := s.template
+	if base == "" {
+		base = "stpd"
+	} else {
+		var err error
+		if base, err = strftime(base, at); err != nil {
+			return "", err
+		}
+	}
+	if !filepath.IsAbs(base) {
+		if s.dir == "" {
+			return "", errors.New("Unable to make output file name absolute: the working directory is gone")
+		}
+		base = filepath.Join(s.dir, base)
+	}
+	if len(base) > maxPath {
+		return "", errors.New("Filename format is invalid or too long.")
+	}
+	numbered := s.rotate || number > 0
+	switch {
+	case s.cpu == allCPUs:
+	case numbered || s.template == "":
+		base += "_cpu" + strconv.Itoa(s.cpu)
+	default:
+		base += "_" + strconv.Itoa(s.cpu)
+	}
+	if numbered {
+		base += "." + strconv.Itoa(number)
+	}
+	return base, nil
 }

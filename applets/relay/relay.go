@@ -12,6 +12,10 @@
 //	EXIT   ---------------------->           end probes run inside this write
 //	       <---------------------- EXIT      from here on all data is readable
 //	drain, close, staprun -d
+//
+// Files: control.go is the conversation above, trace.go reads and orders the
+// records, output.go writes them, target.go runs the commands of -c and of
+// system(), stdin.go is -i, daemon.go is -D.
 package relay
 
 import (
@@ -52,16 +56,23 @@ type relay struct {
 	ch     *transport.Channel
 	output *output
 	trace  *traceReaders
+	target *target    // of -c
+	input  *forwarder // of -i
+	daemon bool       // this is the process that runs in the background
 
-	failed bool            // exit 1 at the end
-	shown  map[string]bool // texts already printed, for the suppression of duplicates
+	namespaces []*os.File      // of -N
+	failed     bool            // exit 1 at the end
+	shown      map[string]bool // texts already printed, for the suppression of duplicates
 }
 
 // Main runs stapio.
-func Main(ctx context.Context, inv *invocation.Invocation) int {
+func Main(_ context.Context, inv *invocation.Invocation) int {
+	if marked(inv, targetMark) {
+		return runTarget(inv)
+	}
 	opts, err := runopts.Parse(inv.Args)
 	r := &relay{
-		Invocation: inv, opts: opts, shown: map[string]bool{},
+		Invocation: inv, opts: opts, shown: map[string]bool{}, daemon: isDaemon(inv, opts),
 		report: report.New(inv.Stderr, opts.Color, inv.LookupEnv),
 	}
 	if err == nil && !opts.Help && !opts.Version && opts.Module == "" {
@@ -91,15 +102,16 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 		r.report.Hintf("run stapbox install once more; staprun -d %s removes the module", opts.Module)
 		return exitError
 	}
-	return r.run(ctx)
+	return r.run()
 }
 
-func (r *relay) run(ctx context.Context) int {
+func (r *relay) run() int {
 	// From here on signals are orderly: they make the module exit and be
-	// removed. SIGPIPE becomes an error of write(2).
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
-	signal.Ignore(unix.SIGPIPE, unix.SIGUSR2)
+	// removed. SIGPIPE becomes an error of write(2). None is ignored: programs we
+	// start would inherit that.
+	signals, pipe := make(chan os.Signal, 16), make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR2)
+	signal.Notify(pipe, unix.SIGPIPE)
 
 	name, err := runopts.ModuleName(r.opts.Module)
 	if err != nil {
@@ -109,26 +121,81 @@ func (r *relay) run(ctx context.Context) int {
 	if err := r.attach(name); err != nil {
 		r.report.Errorf("Cannot attach to module %s control channel; not running?", name)
 		r.report.Errorf("Failed to initialize control channel. (%v)", err)
-		if _, started := r.LookupEnv(version.Handover); started {
+		if _, started := r.LookupEnv(version.Handover); started && !r.opts.Attach {
 			r.failed = true
 			r.removeModule(name) // what staprun has just loaded must not stay
 		}
 		return exitError
 	}
-	r.output, err = openOutput(r.opts.Output, r.Dir, time.Now(), r.Stdout)
+	if r.opts.Daemon && !r.daemon {
+		r.ch.Close()
+		return r.toBackground(name, signals)
+	}
+	return r.session(name, signals)
+}
+
+// session is all there is to do with an attached module: until its removal, or
+// until detaching from it.
+func (r *relay) session(name string, signals <-chan os.Signal) int {
+	how := aborted
+	err := r.prepare()
 	if err != nil {
 		r.report.Errorf("%v", err)
 		r.failed = true
 	} else {
-		r.converse(ctx, signals)
+		how = r.converse(signals)
+	}
+	if r.input != nil {
+		r.input.restore()
+	}
+	r.finish(how, signals)
+	if r.target != nil && !r.target.released {
+		r.target.abandon()
 	}
 	r.ch.Close()
 	r.dir.Close()
-	if err := r.output.Close(); err != nil {
-		r.report.Errorf("error writing output: %v", err)
-		r.failed = true
+	if r.output != nil && how != aborted {
+		if err := r.output.Close(); err != nil {
+			r.report.Errorf("error writing output: %v", err)
+			r.failed = true
+		}
+	}
+	if how == detached {
+		fmt.Fprintf(r.Stderr, "\nDisconnecting from systemtap module.\nTo reconnect, type \"staprun -A %s\"\n", name)
+		return exitOK
 	}
 	return r.removeModule(name)
+}
+
+// prepare starts what -c and -i ask for.
+func (r *relay) prepare() (err error) {
+	if r.opts.HasCommand {
+		if r.target, err = r.startTarget(); err != nil {
+			return err
+		}
+	}
+	if r.opts.Input {
+		r.input = forwardInput(r.dir, r.Stdin, func() {
+			r.report.Warningf("The script has no input probe: standard input goes nowhere.")
+		})
+	}
+	return nil
+}
+
+// destination is where the output goes.
+func (r *relay) destination() destination {
+	return destination{
+		template: r.opts.Output, dir: r.Dir, rotate: r.opts.Rotate, limit: r.opts.FileLimit, keep: r.opts.FileCount,
+		stdout: r.Stdout, now: time.Now,
+	}
+}
+
+// targetPID is the process START names: the command's, or that of -x.
+func (r *relay) targetPID() int32 {
+	if r.target != nil {
+		return r.target.pid()
+	}
+	return r.opts.Target
 }
 
 // attach opens the control channel: below the descriptor staprun handed over,
@@ -160,7 +227,7 @@ func (r *relay) removeModule(name string) int {
 		args = append(args, "-v")
 	}
 	cmd := exec.Command(program, append(args, "-d", "-C", string(r.opts.Color), name)...)
-	cmd.Env = r.Environ
+	cmd.Env = userEnviron(r.Invocation)
 	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
 	cmd.SysProcAttr = ownGroup() // a ^C at the terminal must not end it half way
 	err := cmd.Run()

@@ -14,35 +14,54 @@ import (
 
 // traceReaders reads the trace files: one thread per CPU, bound to it, because
 // upstream's modules protect a buffer against its producers only by disabling
-// interrupts on the CPU that reads (loader-relay 7.2). One more goroutine merges
-// what they read and writes it.
+// interrupts on the CPU that reads (loader-relay 7.2). In stream mode one more
+// goroutine merges what they read and writes it; in bulk mode each writes its
+// own file.
 type traceReaders struct {
+	gen  transport.Generation
+	wait time.Duration
+	out  *output
+	bulk bool
+
 	mu      sync.Mutex
 	merger  *transport.Merger
-	room    *sync.Cond // a queue has got shorter, or discard was set
+	room    *sync.Cond // a queue has got shorter, or the ending has changed
 	news    chan struct{}
 	wake    int // eventfd that ends every poll at once
-	drain   bool
-	discard bool
-	stopped bool
+	ending  ending
+	stopped bool // the readers have ended
 
+	newest    *transport.Newest
 	lostBytes uint64
 	warnings  []error
 	readers   sync.WaitGroup
-	merged    chan struct{}
+	done      chan struct{} // all is written
 }
+
+// ending is how the readers come to their end.
+type ending int
+
+const (
+	running ending = iota
+	drain          // after reading and writing all that is there
+	leave          // after writing all that was read: the module goes on
+	discard        // at once
+)
 
 // accounting is what did not arrive.
 type accounting struct{ records, bytes, unexpected uint64 }
 
-func startReaders(files []*transport.TraceFile, gen transport.Generation, wait time.Duration, out *output) (*traceReaders, error) {
+// startReaders begins to read. With first set the stream starts with the first
+// record the module ever made.
+func startReaders(files []*transport.TraceFile, gen transport.Generation, wait time.Duration, out *output, bulk, first bool) (*traceReaders, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
 	t := &traceReaders{
-		merger: transport.NewMerger(len(files), true), wake: wake,
-		news: make(chan struct{}, 1), merged: make(chan struct{}),
+		gen: gen, wait: wait, out: out, bulk: bulk, wake: wake, newest: new(transport.Newest),
+		merger: transport.NewMerger(len(files), first),
+		news:   make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	t.room = sync.NewCond(&t.mu)
 	for cpu, f := range files {
@@ -51,14 +70,18 @@ func startReaders(files []*transport.TraceFile, gen transport.Generation, wait t
 			continue
 		}
 		t.readers.Add(1)
-		go t.read(cpu, f, gen, wait)
+		go t.read(cpu, f)
 	}
-	go t.merge(out)
+	if bulk {
+		go func() { t.readers.Wait(); close(t.done) }()
+	} else {
+		go t.merge()
+	}
 	return t, nil
 }
 
 // read is the reader of one CPU.
-func (t *traceReaders) read(cpu int, f *transport.TraceFile, gen transport.Generation, wait time.Duration) {
+func (t *traceReaders) read(cpu int, f *transport.TraceFile) {
 	defer t.readers.Done()
 	defer f.Close()
 	// The thread is not given back: it dies with its affinity.
@@ -66,24 +89,27 @@ func (t *traceReaders) read(cpu int, f *transport.TraceFile, gen transport.Gener
 	var set unix.CPUSet
 	set.Set(cpu)
 	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		t.mu.Lock()
-		t.warnings = append(t.warnings, affinityError(cpu, err))
-		t.mu.Unlock()
+		t.warn(affinityError(cpu, err))
 	}
-	s := &transport.Splitter{Generation: gen}
+	s := &transport.Splitter{Generation: t.gen, Newest: t.newest}
+	take, idle := t.queueRecords(cpu, s), func() {}
+	if t.bulk {
+		take, idle = t.writeRecords(cpu, s), t.out.of(cpu).flush
+	}
 	buf := make([]byte, 1<<16)
-	fd := f.FD
 	for {
 		// Once drain is set everything is readable: the first empty read after
 		// it is the end.
-		t.mu.Lock()
-		last := t.drain || t.discard
-		t.mu.Unlock()
-		for {
-			n, err := unix.Read(fd, buf)
+		end := t.endingNow()
+		for end != leave {
+			n, err := unix.Read(f.FD, buf)
 			if n > 0 {
-				if !t.put(cpu, s, buf[:n]) {
+				s.Write(buf[:n])
+				if !take() {
 					return
+				}
+				if t.endingNow() == leave {
+					end = leave
 				}
 				continue
 			}
@@ -91,59 +117,117 @@ func (t *traceReaders) read(cpu int, f *transport.TraceFile, gen transport.Gener
 				continue
 			}
 			if err != nil && err != unix.ENODATA && err != unix.EAGAIN {
-				t.mu.Lock()
-				t.warnings = append(t.warnings, &os.PathError{Op: "read", Path: f.Name, Err: err})
-				t.mu.Unlock()
-				last = true
+				t.warn(&os.PathError{Op: "read", Path: f.Name, Err: err})
+				end = drain
 			}
 			break
 		}
-		if last {
+		idle()
+		if end == leave {
+			t.complete(f, s, buf, take)
+		}
+		if end != running {
 			t.end(cpu, s)
+			idle()
 			return
 		}
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(t.wake), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, int(wait.Milliseconds())); err != nil && err != unix.EINTR {
-			time.Sleep(wait)
+		t.poll(f.FD)
+	}
+}
+
+// complete reads the rest of a record that was cut by the end of a read, so that
+// who attaches next begins with a whole one.
+func (t *traceReaders) complete(f *transport.TraceFile, s *transport.Splitter, buf []byte, take func() bool) {
+	for n := s.Missing(); n > 0; n = s.Missing() {
+		n, err := unix.Read(f.FD, buf[:min(n, len(buf))])
+		if n <= 0 || err != nil {
+			return
 		}
-		if fds[0].Revents&unix.POLLERR != 0 && fds[0].Revents&unix.POLLIN == 0 && fds[1].Revents == 0 {
-			// The channel was finalised while nothing is there: wait for the
-			// conversation to end instead of spinning.
-			unix.Poll(fds[1:], int(wait.Milliseconds()))
+		s.Write(buf[:n])
+		if !take() {
+			return
 		}
 	}
 }
 
-// put hands what was read to the merger, holding the reader back while its
-// queue is full. False means that output is not wanted any more.
-func (t *traceReaders) put(cpu int, s *transport.Splitter, data []byte) bool {
-	s.Write(data)
+// poll waits for data, for the end, or for the reader timeout.
+func (t *traceReaders) poll(fd int) {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(t.wake), Events: unix.POLLIN}}
+	if _, err := unix.Poll(fds, int(t.wait.Milliseconds())); err != nil && err != unix.EINTR {
+		time.Sleep(t.wait)
+	}
+	if fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0 && fds[0].Revents&unix.POLLIN == 0 && fds[1].Revents == 0 {
+		// The channel was finalised while nothing is there: wait for the
+		// conversation to end instead of spinning.
+		unix.Poll(fds[1:], int(t.wait.Milliseconds()))
+	}
+}
+
+func (t *traceReaders) endingNow() ending {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for {
-		r, ok := s.Next()
-		if !ok {
-			break
-		}
-		for t.merger.Full(cpu) && !t.discard {
-			t.room.Wait()
-		}
-		if t.discard {
-			return false
-		}
-		t.merger.Put(cpu, r)
-		t.notify()
-	}
-	return true
+	return t.ending
 }
 
+func (t *traceReaders) warn(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.warnings = append(t.warnings, err)
+}
+
+// queueRecords hands what was read to the merger, holding the reader back while
+// its queue is full. False means that output is not wanted any more.
+func (t *traceReaders) queueRecords(cpu int, s *transport.Splitter) func() bool {
+	return func() bool {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for {
+			r, ok := s.Next()
+			if !ok {
+				t.notify()
+				return true
+			}
+			for t.merger.Full(cpu) && t.ending != discard {
+				t.notify()
+				t.room.Wait()
+			}
+			if t.ending == discard {
+				return false
+			}
+			t.merger.Put(cpu, r)
+		}
+	}
+}
+
+// writeRecords writes what was read, headers included, to the CPU's own file.
+func (t *traceReaders) writeRecords(cpu int, s *transport.Splitter) func() bool {
+	var head []byte
+	out := t.out.of(cpu)
+	return func() bool {
+		for {
+			r, ok := s.Next()
+			if !ok {
+				return t.endingNow() != discard
+			}
+			head = r.AppendHeader(head[:0], t.gen)
+			out.add(head, r.Payload)
+		}
+	}
+}
+
+// end accounts for what is left in a splitter. In bulk mode a cut record is
+// lost whole: its header would promise more than there is.
 func (t *traceReaders) end(cpu int, s *transport.Splitter) {
+	r, ok := s.Rest()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r, ok := s.Rest(); ok {
+	t.lostBytes += s.LostBytes
+	switch {
+	case ok && t.bulk:
+		t.lostBytes += uint64(len(r.Payload))
+	case ok:
 		t.merger.Put(cpu, r)
 	}
-	t.lostBytes += s.LostBytes
 	t.merger.End(cpu)
 	t.notify()
 }
@@ -155,33 +239,38 @@ func (t *traceReaders) notify() {
 	}
 }
 
-// writeSize is how much is gathered for one write(2).
-const writeSize = 1 << 16
+// batch is how many records are taken from the merger at a time.
+const batch = 512
 
 // merge writes the records in order until the readers have ended and nothing is
 // left.
-func (t *traceReaders) merge(out *output) {
-	defer close(t.merged)
-	buf := make([]byte, 0, writeSize)
+func (t *traceReaders) merge() {
+	defer close(t.done)
+	out := t.out.of(allCPUs)
+	records := make([]transport.Record, 0, batch)
 	for {
-		t.mu.Lock()
+		now := time.Now()
 		var wait time.Duration
-		buf = buf[:0]
-		for len(buf) < writeSize {
-			r, ok, w := t.merger.Next(time.Now())
+		records = records[:0]
+		t.mu.Lock()
+		for len(records) < batch {
+			r, ok, w := t.merger.Next(now)
 			if !ok {
 				wait = w
 				break
 			}
-			buf = append(buf, r.Payload...)
+			records = append(records, r)
 		}
 		stopped := t.stopped
 		t.room.Broadcast()
 		t.mu.Unlock()
-		if len(buf) > 0 {
-			out.Write(buf)
+		for _, r := range records {
+			out.add(nil, r.Payload)
+		}
+		if len(records) > 0 {
 			continue
 		}
+		out.flush()
 		if stopped && wait == 0 {
 			return
 		}
@@ -196,26 +285,55 @@ func (t *traceReaders) merge(out *output) {
 	}
 }
 
-// finish stops the readers, after all there is to read or at once, and waits
-// until everything that was read is written.
-func (t *traceReaders) finish(drain bool) (accounting, []error) {
+// turn makes the output go on in new files.
+func (t *traceReaders) turn() {
+	t.out.turn()
+	t.notify()
+}
+
+// finish ends the readers and the writing. A channel that closes before makes
+// it give up what is not written yet.
+func (t *traceReaders) finish(how ending, giveUp <-chan struct{}) (accounting, []error) {
+	t.conclude(how)
+	finished := make(chan struct{})
+	go func() {
+		t.readers.Wait()
+		t.mu.Lock()
+		t.stopped = true
+		t.notify()
+		t.mu.Unlock()
+		<-t.done
+		close(finished)
+	}()
+	select {
+	case <-finished:
+	case <-giveUp:
+		how = discard
+		t.conclude(how)
+	}
+	if how == discard {
+		// A writer that is stuck in write(2) is left behind: the process ends.
+		select {
+		case <-finished:
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 	t.mu.Lock()
-	t.drain, t.discard = drain, !drain
+	defer t.mu.Unlock()
+	return accounting{t.merger.LostRecords, t.lostBytes, t.merger.Unexpected}, t.warnings
+}
+
+func (t *traceReaders) conclude(how ending) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ending = how
+	if how == discard {
+		t.merger.Discard()
+	}
 	t.room.Broadcast()
-	t.mu.Unlock()
+	t.notify()
 	one := []byte{1, 0, 0, 0, 0, 0, 0, 0}
 	if _, err := unix.Write(t.wake, one); err != nil && !errors.Is(err, unix.EAGAIN) {
 		t.warnings = append(t.warnings, os.NewSyscallError("eventfd write", err))
 	}
-	t.readers.Wait()
-	t.mu.Lock()
-	t.stopped = true
-	if t.discard {
-		t.merger = transport.NewMerger(0, true)
-	}
-	t.notify()
-	t.mu.Unlock()
-	<-t.merged
-	unix.Close(t.wake)
-	return accounting{t.merger.LostRecords, t.lostBytes, t.merger.Unexpected}, t.warnings
 }

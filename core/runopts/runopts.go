@@ -260,6 +260,18 @@ func (o Options) Relay(fd int, module string) []string {
 	return spec().Words(list, append([]string{module}, o.Params...))
 }
 
+// WithOutput is the same command line with another FILE for -o.
+func (o Options) WithOutput(file string) Options {
+	o.Output = file
+	o.list = append([]getopt.Option(nil), o.list...)
+	for i := range o.list {
+		if o.list[i].Name == "o" {
+			o.list[i].Value = file
+		}
+	}
+	return o
+}
+
 // ModulePath finds the file of a MODULE word: a word with a slash is a path, one
 // that ends in ".ko" is a file in the working directory, any other is a name in
 // the directory of approved modules.

@@ -60,6 +60,9 @@ func TestParse(t *testing.T) {
 	if want := "-v -v -w -R -x12 -b16 -oout%d -T50 -Cnever -F5 hello_1 g=7"; got != want {
 		t.Errorf("for stapio: got %q, want %q", got, want)
 	}
+	if got := strings.Join(o.WithOutput("/o").Relay(5, "m"), " "); !strings.Contains(got, " -o/o ") || o.Output != "out%d" {
+		t.Errorf("with another file: %q, was %q", got, o.Output)
+	}
 	again, err := Parse(strings.Fields(got))
 	if err != nil || again.RelayFD != 5 || again.Module != "hello_1" {
 		t.Errorf("stapio reads %+v, %v", again, err)

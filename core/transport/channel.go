@@ -140,6 +140,15 @@ func (c *Channel) Receive(wait time.Duration) (m Message, ok bool, err error) {
 	}
 }
 
+// Owner is the user the module was loaded for.
+func (c *Channel) Owner() (uid int, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(c.fd, &st); err != nil {
+		return -1, &os.PathError{Op: "stat", Path: c.name, Err: err}
+	}
+	return int(st.Uid), nil
+}
+
 // Close detaches from the module, which goes on running. A Send under way is
 // waited for.
 func (c *Channel) Close() error {

@@ -108,3 +108,10 @@ func (m *Merger) lowest() (cpu int, complete bool) {
 	}
 	return cpu, complete
 }
+
+// Discard drops all that is queued.
+func (m *Merger) Discard() {
+	for i := range m.cpus {
+		m.cpus[i] = cpuQueue{ended: true}
+	}
+}

@@ -152,6 +152,26 @@ func (s *Splitter) newest() *Newest {
 	return s.Newest
 }
 
+// Missing is the number of bytes up to the end of the record, or of the header,
+// that has begun; 0 between records.
+func (s *Splitter) Missing() int {
+	head := 8
+	if s.Generation == Gen5 {
+		head = 12
+	}
+	if len(s.buf) == 0 || s.lost || s.Generation == Gen5 && !bytes.HasPrefix(s.buf, recordMagic[:min(len(s.buf), len(recordMagic))]) {
+		return 0
+	}
+	if len(s.buf) < head {
+		return head - len(s.buf)
+	}
+	_, n, ok := s.header(s.buf)
+	if !ok {
+		return 0
+	}
+	return head + n - len(s.buf)
+}
+
 // Rest ends the stream: a record whose end is missing is returned with what
 // there is of it, the missing bytes are counted as lost.
 func (s *Splitter) Rest() (Record, bool) {

@@ -171,6 +171,27 @@ func TestSplitterFindsItsPlaceIn4x(t *testing.T) {
 	}
 }
 
+func TestMissing(t *testing.T) {
+	for _, g := range []Generation{Gen4, Gen5} {
+		data := record(g, 7, "abcdef")
+		head := len(data) - 6
+		for i := range len(data) + 1 {
+			s := &Splitter{Generation: g}
+			s.Write(data[:i])
+			s.Next()
+			want := head - i
+			if i == 0 || i == len(data) {
+				want = 0
+			} else if i >= head {
+				want = len(data) - i
+			}
+			if got := s.Missing(); got != want {
+				t.Errorf("generation %d, %d bytes read: %d missing, want %d", g, i, got, want)
+			}
+		}
+	}
+}
+
 func TestAppendHeader(t *testing.T) {
 	for _, g := range []Generation{Gen4, Gen5} {
 		r := Record{7, []byte("abc")}
