@@ -30,8 +30,10 @@ type Options struct {
 	Output    string // -o
 	Command   string // -c
 	HasCmd    bool
-	Target    int // -x
-	BufferMB  int // -s
+	Target    int  // -x
+	BufferMB  int  // -s
+	Bulk      bool // -b
+	Monitor   int  // --monitor: seconds, 0 for none
 	Color     string
 	TempDir   string // --tmpdir
 	Rlimits   []Rlimit
@@ -118,6 +120,8 @@ var table = []optionDef{
 	{short: 'c', arg: req, forward: true},
 	{short: 'x', arg: req, forward: true},
 	{short: 's', arg: req, forward: true},
+	{short: 'b', forward: true},
+	{long: "monitor", arg: opt, forward: true},
 	{long: "privilege", arg: req, forward: true},
 	{long: "unprivileged", forward: true},
 	{long: "color", arg: opt},
@@ -139,7 +143,6 @@ var table = []optionDef{
 	{short: 'P', forward: true, missing: true},
 	{short: 'u', forward: true, missing: true},
 	{short: 'W', forward: true, missing: true},
-	{short: 'b', forward: true, missing: true},
 	{short: 'i', long: "interactive", client: invalidWith, missing: true},
 	{short: 't', forward: true, missing: true},
 	{short: 'q', client: invalidWith, missing: true},
@@ -180,7 +183,6 @@ var table = []optionDef{
 	{long: "dyninst", missing: true},
 	{long: "save-uprobes", missing: true},
 	{long: "target-namespaces", arg: req, missing: true},
-	{long: "monitor", arg: opt, missing: true},
 	{long: "example", missing: true},
 	{long: "no-global-var-display", missing: true},
 	{long: "language-server", missing: true},
@@ -323,6 +325,19 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 			return errors.New("Invalid buffer size (should be 1-4095).")
 		}
 		o.BufferMB = n
+	case "b":
+		o.Bulk = true
+		o.Defines = append(o.Defines, "STP_BULKMODE")
+	case "monitor":
+		o.Monitor = 1
+		if g.Given {
+			n, err := strconv.Atoi(g.Value)
+			if err != nil || n < 1 {
+				return fmt.Errorf("Invalid monitor interval (%s).", g.Value)
+			}
+			o.Monitor = n
+		}
+		o.Defines = append(o.Defines, "STP_MONITOR")
 	case "unprivileged":
 		return o.setPrivilege("stapusr")
 	case "privilege":

@@ -66,7 +66,8 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"--rlimit-cpu=x -e x", "Invalid argument 'x' for --rlimit-cpu."},
 		{"--color=blue -e x", "Invalid argument 'blue' for --color."},
 		{"-I /x -e x", "option -I is not supported"},
-		{"--monitor -e x", "option --monitor is not supported"},
+		{"--monitor=0 -e x", "Invalid monitor interval (0)."},
+		{"--monitor=x -e x", "Invalid monitor interval (x)."},
 		{"--nosuch -e x", "stap: unrecognized option '--nosuch'"},
 	} {
 		_, err := ParseOptions(strings.Fields(tt.args))

@@ -28,7 +28,7 @@ var files embed.FS
 const HeaderName = "stp.h"
 
 // always are the sources whose objects every module needs.
-var always = []string{"context.c", "control.c", "data.c", "files.c", "main.c", "print.c", "probe.c", "string.c"}
+var always = []string{"control.c", "data.c", "files.c", "main.c", "print.c", "probe.c"}
 
 // Probe is a question about a kernel that a compilation answers: when Snippet
 // compiles, -D of Name is given for the runtime's sources.

@@ -15,6 +15,7 @@ type limits struct {
 	overloadInterval, overloadThreshold    int64
 	bufferSize                             int64
 	suppress                               bool
+	bulk                                   bool
 }
 
 // parseLimits applies the -D options in order; the last one of a name counts.
@@ -46,8 +47,12 @@ func parseLimits(o Options) (*limits, error) {
 	interruptible := false
 	for _, d := range o.Defines {
 		name, text, has := strings.Cut(d, "=")
-		if name == "STP_NO_OVERLOAD" {
+		switch name {
+		case "STP_NO_OVERLOAD":
 			l.overloadThreshold = 0
+			continue
+		case "STP_BULKMODE":
+			l.bulk = true
 			continue
 		}
 		k, ok := known[name]

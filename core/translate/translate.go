@@ -358,10 +358,6 @@ func (g *gen) probes() {
 	}
 	g.printf("\t{ \"\" }\n};\n\n")
 	l := g.limits
-	suppress := 0
-	if l.suppress {
-		suppress = 1
-	}
 	g.printf(`const struct stp_script stp_script = {
 	.size = sizeof(struct stp_script),
 	.nprobes = %d, .nlocks = %d, .nglobals = %d, .narrays = %d,
@@ -379,9 +375,10 @@ func (g *gen) probes() {
 	.overload_interval = %d,
 	.overload_threshold = %d,
 	.suppress_errors = %d,
+	.bulk = %d,
 };
 `, len(probes), nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
-		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack+stackReserve, l.overloadInterval, l.overloadThreshold, suppress)
+		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack+stackReserve, l.overloadInterval, l.overloadThreshold, bit[l.suppress], bit[l.bulk])
 	g.printf("STP_SCRIPT_PARTS(%d, %d)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], required(g.prog.Privilege))
 }
 

@@ -64,7 +64,7 @@ func newToolchain(t *testing.T) *toolchain {
 	}
 	sources := kruntime.Sources()
 	files := []string{"harness.c"}
-	for _, name := range []string{"context.c", "print.c", "format.c", "string.c", "text.c", "map.c", "log.c"} {
+	for _, name := range []string{"context.c", "print.c", "number.c", "format.c", "string.c", "text.c", "map.c", "log.c"} {
 		if err := os.WriteFile(filepath.Join(tc.dir, name), sources[name], 0o600); err != nil {
 			t.Fatal(err)
 		}

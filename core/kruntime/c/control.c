@@ -13,12 +13,12 @@
 
 /* Messages that exist once: a slot of their own, so that they always fit. */
 enum { S_START, S_EXIT, S_TRANSPORT, S_REQUEST_EXIT, S_MANY_WARNINGS, S_MANY_ERRORS, S_MANY_SYSTEM,
-	S_MANY_REALTIME, S_FIXED };
+	S_FIXED };
 
 struct stp_slot {
 	u32 type;
 	u32 len;
-	bool queued;		/* S_*: waits to be read */
+	bool queued;		/* waits to be read */
 	char data[OOB_MAX];
 };
 
@@ -37,6 +37,8 @@ static atomic_t stp_opened = ATOMIC_INIT(0);
 static DEFINE_MUTEX(stp_control);	/* one message at a time */
 static unsigned int stp_credentials;
 static bool stp_has_credentials;
+struct stp_tzinfo stp_tzinfo;
+int stp_namespaces_pid;
 
 #define ROOT_LEVELS 0xe
 
@@ -67,24 +69,6 @@ STP_COLD void stp_control_exit(void)
 	vfree(q.slots);
 }
 
-static void stp_enqueue(unsigned int slot)
-{
-	q.fifo[(q.head + q.count++) % SLOTS] = slot;
-}
-
-STP_COLD static void stp_enqueue_fixed(unsigned int slot, u32 type, const void *data, unsigned int len)
-{
-	struct stp_slot *s = &q.slots[slot];
-
-	if (s->queued)
-		return;
-	s->queued = true;
-	s->type = type;
-	s->len = len;
-	memcpy(s->data, data, len);
-	stp_enqueue(slot);
-}
-
 static bool stp_queue_lock(unsigned long *flags)
 {
 	int i;
@@ -106,48 +90,52 @@ static bool stp_queue_lock(unsigned long *flags)
 /* Queues a message; from any context. */
 STP_COLD void stp_send(int type, const void *data, unsigned int len)
 {
-#define FULL(slot, text) stp_enqueue_fixed(slot, STP_MSG_OOB, text, sizeof(text))
+	static const char full[][48] = {
+		"WARNING: too many pending (warning) messages\n",
+		"ERROR: too many pending (error) messages\n",
+		"WARNING: too many pending (system) messages\n",
+	};
+	unsigned int slot = S_FIXED;
 	struct stp_slot *s;
 	unsigned long flags;
 
+	switch (type) {
+	case STP_MSG_START:
+		slot = S_START;
+		break;
+	case STP_MSG_EXIT:
+		slot = S_EXIT;
+		break;
+	case STP_MSG_TRANSPORT:
+		slot = S_TRANSPORT;
+		break;
+	case STP_MSG_REQUEST_EXIT:
+		slot = S_REQUEST_EXIT;
+		break;
+	}
 	if (len > OOB_MAX)
 		len = OOB_MAX;
 	if (!stp_queue_lock(&flags))
 		return;
-	switch (type) {
-	case STP_MSG_START:
-		stp_enqueue_fixed(S_START, type, data, len);
-		break;
-	case STP_MSG_EXIT:
-		stp_enqueue_fixed(S_EXIT, type, data, len);
-		break;
-	case STP_MSG_TRANSPORT:
-		stp_enqueue_fixed(S_TRANSPORT, type, data, len);
-		break;
-	case STP_MSG_REQUEST_EXIT:
-		stp_enqueue_fixed(S_REQUEST_EXIT, type, data, len);
-		break;
-	default:
-		if (q.nfree) {
-			s = &q.slots[q.free[--q.nfree]];
-			s->type = type;
-			s->len = len;
-			memcpy(s->data, data, len);
-			stp_enqueue(s - q.slots);
-		} else if (type == STP_MSG_OOB && len >= 7 && !memcmp(data, "ERROR: ", 7)) {
-			FULL(S_MANY_ERRORS, "ERROR: too many pending (error) messages\n");
-		} else if (type == STP_MSG_OOB) {
-			FULL(S_MANY_WARNINGS, "WARNING: too many pending (warning) messages\n");
-		} else if (type == STP_MSG_SYSTEM) {
-			FULL(S_MANY_SYSTEM, "WARNING: too many pending (system) messages\n");
-		} else {
-			FULL(S_MANY_REALTIME, "ERROR: too many pending (realtime) messages\n");
-		}
+	if (slot == S_FIXED && !q.nfree) {
+		slot = type != STP_MSG_OOB ? S_MANY_SYSTEM : *(const char *)data == 'E' ? S_MANY_ERRORS : S_MANY_WARNINGS;
+		type = STP_MSG_OOB;
+		data = full[slot - S_MANY_WARNINGS];
+		len = strlen(data) + 1;
+	}
+	if (slot == S_FIXED)
+		slot = q.free[--q.nfree];
+	s = &q.slots[slot];
+	if (!s->queued) {
+		s->queued = true;
+		s->type = type;
+		s->len = len;
+		memcpy(s->data, data, len);
+		q.fifo[(q.head + q.count++) % SLOTS] = slot;
 	}
 	raw_spin_unlock_irqrestore(&q.lock, flags);
 	if (wq_has_sleeper(&q.wait))
 		irq_work_queue(&q.wake);
-#undef FULL
 }
 
 STP_COLD void stp_message(const char *fmt, ...)
@@ -188,13 +176,12 @@ STP_COLD static ssize_t stp_cmd_read(struct file *f, char __user *buf, size_t co
 	len = q.slots[slot].len;
 	m.type = q.slots[slot].type;
 	memcpy(m.data, q.slots[slot].data, len);
-	if (slot < S_FIXED)
-		q.slots[slot].queued = false;
-	else
+	q.slots[slot].queued = false;
+	if (slot >= S_FIXED)
 		q.free[q.nfree++] = slot;
 	raw_spin_unlock_irqrestore(&q.lock, flags);
 	len += sizeof(m.type);
-	if (count < len || copy_to_user(buf, &m, len))
+	if (count < len || stp_to_user(buf, &m, len))
 		return -EFAULT;
 	return len;
 }
@@ -262,6 +249,7 @@ STP_COLD static int stp_handle(struct file *f, u32 type, const void *data, size_
 	static const struct { u32 type, len; bool root; } known[] = {
 		{ STP_MSG_START, 8 },
 		{ STP_MSG_EXIT, 0 },
+		{ STP_MSG_BULK, 128 },
 		{ STP_MSG_READY, 0 },
 		{ STP_MSG_RELOCATION, 0, true },
 		{ STP_MSG_TZINFO, 72, true },
@@ -276,8 +264,8 @@ STP_COLD static int stp_handle(struct file *f, u32 type, const void *data, size_
 	for (i = 0; i < ARRAY_SIZE(known); i++)
 		if (known[i].type == type)
 			break;
-	if (i == ARRAY_SIZE(known))
-		return -EINVAL;	/* BULK too: per-CPU output files are not offered */
+	if (i == ARRAY_SIZE(known) || (type == STP_MSG_BULK && !stp_script.bulk))
+		return -EINVAL;
 	if (known[i].root) {
 		if (!stp_from_root(f))
 			return -EPERM;
@@ -299,6 +287,13 @@ STP_COLD static int stp_handle(struct file *f, u32 type, const void *data, size_
 		memcpy(&mask, data, sizeof(mask));
 		stp_credentials = mask & ROOT_LEVELS;
 		stp_has_credentials = true;
+		break;
+	case STP_MSG_TZINFO:
+		memcpy(&stp_tzinfo, data, sizeof(stp_tzinfo));
+		stp_tzinfo.name[sizeof(stp_tzinfo.name) - 1] = 0;
+		break;
+	case STP_MSG_NAMESPACES_PID:
+		memcpy(&stp_namespaces_pid, data, sizeof(stp_namespaces_pid));
 		break;
 	case STP_MSG_RELOCATION:
 		/* Addresses serve probes by symbol; no such probe, no need to keep them. */
@@ -334,11 +329,15 @@ STP_COLD static int stp_cmd_open(struct inode *inode, struct file *f)
 		module_put(THIS_MODULE);
 		return -EBUSY;
 	}
+	WRITE_ONCE(stp_overwrite, false);
+	stp_session++;
+	stp_attached();
 	return 0;
 }
 
 STP_COLD static int stp_cmd_release(struct inode *inode, struct file *f)
 {
+	WRITE_ONCE(stp_overwrite, !stp_exiting());
 	atomic_set(&stp_opened, 0);
 	module_put(THIS_MODULE);
 	return 0;

@@ -21,6 +21,8 @@ struct stp_record {
 };
 
 atomic_t stp_dropped = ATOMIC_INIT(0);
+bool stp_overwrite;	/* nobody is attached: new records replace old ones */
+unsigned int stp_session; /* counts those who attach */
 static atomic_t stp_sequence = ATOMIC_INIT(0);
 
 /*
@@ -79,7 +81,7 @@ STP_COLD void stp_ring_exit(struct stp_ring *r)
 	vfree(r->data);
 }
 
-static void stp_ring_copy(struct stp_ring *r, unsigned long at, const void *from, unsigned long len)
+static noinline void stp_ring_copy(struct stp_ring *r, unsigned long at, const void *from, unsigned long len)
 {
 	unsigned long off = at & (r->size - 1), first = min(len, r->size - off);
 
@@ -87,31 +89,70 @@ static void stp_ring_copy(struct stp_ring *r, unsigned long at, const void *from
 	memcpy(r->data, from + first, len - first);
 }
 
-/* Moves the print buffer of c into its ring, whole or not at all: a record
- * that does not fit is counted, and takes no sequence number. */
+static noinline unsigned long stp_record_size(struct stp_ring *r, unsigned long at)
+{
+	unsigned char len[sizeof(u32)];
+	u32 v;
+	unsigned int i;
+
+	for (i = 0; i < sizeof(len); i++)
+		len[i] = r->data[(at + offsetof(struct stp_record, len) + i) & (r->size - 1)];
+	memcpy(&v, len, sizeof(v));
+	return sizeof(struct stp_record) + v;
+}
+
+/*
+ * Puts a record into this CPU's ring, whole or not at all: one that does not fit
+ * is counted, and takes no sequence number. While nobody is attached it takes
+ * the place of the oldest ones instead. Interrupts are off.
+ */
+void stp_put_record(const char *text, unsigned int len)
+{
+	struct stp_cpu *k = stp_cpus[smp_processor_id()];
+	struct stp_record h = { .magic = { 0xf0, 0x9f, 0xa9, 0xba }, .len = len };
+	struct stp_ring *r;
+	unsigned long head, tail, next;
+
+	if (!k) {
+		atomic_inc(&stp_dropped);
+		return;
+	}
+	r = &k->ring;
+	head = r->head;
+	while (head + sizeof(h) + len - r->mark > r->size) {
+		next = r->mark + stp_record_size(r, r->mark);
+		tail = smp_load_acquire(&r->tail);
+		if ((long)(next - tail) > 0) {	/* not read to its end */
+			if (!READ_ONCE(stp_overwrite)) {
+				atomic_inc(&stp_dropped);
+				return;
+			}
+			if (cmpxchg(&r->tail, tail, next) != tail)
+				continue;
+		}
+		r->mark = next;
+	}
+	h.sequence = atomic_inc_return(&stp_sequence);
+	stp_ring_copy(r, head, &h, sizeof(h));
+	stp_ring_copy(r, head + sizeof(h), text, len);
+	smp_store_release(&r->head, head + sizeof(h) + len);
+	/* We may be inside anything: never wake from here. */
+	if (wq_has_sleeper(&r->wait))
+		irq_work_queue(&r->wake);
+}
+
+/* Where records go: a guest's to its host (guest.c). */
+void (*stp_sink)(const char *text, unsigned int len) = stp_put_record;
+
+/* Empties the print buffer of c. */
 void stp_flush(struct stp_context *c)
 {
-	struct stp_cpu *k = container_of(c, struct stp_cpu, c);
-	struct stp_ring *r = &k->ring;
-	struct stp_record h = { .magic = { 0xf0, 0x9f, 0xa9, 0xba } };
-	unsigned long flags, head;
+	unsigned long flags;
 
 	if (!c->print.len)
 		return;
 	local_irq_save(flags);
-	head = r->head;
-	if (r->size - (head - smp_load_acquire(&r->tail)) < sizeof(h) + c->print.len) {
-		atomic_inc(&stp_dropped);
-	} else {
-		h.sequence = atomic_inc_return(&stp_sequence);
-		h.len = c->print.len;
-		stp_ring_copy(r, head, &h, sizeof(h));
-		stp_ring_copy(r, head + sizeof(h), c->print.buf, h.len);
-		smp_store_release(&r->head, head + sizeof(h) + h.len);
-		/* We may be inside anything: never wake from here. */
-		if (wq_has_sleeper(&r->wait))
-			irq_work_queue(&r->wake);
-	}
+	stp_sink(c->print.buf, c->print.len);
 	c->print.len = 0;
 	local_irq_restore(flags);
 }
@@ -128,29 +169,57 @@ STP_COLD void stp_rings_finish(void)
 			wake_up_all(&stp_cpus[cpu]->ring.wait);
 }
 
-static ssize_t stp_trace_read(struct file *f, char __user *buf, size_t count, loff_t *pos)
+/* Once in the module: it is long on some kernels. */
+STP_COLD noinline unsigned long stp_to_user(void __user *to, const void *from, unsigned long n)
+{
+	return copy_to_user(to, from, n);
+}
+
+/* As many whole records as fit; a part of one that alone is longer than that. */
+STP_COLD static ssize_t stp_trace_read(struct file *f, char __user *buf, size_t count, loff_t *pos)
 {
 	struct stp_ring *r = pde_data(file_inode(f));
-	unsigned long tail, off, first;
+	unsigned long tail, end, next, off, first, n;
 	ssize_t rc;
 
 	if (mutex_lock_interruptible(&r->reader))
 		return -ERESTARTSYS;
-	tail = r->tail;
-	count = min_t(size_t, count, smp_load_acquire(&r->head) - tail);
-	if (!count) {
-		rc = tail ? -ENODATA : 0;
-		goto out;
+	if (r->session != READ_ONCE(stp_session)) {
+		/* Another reader: not the rest of what the last one began to read. */
+		r->session = READ_ONCE(stp_session);
+		tail = READ_ONCE(r->tail);
+		if ((long)(r->boundary - tail) > 0)
+			cmpxchg(&r->tail, tail, r->boundary);
 	}
-	off = tail & (r->size - 1);
-	first = min_t(size_t, count, r->size - off);
-	rc = -EFAULT;
-	if (copy_to_user(buf, r->data + off, first) ||
-	    copy_to_user(buf + first, r->data, count - first))
-		goto out;
-	smp_store_release(&r->tail, tail + count);
-	rc = count;
-out:
+	do {
+		/* What is read may be overwritten meanwhile: then once more. */
+		rc = -ERESTARTSYS;
+		if (signal_pending(current))
+			break;
+		tail = READ_ONCE(r->tail);
+		n = min3((unsigned long)count, smp_load_acquire(&r->head) - tail, r->size);
+		rc = tail ? -ENODATA : 0;
+		if (!n)
+			break;
+		end = r->boundary;
+		if ((long)(end - tail) < 0)
+			end = tail;
+		while ((next = end + stp_record_size(r, end)) - tail <= n)
+			end = next;
+		if (end == tail)
+			end = next;
+		else
+			n = min(n, end - tail);
+		off = tail & (r->size - 1);
+		first = min(n, r->size - off);
+		rc = -EFAULT;
+		if (stp_to_user(buf, r->data + off, first) ||
+		    stp_to_user(buf + first, r->data, n - first))
+			break;
+		rc = n;
+	} while (cmpxchg(&r->tail, tail, tail + n) != tail);
+	if (rc > 0)
+		r->boundary = end;
 	mutex_unlock(&r->reader);
 	return rc;
 }

@@ -26,17 +26,26 @@ SAME(flags, flags);
 SAME(arg, arg);
 static_assert(sizeof(struct kernel_param) == sizeof(struct stp_param));
 
-/* Tells stapio to end the session; once, and not before START was answered. */
+/* Tells stapio to end the session, and not before START was answered; or that it
+ * has ended, for one that took the place of one that knew. */
 STP_COLD static void stp_exit_check(void)
 {
 	if (READ_ONCE(stp_probes_ready) && atomic_read(&stp_exit_wanted) &&
 	    !atomic_xchg(&stp_exit_sent, 1))
-		stp_send(STP_MSG_REQUEST_EXIT, NULL, 0);
+		stp_send(atomic_read(&stp_state) == STP_S_STOPPED ? STP_MSG_EXIT : STP_MSG_REQUEST_EXIT, NULL, 0);
 }
 
 STP_COLD void stp_request_exit(void)
 {
 	atomic_set(&stp_exit_wanted, 1);
+	smp_mb();
+	stp_exit_check();
+}
+
+/* A new reader may come after one that took such a message along. */
+STP_COLD void stp_attached(void)
+{
+	atomic_set(&stp_exit_sent, 0);
 	smp_mb();
 	stp_exit_check();
 }
@@ -71,6 +80,8 @@ STP_COLD void stp_stop(void)
 {
 	int dropped;
 
+	atomic_set(&stp_exit_wanted, 1);
+	atomic_set(&stp_exit_sent, 1);
 	stp_script_part(STP_DISARM);
 	if (atomic_cmpxchg(&stp_state, STP_S_RUNNING, STP_S_STOPPING) == STP_S_RUNNING)
 		stp_run_kind(STP_END, STP_S_STOPPING);

@@ -210,10 +210,3 @@ void stp_fn_exit(struct stp_context *c)
 {
 	stp_request_exit();
 }
-
-void stp_fn_warn(struct stp_context *c, const char *text)
-{
-	size_t n = strnlen(text, stp_script.string_size);
-
-	stp_message("WARNING: %s%s", text, n && text[n - 1] == '\n' ? "" : "\n");
-}

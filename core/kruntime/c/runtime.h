@@ -32,14 +32,21 @@ enum stp_state {
 
 /*
  * Bytes on their way to user space. One producer, the CPU itself with
- * interrupts off, moves head; readers on any CPU, one at a time, move tail.
- * Both count bytes and wrap with the type; size is a power of two.
+ * interrupts off, moves head; readers on any CPU, one at a time, move tail, and
+ * so does the producer when it overwrites. mark is the producer's: the start of
+ * a record at or before tail, or of the first one after it; every header from
+ * there on is in the ring. boundary is the readers': the start of a record, at
+ * tail or, when only part of one was read, behind it. All count bytes and wrap
+ * with the type; size is a power of two.
  */
 struct stp_ring {
 	char *data;
 	unsigned long size;
 	unsigned long head;
 	unsigned long tail;
+	unsigned long mark;
+	unsigned long boundary;
+	unsigned int session;
 	struct mutex reader;
 	wait_queue_head_t wait;
 	struct irq_work wake;
@@ -66,6 +73,7 @@ void stp_start(void);
 void stp_stop(void);
 void stp_started(void);
 void stp_request_exit(void);
+void stp_attached(void);
 bool stp_exiting(void);
 
 /* probe.c */
@@ -81,6 +89,11 @@ int stp_ring_init(struct stp_ring *r, unsigned long size);
 void stp_ring_exit(struct stp_ring *r);
 unsigned long stp_ring_size(void);
 void stp_flush(struct stp_context *c);
+void stp_put_record(const char *text, unsigned int len);
+extern void (*stp_sink)(const char *text, unsigned int len);
+unsigned long stp_to_user(void __user *to, const void *from, unsigned long n);
+extern bool stp_overwrite;
+extern unsigned int stp_session;
 void stp_rings_finish(void);
 extern atomic_t stp_dropped;
 extern const struct proc_ops stp_trace_ops;
@@ -109,8 +122,14 @@ void stp_control_exit(void);
 void stp_send(int type, const void *data, unsigned int len);
 __printf(1, 2) void stp_message(const char *fmt, ...);	/* OOB text, with its prefix */
 extern const struct proc_ops stp_cmd_ops;
+struct stp_tzinfo {
+	s64 west;		/* seconds west of UTC */
+	char name[64];
+};
+extern struct stp_tzinfo stp_tzinfo;
+extern int stp_namespaces_pid;
 
-/* print.c */
+/* number.c */
 void stp_pad(struct stp_context *c, char ch, int64_t n);
 char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
 

@@ -72,6 +72,7 @@ struct stp_script {
 	int64_t min_stack;		/* MINSTACKSPACE and the largest frame of the unit */
 	int64_t overload_interval, overload_threshold; /* cycles; threshold 0: off */
 	int suppress_errors;		/* --suppress-handler-errors */
+	int bulk;			/* -b */
 };
 
 extern const struct stp_script stp_script;
