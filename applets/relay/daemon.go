@@ -89,6 +89,10 @@ func exitOf(err error) int {
 // read: it tells its pid to whoever waits for it on standard output, cuts its
 // ties with the terminal, and lets the first process end.
 func (r *relay) background() error {
+	// The program was started as /proc/self/exe; people look for stapio.
+	if err := os.WriteFile("/proc/self/comm", []byte("stapio"), 0); err != nil {
+		return err
+	}
 	fmt.Fprintln(r.Stdout, os.Getpid())
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {

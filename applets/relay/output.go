@@ -132,13 +132,21 @@ func (s *stream) add(head, payload []byte) {
 func (s *stream) flush() {
 	if len(s.buf) > 0 && !s.out.failed() {
 		if _, err := s.w.Write(s.buf); err != nil {
-			s.out.fail(err)
+			s.out.fail(s.explain(err))
 		}
 	}
 	s.buf = s.buf[:0]
 	if s.turning.Swap(false) && s.template != "" {
 		s.next()
 	}
+}
+
+// explain names the file that could not be written, and not standard output.
+func (s *stream) explain(err error) error {
+	if s.file == nil {
+		return fmt.Errorf("error writing output: %s", describe(err))
+	}
+	return fmt.Errorf("error writing output %s: %s", s.file.Name(), describe(err))
 }
 
 // next closes the file, opens the one after it, and removes the one that is not
@@ -163,7 +171,7 @@ func (s *stream) closeFile() {
 		return
 	}
 	if err := s.file.Close(); err != nil {
-		s.out.fail(err)
+		s.out.fail(s.explain(err))
 	}
 	s.file = nil
 }
@@ -180,7 +188,7 @@ func (s *stream) open() error {
 		return err
 	}
 	if s.file, err = os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o666); err != nil {
-		return fmt.Errorf("Couldn't open output file %s: %w", name, errors.Unwrap(err))
+		return fmt.Errorf("Couldn't open output file %s: %s", name, describe(err))
 	}
 	s.w = s.file
 	s.opened = append(s.opened, at)

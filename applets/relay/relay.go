@@ -156,7 +156,7 @@ func (r *relay) session(name string, signals <-chan os.Signal) int {
 	r.dir.Close()
 	if r.output != nil && how != aborted {
 		if err := r.output.Close(); err != nil {
-			r.report.Errorf("error writing output: %v", err)
+			r.report.Errorf("%v", err)
 			r.failed = true
 		}
 	}

@@ -196,7 +196,13 @@ func try(file string, argv, environ []string) error {
 }
 
 // describe is strerror(3): the text of an errno with a capital first letter.
-func describe(err error) string { return capital(err.Error()) }
+func describe(err error) string {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		err = errno
+	}
+	return capital(err.Error())
+}
 
 func capital(s string) string {
 	if s == "" {

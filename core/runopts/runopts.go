@@ -256,7 +256,13 @@ func (o *Options) setRemote(value string) error {
 // parameters. The descriptor comes before the module name, where it is read as
 // an option whatever follows.
 func (o Options) Relay(fd int, module string) []string {
-	list := append(append([]getopt.Option(nil), o.list...), getopt.Option{Name: "F", Value: strconv.Itoa(fd), Given: true, Short: true})
+	var list []getopt.Option
+	for _, opt := range o.list {
+		if opt.Name != "F" {
+			list = append(list, opt)
+		}
+	}
+	list = append(list, getopt.Option{Name: "F", Value: strconv.Itoa(fd), Given: true, Short: true})
 	return spec().Words(list, append([]string{module}, o.Params...))
 }
 
