@@ -13,7 +13,7 @@ import (
 )
 
 func main() {
-	environ, err := setuid.Enter(os.Args)
+	caller, err := setuid.Enter(os.Args)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "stapbox: ERROR: %v\n", err)
 		os.Exit(1)
@@ -22,6 +22,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "stapbox: ERROR: called without a name (argc is 0)")
 		os.Exit(1)
 	}
-	inv := invocation.FromProcess(os.Args[0], os.Args[1:], environ)
+	inv := invocation.FromProcess(os.Args[0], os.Args[1:], caller.Environ)
+	inv.Umask = caller.Umask
 	os.Exit(applets.Run(context.Background(), inv))
 }

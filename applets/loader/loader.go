@@ -274,6 +274,9 @@ func (l *loader) handOver(program, module string, dir *os.File) error {
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil); err != nil {
 		return fmt.Errorf("unblocking signals: %w", err)
 	}
+	if l.Umask >= 0 {
+		unix.Umask(l.Umask)
+	}
 	err := unix.Exec(program, argv, l.environment(module))
 	runtime.KeepAlive(dir) // or its finalizer may close the descriptor before
 	return &os.PathError{Op: "exec", Path: program, Err: err}

@@ -319,6 +319,15 @@ func (r *relay) startTrace() error {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if r.trace == nil {
+			for _, f := range files {
+				if f != nil {
+					f.Close()
+				}
+			}
+		}
+	}()
 	streams := []int{allCPUs}
 	if bulk {
 		streams = nil

@@ -92,7 +92,7 @@ func (t *traceReaders) read(cpu int, f *transport.TraceFile) {
 		t.warn(affinityError(cpu, err))
 	}
 	s := &transport.Splitter{Generation: t.gen, Newest: t.newest}
-	take, idle := t.queueRecords(cpu, s), func() {}
+	take, idle := t.queueRecords(cpu, s), func() { t.idle(cpu) }
 	if t.bulk {
 		take, idle = t.writeRecords(cpu, s), t.out.of(cpu).flush
 	}
@@ -213,6 +213,12 @@ func (t *traceReaders) writeRecords(cpu int, s *transport.Splitter) func() bool 
 			out.add(head, r.Payload)
 		}
 	}
+}
+
+func (t *traceReaders) idle(cpu int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.merger.Idle(cpu)
 }
 
 // end accounts for what is left in a splitter. In bulk mode a cut record is

@@ -16,6 +16,7 @@ type Invocation struct {
 	Args    []string // the words after the name
 	Environ []string // NAME=VALUE, as the process got them
 	Dir     string   // the working directory, absolute
+	Umask   int      // the caller's, where the process has another; else -1
 
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -50,7 +51,7 @@ func FromProcess(name string, args, environ []string) *Invocation {
 		dir = "" // a removed working directory matters only to those who need it
 	}
 	return &Invocation{
-		Name: name, Args: args, Environ: environ, Dir: dir,
+		Name: name, Args: args, Environ: environ, Dir: dir, Umask: -1,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 	}
 }

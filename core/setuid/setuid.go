@@ -43,13 +43,19 @@ func Secure() bool {
 	return true
 }
 
-// Enter is called first in main. It returns the environment the caller gave,
-// which the privileged process itself no longer has, or the reason why the
-// process must end at once.
-func Enter(argv []string) (environ []string, err error) {
-	environ = os.Environ()
+// Caller is what was the caller's and is no longer the privileged process's own.
+type Caller struct {
+	Environ []string
+	Umask   int // -1 where it was left alone
+}
+
+// Enter is called first in main. It returns what was taken from the process, for
+// the programs to come that are the caller's again, or the reason why the process
+// must end at once.
+func Enter(argv []string) (c Caller, err error) {
+	c = Caller{os.Environ(), -1}
 	if !Secure() {
-		return environ, nil
+		return c, nil
 	}
 	os.Clearenv()
 	if len(argv) == 0 || filepath.Base(argv[0]) != Applet {
@@ -57,12 +63,10 @@ func Enter(argv []string) (environ []string, err error) {
 		if len(argv) > 0 {
 			name = argv[0]
 		}
-		return nil, fmt.Errorf("this setuid copy answers only to the name %q, not to %q", Applet, name)
+		return c, fmt.Errorf("this setuid copy answers only to the name %q, not to %q", Applet, name)
 	}
-	if err := harden(); err != nil {
-		return nil, err
-	}
-	return environ, nil
+	c.Umask = unix.Umask(0o022)
+	return c, harden()
 }
 
 func harden() error {
@@ -72,7 +76,6 @@ func harden() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbidding core dumps: %w", err)
 	}
-	unix.Umask(0o022)
 	// Descriptors 0 to 2 are open: the Go runtime opens /dev/null for missing
 	// ones when AT_SECURE is set. All others are not for the programs to come
 	// (close_range(2) with CLOEXEC, Linux 5.11).

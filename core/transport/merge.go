@@ -30,6 +30,7 @@ type Merger struct {
 type cpuQueue struct {
 	records []Record
 	bytes   int
+	seen    bool // read once
 	ended   bool
 }
 
@@ -50,6 +51,10 @@ func (m *Merger) Put(cpu int, r Record) {
 // Full reports whether the CPU's queue has reached its bound.
 func (m *Merger) Full(cpu int) bool { return m.cpus[cpu].bytes >= queued }
 
+// Idle tells that a CPU had nothing more to read. Where the stream begins with
+// whatever comes first, it begins when that is known of every CPU.
+func (m *Merger) Idle(cpu int) { m.cpus[cpu].seen = true }
+
 // End tells that a CPU will send nothing more.
 func (m *Merger) End(cpu int) { m.cpus[cpu].ended = true }
 
@@ -65,7 +70,7 @@ func (m *Merger) Next(now time.Time) (r Record, ok bool, wait time.Duration) {
 	}
 	q := &m.cpus[cpu]
 	ahead := q.records[0].Sequence - m.last // wraps with the sequence
-	if m.any && ahead != 1 && int32(ahead) > 0 && !complete {
+	if !m.any && !complete && !m.allSeen() || m.any && ahead != 1 && int32(ahead) > 0 && !complete {
 		if m.gap.IsZero() {
 			m.gap = now
 		}
@@ -90,6 +95,15 @@ func (m *Merger) Next(now time.Time) (r Record, ok bool, wait time.Duration) {
 		m.last = r.Sequence
 	}
 	return r, true, 0
+}
+
+func (m *Merger) allSeen() bool {
+	for i := range m.cpus {
+		if q := &m.cpus[i]; !q.seen && !q.ended && len(q.records) == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // lowest finds the queue whose head comes first, and whether no CPU can still

@@ -269,6 +269,22 @@ func TestMergerWrapsAndAttaches(t *testing.T) {
 	}
 }
 
+// After attaching, the first record is the lowest of what all CPUs have.
+func TestMergerAttachesToAllCPUs(t *testing.T) {
+	m := NewMerger(3, false)
+	now := time.Now()
+	m.Put(0, Record{Sequence: 57})
+	m.Idle(2)
+	if out, wait := drain(m, now); len(out) != 0 || wait == 0 {
+		t.Errorf("before CPU 1 was read: got %v, wait %v", out, wait)
+	}
+	m.Put(1, Record{Sequence: 55})
+	m.Put(1, Record{Sequence: 56})
+	if out, _ := drain(m, now); fmt.Sprint(out) != "[55 56 57]" || m.LostRecords+m.Unexpected != 0 {
+		t.Errorf("got %v, %d lost, %d unexpected", out, m.LostRecords, m.Unexpected)
+	}
+}
+
 func TestMergerBoundsEachCPU(t *testing.T) {
 	m := NewMerger(2, true)
 	for !m.Full(0) {
