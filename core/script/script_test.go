@@ -107,11 +107,8 @@ func TestConstructsWithoutMeaning(t *testing.T) {
 		{`global a probe begin { a <<< 1 println(@count(a)) }`, "operator <<<" + by},
 		{`global a probe begin { println(@hist_log(a)) }`, "histogram @hist_log" + by},
 		{`global a probe begin { foreach (k in a @sum+) println(k) }`, "sorting by @sum" + by},
-		{`probe begin { system("ls") }`, "function system" + by},
 		{`probe kernel.function("vfs_read") { println(1) }`, `probe point kernel.function("vfs_read")` + by},
 		{`probe process("x").begin { println(1) }`, "probe point process" + "(\"x\").begin" + by},
-		{`probe procfs.read { println(1) }`, "probe point procfs.read" + by},
-		{`probe input.char { println(1) }`, "probe point input.char" + by},
 		{`probe timer.profile { println(1) }`, "probe point timer.profile" + by},
 		{`probe begin { println($foo) }`, "context variable $foo" + by},
 		{`probe begin { println(@var("x@y.c")) }`, "context variable @var" + by},
@@ -134,6 +131,55 @@ func TestConstructsWithoutMeaning(t *testing.T) {
 	}
 }
 
+// The texts but those of the last group are upstream's.
+func TestProcfsProbes(t *testing.T) {
+	for _, test := range []struct{ script, want string }{
+		{`probe procfs("").read { $value = "" }`, "procfs path cannot end with a '/': identifier 'procfs' at :1:7"},
+		{`probe procfs("a/").read { $value = "" }`, "procfs path cannot end with a '/'"},
+		{`probe procfs("/a").read { $value = "" }`, "procfs path cannot start with a '/'"},
+		{`probe procfs("a/../b").read { $value = "" }`, "procfs path cannot be relative (and contain '.' or '..')"},
+		{`probe procfs(".").read { $value = "" }`, "procfs path cannot be relative (and contain '.' or '..')"},
+		{`probe procfs("x").read.maxsize(0) { $value = "" }`, "maxsize must be greater than 0"},
+		{`probe procfs("x").maxsize(10).read { $value = "" }`, "identifier 'maxsize' at :1:19"},
+		{`probe procfs("x").write.maxsize(10) { print($value) }`, "invalid suffix for probe: identifier 'maxsize' at :1:25"},
+		{`probe procfs("x").read.umask(0) { $value = "" }`, "invalid suffix for probe: identifier 'umask' at :1:24"},
+		{`probe procfs("x") { println(1) }`, "probe point truncated (follow:  read umask(number) write): identifier 'procfs' at :1:7"},
+		{`probe procfs(1).read { println(1) }`, "probe point mismatch"},
+		{`probe procfs("x").foo { println(1) }`, "probe point mismatch (similar: read, umask, write): identifier 'foo' at :1:19"},
+		{`probe procfs("x").write { $value = "a" }`, "procfs $value variable is read-only in a procfs write probe: identifier '$value' at <input>:1:27"},
+		{`probe procfs("x").read { println($value) $value = "a" }`, "procfs $value variable cannot be read in a procfs read probe: identifier '$value' at <input>:1:34"},
+		{`probe procfs("x").read { println($foo) }`, "invalid target symbol for procfs probe, $value expected: identifier '$foo' at <input>:1:34"},
+		{`probe procfs.read { $value = 1 }`, "type mismatch: expected string but found long: number '1' at <input>:1:30"},
+		{`probe procfs.read { $value++ }`, "Only the following assign operators are implemented on procfs read target variables: '=', '.=': identifier '$value' at <input>:1:21"},
+		{`probe procfs.read { $value += 1 }`, "Only the following assign operators are implemented"},
+		{`probe begin { println($value) }`, "context variable $value"},
+
+		{`probe procfs("a//b").read { $value = "" }`, "procfs path cannot contain '//'"},
+		{"probe procfs(\"a\\nb\").read { $value = \"\" }", "procfs path cannot contain control characters"},
+		{`probe procfs("` + strings.Repeat("x", 256) + `").read { $value = "" }`, "procfs path is longer than 255 bytes"},
+		{`probe procfs(".cmd").read { $value = "" }`, `procfs path ".cmd" is a file of the runtime`},
+		{`probe procfs("trace12").read { $value = "" }`, `procfs path "trace12" is a file of the runtime`},
+		{`probe procfs("monitor_status").read { $value = "" }`, `procfs path "monitor_status" is a file of the runtime`},
+		{`probe procfs("a").read { $value = "" } probe procfs("a/b").read { $value = "" }`, `procfs path "a" is a file and a directory`},
+		{`probe procfs("x").umask(01000).read { $value = "" }`, "umask 01000 is not between 0 and 0777"},
+		{`probe procfs("x").read.maxsize(16777217) { $value = "" }`, "maxsize must not be greater than 16777216"},
+	} {
+		if got := say(test.script, 2, opts); !strings.Contains(got, "semantic error: ") || !strings.Contains(got, test.want) {
+			t.Errorf("%s: got\n%s\nwant %q", test.script, got, test.want)
+		}
+	}
+	for _, good := range []string{
+		`probe procfs.read { $value = "a" $value .= "b" } probe procfs.write { println($value) }`,
+		`probe procfs("a/b").umask(0).read.maxsize(9), procfs("a/c").umask(0777).read { $value = sprint(pid()) }`,
+		`probe procfs("trace").read, procfs("tracex1").read { $value = "" }`,
+		`probe input.char { print(char) } probe input.line { print(line) }`,
+	} {
+		if got := say(good, 2, opts); !strings.HasPrefix(got, "# ") {
+			t.Errorf("%s: got\n%s", good, got)
+		}
+	}
+}
+
 func TestPrivilege(t *testing.T) {
 	usr, sys := privilege.StapUsr, privilege.StapUsr|privilege.StapSys
 	all := `begin, end, error, never, timer.s(1), timer.ms(1), timer.us(100), timer.ns(100000), timer.jiffies(1), timer.hz(1)`
@@ -151,6 +197,13 @@ func TestPrivilege(t *testing.T) {
 		{privilege.All, `probe begin { printf("%m", 1) }`, ""},
 		{usr, `probe kernel.function("x") { println(1) }`, "probe point is not allowed for --privilege=stapusr"},
 		{usr, `probe timer.profile { println(1) }`, "probe point is not allowed for --privilege=stapusr: identifier 'profile'"},
+		{usr, `probe begin { system("ls") println(tz_name(), tz_gmtoff()) }`, ""},
+		{usr, `probe begin { println(tz_ctime(1)) }`, "function may not be used when --privilege=stapusr is specified: identifier 'ctime'"},
+		{usr, `probe procfs("x").read { $value = "" }`, "probe point is not allowed for --privilege=stapusr: identifier 'read'"},
+		{usr, `probe procfs.umask(0).write { print($value) }`, "probe point is not allowed for --privilege=stapusr: identifier 'write'"},
+		{usr, `probe input.char { print(char) }`, "probe point is not allowed for --privilege=stapusr"},
+		{usr, `probe begin { println(_stdin_line()) }`, "function may not be used when --privilege=stapusr"},
+		{sys, `probe input.line { print(line) } probe procfs("x").read { $value = "" }`, ""},
 		{usr, `function f() %{ %} probe begin { f() }`, "embedded code in unprivileged script; need stap -g"},
 		{usr, `probe begin { println(%{ 1 %}) }`, "embedded code in unprivileged script; need stap -g"},
 	} {

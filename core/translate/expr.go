@@ -91,6 +91,9 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 		if x.Var == nil || x.Var.IsArray() {
 			fail(x.Tok, "array '%s' is used as a scalar", x.Name)
 		}
+		if x.Var.Kind == ast.Value {
+			return "stp_value(c)"
+		}
 		return b.name(x.Var)
 	case *ast.Binary:
 		return b.binary(x)
@@ -371,6 +374,14 @@ func (b *body) assign(x *ast.Assign, wanted bool) string {
 		fail(x.Tok, "this cannot be assigned to")
 	}
 	v := b.value(x.R)
+	if s.Var.Kind == ast.Value {
+		add := 0
+		if op == "." {
+			add = 1
+		}
+		b.line("if (!stp_value_set(c, %s, %d, %s))\n%s\t%s", v, add, quote(where(s.Tok)), strings.Repeat("\t", b.indent), b.goTo(b.onError))
+		return v
+	}
 	name := b.name(s.Var)
 	switch {
 	case op == "":
@@ -423,7 +434,8 @@ func kernelFunctions(s string) bool {
 	case "pid", "tid", "ppid", "uid", "euid", "gid", "egid", "execname", "pp", "pn", "cpu", "target",
 		"module_name", "gettimeofday_s", "gettimeofday_ms", "gettimeofday_us", "gettimeofday_ns",
 		"get_cycles", "randint", "ctime", "strlen", "strtol", "substr", "stringat", "isinstr",
-		"str_replace", "text_str", "text_strn", "tokenize", "exit", "error", "warn", "log":
+		"str_replace", "text_str", "text_strn", "tokenize", "exit", "error", "warn", "log",
+		"system", "_stdin_line", "tz_gmtoff", "tz_name":
 		return true
 	}
 	return false

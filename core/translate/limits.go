@@ -1,9 +1,12 @@
 package translate
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+
+	"stapbox/core/script/check"
 )
 
 // limits are the -D macros of stap(1), RESOURCE LIMITS, that the runtime obeys.
@@ -15,7 +18,9 @@ type limits struct {
 	overloadInterval, overloadThreshold    int64
 	bufferSize                             int64
 	suppress                               bool
-	bulk                                   bool
+	bulk, monitor                          bool
+	relayHost, relayGuest                  string
+	procfsSize                             int64 // STP_PROCFS_BUFSIZE; 0: MAXSTRINGLEN
 }
 
 // parseLimits applies the -D options in order; the last one of a name counts.
@@ -43,6 +48,7 @@ func parseLimits(o Options) (*limits, error) {
 		"STP_OVERLOAD_INTERVAL":   {&l.overloadInterval, 1, unlimited},
 		"STP_OVERLOAD_THRESHOLD":  {&l.overloadThreshold, 0, unlimited},
 		"STP_BUFFER_SIZE":         {&l.bufferSize, 256, 131072},
+		"STP_PROCFS_BUFSIZE":      {&l.procfsSize, 1, check.MaxProcfsSize},
 	}
 	interruptible := false
 	for _, d := range o.Defines {
@@ -53,6 +59,22 @@ func parseLimits(o Options) (*limits, error) {
 			continue
 		case "STP_BULKMODE":
 			l.bulk = true
+			continue
+		case "STP_MONITOR":
+			l.monitor = true
+			continue
+		case "RELAY_HOST", "RELAY_GUEST":
+			if !has {
+				text = "default"
+			}
+			if !relayName(text) {
+				return nil, fmt.Errorf("-D %s: %q is not a name of up to 56 letters, digits and '_'", name, text)
+			}
+			if name == "RELAY_HOST" {
+				l.relayHost = text
+			} else {
+				l.relayGuest = text
+			}
 			continue
 		}
 		k, ok := known[name]
@@ -72,8 +94,19 @@ func parseLimits(o Options) (*limits, error) {
 		*k.value = v
 		interruptible = interruptible || name == "MAXACTION_INTERRUPTIBLE"
 	}
+	if l.relayHost != "" && l.relayGuest != "" {
+		return nil, errors.New("-D RELAY_HOST and -D RELAY_GUEST cannot be given together")
+	}
+	if l.procfsSize == 0 {
+		l.procfsSize = l.stringLen
+	}
 	if !interruptible {
 		l.actionInterruptible = l.action * 10
 	}
 	return l, nil
+}
+
+// relayName reports whether s can name a host of records.
+func relayName(s string) bool {
+	return s != "" && len(s) <= 56 && s == cname(s)
 }

@@ -20,6 +20,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -78,6 +79,54 @@ type gen struct {
 	calls  map[*ast.Function][]*ast.Function
 	funcs  map[*ast.Function]bool
 	timers bool
+	files  []*procfsFile
+}
+
+// procfsFile is a file of procfs probes.
+type procfsFile struct {
+	path       string
+	mode, size int64
+}
+
+// file finds or makes the file of a procfs probe, and answers its number.
+func (g *gen) file(p *check.Probe) int {
+	i := slices.IndexFunc(g.files, func(f *procfsFile) bool { return f.path == p.Path })
+	if i < 0 {
+		i = len(g.files)
+		g.files = append(g.files, &procfsFile{path: p.Path, size: 1})
+	}
+	f := g.files[i]
+	if p.Kind == check.ProcfsRead {
+		f.mode |= 0o444 &^ p.Umask
+		size := p.MaxSize
+		if size == 0 {
+			size = g.limits.procfsSize
+		}
+		f.size = max(f.size, size)
+	} else {
+		f.mode |= 0o222 &^ p.Umask
+	}
+	return i
+}
+
+// stdin is the file that stapio writes standard input to.
+const stdin = "__stdin"
+
+// procfs writes the table of files. What stap has to know, that the script reads
+// standard input, is in the module's information.
+func (g *gen) procfs() {
+	g.printf("const struct stp_procfs stp_procfs[] = {\n")
+	for _, f := range g.files {
+		bytes := 0
+		if f.path == stdin {
+			bytes = 1
+		}
+		g.printf("\t{ %s, %d, %d, %d },\n", quote(f.path), f.size, f.mode, bytes)
+	}
+	g.printf("};\nconst unsigned int stp_nprocfs = %d;\n\n", len(g.files))
+	if slices.ContainsFunc(g.files, func(f *procfsFile) bool { return f.path == stdin }) {
+		g.printf("STP_MODINFO(\"stapbox_stdin=1\");\n")
+	}
 }
 
 // Translate answers the C text of the script unit.
@@ -278,7 +327,7 @@ func (g *gen) handled() []*check.Probe {
 		if out[i].Kind != out[j].Kind {
 			return out[i].Kind < out[j].Kind
 		}
-		if out[i].Kind == check.Timer {
+		if out[i].Kind >= check.Timer {
 			return false
 		}
 		if out[i].Priority != out[j].Priority {
@@ -317,11 +366,15 @@ func (g *gen) probes() {
 		if nlocks-first > maxLocks {
 			fail(p.Source.Tok, "probe uses %d globals, more than %d", nlocks-first, maxLocks)
 		}
-		kind := map[check.Kind]string{check.Begin: "STP_BEGIN", check.End: "STP_END", check.Error: "STP_ERROR", check.Timer: "STP_TIMER"}[p.Kind]
+		kind := map[check.Kind]string{check.Begin: "STP_BEGIN", check.End: "STP_END", check.Error: "STP_ERROR", check.Timer: "STP_TIMER",
+			check.ProcfsRead: "STP_PROCFS_READ", check.ProcfsWrite: "STP_PROCFS_WRITE"}[p.Kind]
 		interval, randomize := p.Priority, int64(0)
 		if p.Kind == check.Timer {
 			g.timers = true
 			interval, randomize = p.Interval, p.Randomize
+		}
+		if p.Value != nil {
+			interval = int64(g.file(p))
 		}
 		name := p.Point // as the script wrote it
 		if n := len(p.Derivation); n > 0 {
@@ -379,7 +432,17 @@ func (g *gen) probes() {
 };
 `, len(probes), nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
 		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack+stackReserve, l.overloadInterval, l.overloadThreshold, bit[l.suppress], bit[l.bulk])
-	g.printf("STP_SCRIPT_PARTS(%d, %d)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], required(g.prog.Privilege))
+	if len(g.files) > 0 {
+		g.procfs()
+	}
+	name := func(s string) string {
+		if s == "" {
+			return "NULL"
+		}
+		return quote(s)
+	}
+	g.printf("STP_SCRIPT_PARTS(%d, %d, %d, %s, %s)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], bit[len(g.files) > 0],
+		name(l.relayHost), name(l.relayGuest), required(g.prog.Privilege))
 }
 
 // required is the value of .stap_privilege: one level, the highest of the set.

@@ -18,7 +18,9 @@
 /* Exported everywhere, declared in a public header only since 6.2. */
 int vfs_path_lookup(struct dentry *, struct vfsmount *, const char *, unsigned int, struct path *);
 
-static struct proc_dir_entry *stp_dir;
+struct proc_dir_entry *stp_dir;
+static kuid_t stp_owner;	/* who inserted the module */
+static kgid_t stp_group;
 
 STP_COLD static bool stp_is_ours(struct path *p)
 {
@@ -55,25 +57,27 @@ STP_COLD static bool stp_parent_exists(void)
 	return found;
 }
 
-STP_COLD static int stp_file(const char *name, umode_t mode, const struct proc_ops *ops, void *data)
+/* A file of the module's directory; NULL when there is no memory. */
+STP_COLD struct proc_dir_entry *stp_file(const char *name, umode_t mode, const struct proc_ops *ops, void *data)
 {
 	struct proc_dir_entry *e = proc_create_data(name, mode, stp_dir, ops, data);
 
-	if (!e)
-		return -ENOMEM;
-	proc_set_user(e, current_uid(), current_gid());
-	return 0;
+	if (e)
+		proc_set_user(e, stp_owner, stp_group);
+	return e;
 }
 
 STP_COLD int stp_files_init(void)
 {
 	char name[sizeof("systemtap/") + MODULE_NAME_LEN];
-	int cpu, rc;
+	int cpu;
 
 	if (!stp_parent_exists() && !proc_mkdir("systemtap", NULL) && !stp_parent_exists())
 		return -ENOMEM;
 	/* THIS_MODULE's name, not the build's: staprun -R renames modules. */
 	snprintf(name, sizeof(name), "systemtap/%s", THIS_MODULE->name);
+	stp_owner = current_uid();
+	stp_group = current_gid();
 	stp_dir = proc_mkdir(name, NULL);
 	if (!stp_dir)
 		return -ENOMEM;
@@ -81,16 +85,14 @@ STP_COLD int stp_files_init(void)
 		if (!stp_cpus[cpu])
 			continue;
 		snprintf(name, sizeof(name), "trace%d", cpu);
-		rc = stp_file(name, 0400, &stp_trace_ops, &stp_cpus[cpu]->ring);
-		if (rc)
+		if (!stp_file(name, 0400, &stp_trace_ops, &stp_cpus[cpu]->ring))
 			goto fail;
 	}
-	rc = stp_file(".cmd", 0600, &stp_cmd_ops, NULL);
-	if (!rc)
+	if (stp_file(".cmd", 0600, &stp_cmd_ops, NULL))
 		return 0;
 fail:
 	stp_files_exit();
-	return rc;
+	return -ENOMEM;
 }
 
 /* Waits for calls in progress; open files hold the module, so there are none. */

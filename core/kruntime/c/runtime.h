@@ -15,6 +15,7 @@
 #include <linux/poll.h>
 #include <linux/sched.h>
 #include <linux/uaccess.h>
+#include <linux/path.h>
 #include "stp.h"
 
 /* Far from any handler: small rather than fast. */
@@ -137,8 +138,22 @@ char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
 size_t stp_len(const char *s);
 size_t stp_append(char *to, size_t at, const char *from, size_t len);
 
+/* What a host shows its guests, as private_data of an open relay file. Both are
+ * modules of one version of the runtime, or magic and size differ. */
+#define STP_RELAY_MAGIC 0x53545052
+struct stp_relay {
+	u32 magic, size;
+	void (*put)(const char *text, unsigned int len);
+};
+#define STP_RELAY_FILE "systemtap/.relay.%u.%s"	/* user id, name */
+
+/* relay.c */
+struct vfsmount *stp_proc_find(const char *name, struct path *p);
+
 /* files.c */
+extern struct proc_dir_entry *stp_dir;
 int stp_files_init(void);
+struct proc_dir_entry *stp_file(const char *name, umode_t mode, const struct proc_ops *ops, void *data);
 void stp_files_exit(void);
 
 #endif

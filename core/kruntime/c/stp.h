@@ -24,7 +24,7 @@ typedef unsigned long long uint64_t;
 
 /* ---- what a script is: the data the runtime reads ---------------------- */
 
-enum stp_kind { STP_BEGIN, STP_END, STP_ERROR, STP_NEVER, STP_TIMER };
+enum stp_kind { STP_BEGIN, STP_END, STP_ERROR, STP_NEVER, STP_TIMER, STP_PROCFS_READ, STP_PROCFS_WRITE };
 
 #define STP_LOCK_WRITE 0x80000000u
 
@@ -34,7 +34,7 @@ struct stp_probe {
 	unsigned char jiffies;		/* interval and randomize count jiffies, not ns */
 	unsigned short nlocks;
 	unsigned int lock0;		/* first of its entries in stp_script.locks */
-	int64_t interval, randomize;	/* timers; interval of the others: priority */
+	int64_t interval, randomize;	/* timers; interval of procfs probes: the file; of others: priority */
 	const char *point;		/* the probe point, for messages and pp() */
 	const char *name;		/* as the script wrote it, for pn() */
 };
@@ -77,6 +77,16 @@ struct stp_script {
 
 extern const struct stp_script stp_script;
 
+/* A file of procfs probes in the module's directory. */
+struct stp_procfs {
+	const char *path;
+	unsigned int size;		/* of the read buffer, terminating zero included */
+	unsigned short mode;
+	unsigned char bytes;		/* what is written counts byte by byte: __stdin */
+};
+extern const struct stp_procfs stp_procfs[];
+extern const unsigned int stp_nprocfs;
+
 /*
  * Parts of the runtime that only some scripts need are reached through the
  * script unit alone, so that a linker that takes objects from an archive
@@ -90,9 +100,18 @@ int stp_timers_init(void);
 void stp_timers_start(void);
 void stp_timers_stop(void);
 void stp_timers_exit(void);
+int stp_procfs_init(void);
+void stp_procfs_start(void);
+void stp_procfs_stop(void);
+void stp_procfs_exit(void);
+int stp_guest_init(const char *host);
+void stp_guest_exit(void);
+int stp_host_init(const char *name);
+void stp_host_exit(void);
 int stp_script_part(enum stp_event event);
 
-#define STP_SCRIPT_PARTS(has_arrays, has_timers)						\
+/* host and guest: the name of -DRELAY_HOST or -DRELAY_GUEST, or NULL */
+#define STP_SCRIPT_PARTS(has_arrays, has_timers, has_procfs, host, guest)			\
 	int stp_script_part(enum stp_event event)						\
 	{											\
 		int rc = 0;									\
@@ -102,16 +121,32 @@ int stp_script_part(enum stp_event event);
 				rc = stp_maps_init();						\
 			if (has_timers && !rc)							\
 				rc = stp_timers_init();						\
+			if (has_procfs && !rc)							\
+				rc = stp_procfs_init();						\
+			if (host && !rc)							\
+				rc = stp_host_init(host);					\
+			if (guest && !rc)							\
+				rc = stp_guest_init(guest);					\
 			break;									\
 		case STP_ARM:									\
 			if (has_timers)								\
 				stp_timers_start();						\
+			if (has_procfs)								\
+				stp_procfs_start();						\
 			break;									\
 		case STP_DISARM:								\
 			if (has_timers)								\
 				stp_timers_stop();						\
+			if (has_procfs)								\
+				stp_procfs_stop();						\
 			break;									\
 		case STP_CLEANUP:								\
+			if (guest)								\
+				stp_guest_exit();						\
+			if (host)								\
+				stp_host_exit();						\
+			if (has_procfs)								\
+				stp_procfs_exit();						\
 			if (has_timers)								\
 				stp_timers_exit();						\
 			if (has_arrays)								\
@@ -245,6 +280,14 @@ void stp_fmt_int(struct stp_context *c, int conv, int flags, int64_t width, int6
 int stp_fmt_mem(struct stp_context *c, int conv, int flags, int64_t width, int64_t prec, int64_t addr,
 		const char *where);
 
+/* ---- procfs probes ---------------------------------------------------------- */
+
+/* $value: what was written to the file, */
+const char *stp_value(struct stp_context *c);
+/* or what a reader gets; false with an error set when it is longer than the
+ * file's size. */
+int stp_value_set(struct stp_context *c, const char *text, int append, const char *where);
+
 /* ---- arrays -------------------------------------------------------------- */
 
 union stp_key {
@@ -354,6 +397,10 @@ void stp_fn_tokenize(struct stp_context *c, char *out, const char *s, const char
 void stp_fn_exit(struct stp_context *c);
 void stp_fn_error(struct stp_context *c, const char *text);
 void stp_fn_warn(struct stp_context *c, const char *text);
+void stp_fn_system(struct stp_context *c, const char *command);
+void stp_fn__stdin_line(struct stp_context *c, char *out);
+int64_t stp_fn_tz_gmtoff(struct stp_context *c);
+void stp_fn_tz_name(struct stp_context *c, char *out);
 void stp_fn_log(struct stp_context *c, const char *text);
 
 #endif

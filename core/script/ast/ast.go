@@ -50,6 +50,7 @@ const (
 	Local VarKind = iota
 	Param
 	Global
+	Value // $value of a procfs probe
 )
 
 // Var is a declared (global, parameter) or implied (local) variable.

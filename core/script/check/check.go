@@ -57,7 +57,7 @@ func Check(user, library []*ast.File, opts Options) (*Program, error) {
 		done: map[*ast.Function]bool{}, firstAt: map[*ast.Var]*token.Token{}, typeAt: map[any]*token.Token{},
 		globals: map[*ast.Var]bool{}}
 	for _, step := range []func(){
-		c.index, c.derive, c.duplicates, c.resolveAll, c.privileges, c.neverAssigned, c.elide, c.constructs, c.types, c.display, c.finish,
+		c.index, c.derive, c.procfsFiles, c.duplicates, c.resolveAll, c.privileges, c.neverAssigned, c.elide, c.constructs, c.types, c.display, c.finish,
 	} {
 		step()
 		if len(c.errs) > 0 {
@@ -240,6 +240,9 @@ func (c *checker) setArity(v *ast.Var, n int, at *token.Token) {
 
 // symbol resolves a scalar use of a name.
 func (c *checker) symbol(s *scope, x *ast.Symbol, scalar bool) {
+	if x.Var != nil && x.Var.Kind == ast.Value {
+		return
+	}
 	v := s.byName[x.Name]
 	if v == nil {
 		if v = c.global(s.file, x.Name); v != nil {
@@ -383,10 +386,6 @@ func (c *checker) lvalue(x ast.Expr, at *token.Token) {
 
 func (c *checker) call(s *scope, x *ast.Call) {
 	all := c.functions(s.file, x.Name)
-	if len(all) == 0 && x.Name == "system" {
-		c.err(x.Tok, "function system is not supported by the built-in translator")
-		return
-	}
 	if len(all) == 0 {
 		c.err(x.Tok, "unresolved function %s%s", x.Name, similar(x.Name, c.functionNames()))
 		return

@@ -255,7 +255,7 @@ func (e *eliding) assignments(p *ast.Stmt) {
 			return
 		}
 		s, ok := a.L.(*ast.Symbol)
-		if !ok || s.Var.Kind == ast.Global || e.u.read[s.Var] {
+		if !ok || s.Var.Kind == ast.Global || s.Var.Kind == ast.Value || e.u.read[s.Var] {
 			return
 		}
 		if e.warn {

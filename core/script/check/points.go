@@ -48,7 +48,7 @@ const (
 // gives no meaning.
 func known(s string) bool {
 	switch s {
-	case "kernel", "module", "process", "procfs", "input", "netfilter", "perf", "syscall", "vfs",
+	case "kernel", "module", "process", "netfilter", "perf", "syscall", "vfs",
 		"scheduler", "tcp", "udp", "socket", "kprocess", "signal", "memory", "vm", "ioblock",
 		"ioblock_trace", "java", "python2", "python3", "kprobe", "debuginfod", "nd_syscall", "nfs",
 		"nfsd", "netdev", "irq_handler", "softirq", "workqueue", "hrtimer", "stap", "tty", "generic",
@@ -283,7 +283,7 @@ func arrows(chain []string) string {
 }
 
 func (c *checker) pointNames() []string {
-	out := []string{"begin", "end", "error", "never", "timer"}
+	out := []string{"begin", "end", "error", "never", "timer", "procfs", "input"}
 	for _, f := range c.user {
 		for _, a := range f.Aliases {
 			for _, n := range a.Names {
@@ -320,6 +320,17 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 	}
 	mismatch := func(at *token.Token, name string, list []string) *diag.Diagnostic {
 		return cause(at, "probe point mismatch%s", similar(name, list))
+	}
+	if first.Name == "procfs" {
+		p, point, d := c.procfs(q)
+		if d != nil {
+			return d
+		}
+		if d := add(p, point); d != nil {
+			return d
+		}
+		c.value(p)
+		return nil
 	}
 	if first.Name != "timer" && !hasWildcard(first.Name) {
 		kinds := map[string]Kind{"begin": Begin, "end": End, "error": Error, "never": Never}

@@ -33,11 +33,13 @@ const (
 	Error
 	Never
 	Timer
+	ProcfsRead
+	ProcfsWrite
 )
 
 // String is the first word of the probe point.
 func (k Kind) String() string {
-	return [...]string{"begin", "end", "error", "never", "timer"}[k]
+	return [...]string{"begin", "end", "error", "never", "timer", "procfs", "procfs"}[k]
 }
 
 // Unit is the unit of a timer interval.
@@ -62,6 +64,12 @@ type Probe struct {
 	Unit      Unit
 	Interval  int64
 	Randomize int64
+	// Path, Umask and MaxSize are those of procfs probes; MaxSize is 0 when not
+	// given. Value stands for $value in the body.
+	Path    string
+	Umask   int64
+	MaxSize int64
+	Value   *ast.Var
 	// Point is the resolved probe point as pp() gives it, with its ? or !.
 	Point string
 	// Name is what pn() gives: the name of the alias used, else Point.

@@ -306,6 +306,10 @@ func (t *inference) value(x ast.Expr, want ast.Type, used bool) ast.Type {
 	case *ast.Assign:
 		switch x.Op {
 		case "=":
+			if s, ok := x.L.(*ast.Symbol); ok && s.Var != nil && s.Var.Kind == ast.Value {
+				t.expr(x.R, ast.String)
+				return t.fixed(x, ast.String, want)
+			}
 			a := t.expr(x.R, want)
 			b := t.expr(x.L, firstKnown(a, want))
 			if a == ast.Unknown && b != ast.Unknown {

@@ -29,7 +29,7 @@ func TestLibrary(t *testing.T) {
 	}
 	for _, name := range strings.Fields(`exit error warn log pid tid ppid uid euid gid egid execname cpu target module_name
 		gettimeofday_s gettimeofday_ms gettimeofday_us gettimeofday_ns get_cycles strlen substr strtol isinstr
-		str_replace tokenize stringat text_str text_strn randint ctime pp pn`) {
+		str_replace tokenize stringat text_str text_strn randint ctime pp pn system tz_gmtoff tz_name tz_ctime`) {
 		if !have[name] {
 			t.Errorf("function %s is missing", name)
 		}
