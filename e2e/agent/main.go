@@ -28,6 +28,10 @@ func main() {
 		fmt.Fprintf(os.Stderr, "agent: %v\n", become(os.Args[2]))
 		os.Exit(125)
 	}
+	if len(os.Args) > 2 && os.Args[1] == "trace" {
+		fmt.Fprintf(os.Stderr, "agent: %v\n", trace(os.Args[2]))
+		os.Exit(125)
+	}
 	if len(os.Args) == 5 && os.Args[1] == "hammer" {
 		if err := hammer(os.Args[2], os.Args[3:]); err != nil {
 			fmt.Fprintf(os.Stderr, "agent: %v\n", err)
@@ -100,7 +104,11 @@ func handle(r request.Request) request.Answer {
 		a.Error = err.Error()
 		return a
 	}
-	cmd := exec.Command("/proc/self/exe", "become", string(description))
+	how := "become"
+	if r.Break != nil {
+		how = "trace"
+	}
+	cmd := exec.Command("/proc/self/exe", how, string(description))
 	cmd.Env = []string{}
 	cmd.Dir = "/"
 	var stdout, stderr bytes.Buffer

@@ -25,9 +25,22 @@ type Request struct {
 	Personality   uint32
 	UserNamespace bool
 
+	Break *Break // stop the command at a system call
+
 	WritePath string // write Data there, with Mode and owner UID, GID
 	Mode      uint32
 	ReadPath  string // answer with the file in Stdout
+}
+
+// Break stops the command, and what it executes, at system calls of staprun and
+// stapio that matter (the agent has the list), and acts at one of them. A call
+// is described as "PROGRAM CALL TEXT", where TEXT is the path or the module name
+// it is about: "staprun openat /etc/group".
+type Break struct {
+	List  bool   // write a line "at: ..." to standard error for each call
+	Text  string // what the description must contain to be counted
+	Nth   int    // act before the Nth of those, counted from 1; 0 for never
+	Shell string // the act: a command of root's; "" kills the process with SIGKILL
 }
 
 // Signal is sent to the command some milliseconds after its start.
