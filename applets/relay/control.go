@@ -217,7 +217,7 @@ func (c *conversation) startAnswered(m transport.Message) {
 	if c.input != nil {
 		c.input.started.Store(true)
 	}
-	if c.target != nil {
+	if c.target != nil && c.interrupts == 0 {
 		c.target.run()
 	}
 	switch {
