@@ -10,6 +10,7 @@ import (
 	"stapbox/applets/client"
 	"stapbox/applets/loader"
 	"stapbox/applets/relay"
+	"stapbox/applets/relay/merge"
 	"stapbox/applets/server"
 	"stapbox/core/invocation"
 )
@@ -22,6 +23,7 @@ var Table = []box.Applet{
 	{Name: "stap-serverd", Summary: "compile and sign scripts for other hosts", Main: server.Main},
 	{Name: "staprun", Summary: "verify and load a module, then hand over to stapio", Main: loader.Main},
 	{Name: "stapio", Summary: "relay a loaded module's output", Main: relay.Main},
+	{Name: "stap-merge", Summary: "bring the files of bulk mode into one stream", Main: merge.Main},
 }
 
 // boxName is the name under which the box itself runs: stapbox APPLET ...
