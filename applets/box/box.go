@@ -1,5 +1,5 @@
 // Package box is the applet of the box itself: stapbox --list, --version,
-// --help, stapbox install and stapbox uninstall.
+// --help, stapbox install, stapbox uninstall and stapbox doctor.
 package box
 
 import (
@@ -58,10 +58,15 @@ func Main(ctx context.Context, inv *invocation.Invocation, table []Applet) int {
 		args = append(args, "--"+o.Name)
 	}
 	if len(words) > 0 {
-		if words[0] != "install" && words[0] != "uninstall" {
+		spec := installSpec()
+		switch words[0] {
+		case "install", "uninstall":
+		case "doctor":
+			spec = doctorSpec()
+		default:
 			return unknown(inv, words[0], table)
 		}
-		rest, operands, err := getopt.Parse(installSpec(), words[1:])
+		rest, operands, err := getopt.Parse(spec, words[1:])
 		if err == nil && len(operands) > 0 {
 			err = fmt.Errorf("unexpected word %q", operands[0])
 		}
@@ -100,6 +105,7 @@ func (b *box) app() *cli.App {
 		Usage: "every program of the SystemTap compile-server world in one file",
 		UsageText: `stapbox APPLET [ARGUMENTS]     (or a link named APPLET to stapbox)
 stapbox install | uninstall [OPTIONS]
+stapbox doctor [--json]
 stapbox --list | --version | --help`,
 		Writer: b.inv.Stdout, ErrWriter: b.inv.Stderr,
 		HideVersion: true, HideHelpCommand: true,
@@ -128,6 +134,11 @@ stapbox --list | --version | --help`,
 				Name: "uninstall", Usage: "remove the programs; groups, trust stores and configuration stay",
 				Flags:  []cli.Flag{root, bindir, dryRun},
 				Action: func(c *cli.Context) error { return b.installer(c).run((*installer).uninstall) },
+			},
+			{
+				Name: "doctor", Usage: "say what is not as it should be on this host, and what cures it",
+				Flags:  []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "for programs"}},
+				Action: func(c *cli.Context) error { return b.examine(hostDoctor(), c.Bool("json")) },
 			},
 		},
 	}
