@@ -20,6 +20,10 @@ test:
 demo:
     ./e2e/run demo
 
+# 10,000 load cycles, 2,000 race rounds, a kill at every point
+stress:
+    STAPBOX_STRESS=1 go test ./e2e -count=1 -v -timeout 10h -run 'TestStress|TestRace|TestKilled'
+
 # with upstream SystemTap and its kernel
 interop:
     ./e2e/run interop
