@@ -199,10 +199,6 @@ func (c *client) unprivileged() (code int, ok bool) {
 	if c.opts.LastPass != 5 || c.opts.ClientOptions {
 		return 0, true
 	}
-	if c.opts.HasCmd { // before anybody compiles anything: staprun would refuse it
-		c.say("ERROR: option -c is not supported by this stap")
-		return 1, false
-	}
 	levels := c.user.Levels()
 	if levels.Contains(privilege.StapDev) {
 		return 0, true

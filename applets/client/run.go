@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -33,16 +34,41 @@ func (c *client) staprunArgs(out outcome) []string {
 	if c.opts.Target != 0 {
 		args = append(args, "-t", strconv.Itoa(c.opts.Target))
 	}
+	if c.opts.Namespaces != 0 {
+		args = append(args, "-N", strconv.Itoa(c.opts.Namespaces))
+	}
 	if c.opts.BufferMB != 0 {
 		args = append(args, "-b", strconv.Itoa(c.opts.BufferMB))
+	}
+	if readsInput(out.module) {
+		args = append(args, "-i")
+	}
+	switch {
+	case c.opts.Flight && c.opts.Output != "":
+		args = append(args, "-D")
+	case c.opts.Flight:
+		args = append(args, "-L")
 	}
 	if c.opts.Module == "" {
 		args = append(args, "-R")
 	}
+	if c.opts.FileSize != "" {
+		args = append(args, "-S", c.opts.FileSize)
+	}
 	if c.opts.Color != "auto" {
 		args = append(args, "-C", c.opts.Color)
 	}
+	if c.opts.Monitor != 0 {
+		args = append(args, "-M", strconv.Itoa(c.opts.Monitor))
+	}
 	return append(append(args, out.module), c.opts.Globals...)
+}
+
+// readsInput reports whether a module has input probes: they are a file of its
+// directory, whose name is in the module.
+func readsInput(module string) bool {
+	b, err := os.ReadFile(module)
+	return err == nil && bytes.Contains(b, []byte("\x00__stdin\x00"))
 }
 
 // findStaprun is $SYSTEMTAP_STAPRUN, the installed one, or one beside our own

@@ -17,27 +17,30 @@ import (
 type Options struct {
 	Help, Version bool
 
-	LastPass  int
-	Verbose   int
-	Keep      bool
-	Suppress  int // -w
-	Guru      bool
-	Kernel    string // -r
-	Arch      string // -a
-	Module    string // -m
-	Defines   []string
-	Globals   []string
-	Output    string // -o
-	Command   string // -c
-	HasCmd    bool
-	Target    int  // -x
-	BufferMB  int  // -s
-	Bulk      bool // -b
-	Monitor   int  // --monitor: seconds, 0 for none
-	Color     string
-	TempDir   string // --tmpdir
-	Rlimits   []Rlimit
-	Privilege privilege.Level
+	LastPass   int
+	Verbose    int
+	Keep       bool
+	Suppress   int // -w
+	Guru       bool
+	Kernel     string // -r
+	Arch       string // -a
+	Module     string // -m
+	Defines    []string
+	Globals    []string
+	Output     string // -o
+	Command    string // -c
+	HasCmd     bool
+	Target     int    // -x
+	BufferMB   int    // -s
+	Bulk       bool   // -b
+	Monitor    int    // --monitor: seconds, 0 for none
+	Flight     bool   // -F: leave the module running, or relay in the background with -o
+	FileSize   string // -S, as staprun reads it
+	Namespaces int    // --target-namespaces
+	Color      string
+	TempDir    string // --tmpdir
+	Rlimits    []Rlimit
+	Privilege  privilege.Level
 	// PrivilegeSet tells --privilege=stapdev from nothing.
 	PrivilegeSet bool
 
@@ -122,6 +125,9 @@ var table = []optionDef{
 	{short: 's', arg: req, forward: true},
 	{short: 'b', forward: true},
 	{long: "monitor", arg: opt, forward: true},
+	{short: 'F', forward: true},
+	{short: 'S', arg: req, forward: true, pattern: "^[0-9]+(,[0-9]+)?$"},
+	{long: "target-namespaces", arg: req},
 	{long: "privilege", arg: req, forward: true},
 	{long: "unprivileged", forward: true},
 	{long: "color", arg: opt},
@@ -153,8 +159,6 @@ var table = []optionDef{
 	{short: 'E', arg: req, forward: true, missing: true},
 	{short: 'l', arg: req, forward: true, missing: true},
 	{short: 'L', arg: req, forward: true, missing: true},
-	{short: 'F', forward: true, missing: true},
-	{short: 'S', arg: req, forward: true, missing: true, pattern: "^[0-9]+(,[0-9]+)?$"},
 	{short: 'T', arg: req, missing: true},
 	{long: "debug", client: invalidWith, missing: true},
 	{long: "modinfo", arg: req, client: isInvalidWith, missing: true},
@@ -182,7 +186,6 @@ var table = []optionDef{
 	{long: "bpf", missing: true},
 	{long: "dyninst", missing: true},
 	{long: "save-uprobes", missing: true},
-	{long: "target-namespaces", arg: req, missing: true},
 	{long: "example", missing: true},
 	{long: "no-global-var-display", missing: true},
 	{long: "language-server", missing: true},
@@ -325,6 +328,16 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 			return errors.New("Invalid buffer size (should be 1-4095).")
 		}
 		o.BufferMB = n
+	case "F":
+		o.Flight = true
+	case "S":
+		o.FileSize = g.Value
+	case "target-namespaces":
+		n, err := strconv.ParseInt(g.Value, 10, 32)
+		if err != nil || n < 1 {
+			return errors.New("Invalid process ID number.")
+		}
+		o.Namespaces = int(n)
 	case "b":
 		o.Bulk = true
 		o.Defines = append(o.Defines, "STP_BULKMODE")
@@ -412,6 +425,12 @@ func (o *Options) check(clientOnly []string) error {
 	}
 	if o.HasCmd && o.Target != 0 {
 		return &UsageError{"You can't specify -c and -x together."}
+	}
+	if o.Flight && o.HasCmd {
+		return &UsageError{"You can't specify -c and -F together."}
+	}
+	if o.FileSize != "" && o.Output == "" {
+		return &UsageError{"You can't specify -S without -o."}
 	}
 	if o.Unprivileged() {
 		level := o.Privilege.String()
