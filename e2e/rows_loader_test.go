@@ -171,7 +171,7 @@ func rowsBlessed() []row {
 			if a := s.do(t, lab.Shell(lab.Root, in(prepare))); a.Status != 0 {
 				t.Fatalf("%s: %s", in(prepare), a.Stderr)
 			}
-			want(t, s.do(t, lab.Command(lab.Usr, "staprun", in(word))), 255, "", textElsewhere+in("\n  \"DIR\" directory.\n  "), in(text), textUnverified)
+			want(t, s.do(t, lab.Command(lab.Usr, "staprun", in(word))), 255, "", textElsewhere+in("\n  the \"DIR\" directory.\n  "), in(text), textUnverified)
 		}
 	}
 	return []row{
@@ -251,7 +251,7 @@ func rowsLoaderStatus() []row {
 			want(t, a, 0, "1\n", "ERROR: Couldn't insert module '/tmp/row.ko': File exists\nERROR: Rerun with staprun option '-R' to rename this module.\n")
 			s.put(t, "/tmp/row.ko", lab.Root, 0o644, []byte("no module"))
 			want(t, s.do(t, plain(s, lab.Dev, "/tmp/row.ko")), 1, "", "ERROR: Couldn't insert module '/tmp/row.ko': ")
-			s.put(t, "/tmp/row.ko", lab.Root, 0o644, module(t, s.kernel, "", "global g probe begin { println(g) exit() }"))
+			s.put(t, "/tmp/row.ko", lab.Root, 0o644, module(t, s.kernel, "", "global g = 5 probe begin { println(g) exit() }"))
 			want(t, s.do(t, plain(s, lab.Dev, "/tmp/row.ko", "g=seven")), 1, "", "ERROR: Couldn't insert module '/tmp/row.ko': Invalid parameters\n")
 		}},
 		{"13", "4", "a refusal gives 255", func(t *testing.T, s *scene) {
@@ -283,7 +283,7 @@ func rowsLoaderStatus() []row {
 			for _, sig := range []string{"HUP", "INT", "TERM", "QUIT"} {
 				for _, call := range []string{"staprun memfd_create", "staprun finit_module", "staprun openat .cmd"} {
 					r := plain(s, lab.Dev, "/tmp/row.ko")
-					r.Break = &request.Break{Text: call, Nth: 1, Shell: "killall -" + sig + " staprun"}
+					r.Break = &request.Break{Text: call, Nth: 1, Shell: "killall -" + sig + " staprun; sleep 0.2"}
 					a := s.do(t, r)
 					if a.Status != 1 || !strings.Contains(string(a.Stderr), "act: ") {
 						t.Errorf("SIG%s before %q: status %d, stderr %q", sig, call, a.Status, a.Stderr)

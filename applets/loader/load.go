@@ -95,7 +95,7 @@ func (l *loader) load() int {
 	if _, set := l.LookupEnv("SYSTEMTAP_SYNC"); set {
 		unix.Sync()
 	}
-	stop.insert()
+	stop.inserting()
 	if status, ok := l.insert(m); !ok {
 		return status
 	}
@@ -104,6 +104,8 @@ func (l *loader) load() int {
 		err = stop.pending()
 	}
 	if err == nil {
+		// From here on a signal is stapio's; one that comes before its handlers are
+		// in place is sent again by whoever means it.
 		if err = l.dropPrivileges(); err == nil {
 			err = l.handOver(program, m.name, dir)
 		}

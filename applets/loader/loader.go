@@ -62,7 +62,10 @@ type loader struct {
 func Main(_ context.Context, inv *invocation.Invocation) int {
 	// Credentials and file system ids belong to threads; exec keeps this one's.
 	runtime.LockOSThread()
-	l := &loader{Invocation: inv, release: hostpaths.KernelRelease(), root: os.Getuid() == 0, policy: defaultPolicy()}
+	// First of all: the Go runtime ends the process when it has no descriptor left
+	// for its own.
+	limits := raiseLimits()
+	l := &loader{Invocation: inv, release: hostpaths.KernelRelease(), limits: limits, root: os.Getuid() == 0, policy: defaultPolicy()}
 	opts, err := runopts.Parse(inv.Args)
 	l.opts = opts
 	l.report = report.New(inv.Stderr, opts.Color, inv.LookupEnv)
@@ -95,7 +98,6 @@ func Main(_ context.Context, inv *invocation.Invocation) int {
 	if opts.Uprobes {
 		l.report.Warningf("Ignoring -u: the kernel has uprobes built in.")
 	}
-	l.raiseLimits()
 	switch {
 	case opts.Delete:
 		return l.remove()
@@ -136,7 +138,12 @@ func (l *loader) checkRoot() (status int, ok bool) {
 		}
 		return exitError, false
 	}
-	if m, err := os.ReadFile("/proc/self/uid_map"); err == nil && !initialNamespace(string(m)) {
+	m, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		l.report.Errorf("Which user namespace this is cannot be seen: %v", err)
+		return exitRefused, false
+	}
+	if !initialNamespace(string(m)) {
 		l.report.Errorf("staprun cannot load modules from inside a user namespace.")
 		return exitRefused, false
 	}
@@ -150,8 +157,8 @@ func initialNamespace(uidMap string) bool {
 
 // raiseLimits lifts the limits that could stop the copy of a module half way;
 // dropPrivileges puts them back for what comes after.
-func (l *loader) raiseLimits() {
-	l.limits = map[int]unix.Rlimit{}
+func raiseLimits() map[int]unix.Rlimit {
+	limits := map[int]unix.Rlimit{}
 	for _, r := range []int{unix.RLIMIT_FSIZE, unix.RLIMIT_NOFILE, unix.RLIMIT_CPU, unix.RLIMIT_DATA, unix.RLIMIT_AS, unix.RLIMIT_NPROC} {
 		var old unix.Rlimit
 		if unix.Getrlimit(r, &old) != nil {
@@ -162,9 +169,10 @@ func (l *loader) raiseLimits() {
 			lifted = unix.Rlimit{Cur: max(old.Cur, 1024), Max: max(old.Max, 1024)}
 		}
 		if unix.Setrlimit(r, &lifted) == nil {
-			l.limits[r] = old
+			limits[r] = old
 		}
 	}
+	return limits
 }
 
 // enoughFiles is what stapio needs to be able to start the module and to have it

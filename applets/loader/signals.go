@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,50 +12,49 @@ import (
 // the module is in the kernel at once, from then on by undoing the insertion.
 // Handlers end with exec(2), so that stapio begins with none.
 type interrupts struct {
-	c     chan os.Signal
-	state atomic.Int32 // of the states below
+	c             chan os.Signal
+	insert, ended chan struct{}
 }
 
-// Until insertion begins a signal may end the process, afterwards none does:
-// whichever of the two comes first takes the state from waiting.
-const (
-	waiting int32 = iota
-	inserting
-	ending
-)
+// caught end staprun; the second line are those that upstream calls unexpected.
+func caught() []os.Signal {
+	return []os.Signal{
+		unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT,
+		unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGSEGV, unix.SIGXCPU, unix.SIGXFSZ,
+	}
+}
 
 // catch begins to handle signals. SIGPIPE and the user signals are caught and
 // mean nothing: a caller who closes the pipe behind standard error must not end
 // staprun between insertion and hand-over.
 func catch(exit func(os.Signal)) *interrupts {
-	i := &interrupts{c: make(chan os.Signal, 8)}
-	first := make(chan os.Signal, 8)
+	i := &interrupts{make(chan os.Signal, 16), make(chan struct{}), make(chan struct{})}
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
-	signal.Notify(first, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT,
-		unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGSEGV, unix.SIGXCPU, unix.SIGXFSZ)
+	signal.Notify(i.c, caught()...)
 	go func() {
-		for s := range first {
-			if i.state.CompareAndSwap(waiting, ending) {
-				exit(s)
-			}
-			select {
-			case i.c <- s:
-			default: // one is enough
-			}
+		defer close(i.ended)
+		select {
+		case s := <-i.c:
+			exit(s)
+		case <-i.insert:
 		}
 	}()
 	return i
 }
 
-// insert says that from now on there is something to undo.
-func (i *interrupts) insert() {
-	if !i.state.CompareAndSwap(waiting, inserting) {
-		select {} // the process is ending
-	}
+// inserting says that from now on there is something to undo.
+func (i *interrupts) inserting() {
+	close(i.insert)
+	<-i.ended
 }
 
-// pending is an error if a signal has come since insert.
+// pending is an error if a signal has come since inserting.
 func (i *interrupts) pending() error {
+	// Stop waits until signals whose handler has run are in their channels; as i.c
+	// wants the same ones they stay handled.
+	barrier := make(chan os.Signal, 16)
+	signal.Notify(barrier, caught()...)
+	signal.Stop(barrier)
 	select {
 	case s := <-i.c:
 		return fmt.Errorf("stopped by signal: %v", s)
