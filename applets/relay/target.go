@@ -66,7 +66,7 @@ func (r *relay) startTarget() (*target, error) {
 		return nil, os.NewSyscallError("pipe", err)
 	}
 	defer readyWrite.Close()
-	cmd := r.self(targetMark, words)
+	cmd := r.self(targetMark, append([]string{r.opts.Command}, words...))
 	cmd.Stdin = r.Stdin
 	if r.opts.Input {
 		cmd.Stdin = nil // standard input is the script's
@@ -132,19 +132,20 @@ func (r *relay) targetEnded() <-chan error {
 	return r.target.ended
 }
 
-// runTarget is the child: it waits, and becomes the command.
+// runTarget is the child: it waits, and becomes the command. Its words are the
+// command as the user wrote it and the words it consists of.
 func runTarget(inv *invocation.Invocation) int {
 	ready, start := os.NewFile(targetReady, "ready"), os.NewFile(targetGo, "start")
 	ready.Write([]byte{1})
 	ready.Close()
-	if n, _ := start.Read(make([]byte, 1)); n != 1 || len(inv.Args) == 0 {
+	if n, _ := start.Read(make([]byte, 1)); n != 1 || len(inv.Args) < 2 {
 		return exitError
 	}
 	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		inv.Errorf("closing descriptors: %v", err)
 		return exitError
 	}
-	err := execute(inv.Args, userEnviron(inv))
+	err := execute(inv.Args[1:], userEnviron(inv))
 	fmt.Fprintf(inv.Stderr, "%s: %s\n", inv.Args[0], describe(err))
 	return exitError
 }

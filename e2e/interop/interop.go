@@ -1,13 +1,14 @@
 // Package interop holds the product against upstream's SystemTap, which lives
 // in a Debian sid tree with the kernel it works on: every script of the corpus
-// compiled and run by both, modules of each under the loader of the other,
+// compiled and run by both, modules of each under the loader and relay of the other,
 // clients of each with the server of the other.
 //
 // Environment:
 //
 //	STAPBOX_UPDATE=1      upstream's results become the recorded ones
 //	STAPBOX_ONLY=PATTERN  only scripts whose name matches, and nothing else;
-//	                      ^servers$ is the clients and servers alone
+//	                      ^servers$ is the clients and servers alone,
+//	                      ^sessions$ the uses of staprun and stapio
 package interop
 
 import (
@@ -98,7 +99,15 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 		scripts = some
 	}
 	image := lab.NewImage()
-	if err := r.compileAll(ctx, scripts, image); err != nil {
+	var runs []*session
+	compiled := scripts
+	if only == "" || only == "^sessions$" {
+		runs = sessions()
+		for _, s := range runs {
+			compiled = append(compiled, s.script)
+		}
+	}
+	if err := r.compileAll(ctx, compiled, image); err != nil {
 		return err
 	}
 	var exchanged []exchange
@@ -120,6 +129,7 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 	if only == "" {
 		r.crosswise()
 	}
+	r.compareSessions(ctx, runs)
 	r.runExchanged(exchanged)
 	return r.close()
 }
