@@ -52,7 +52,7 @@ func TestHeaderCompiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	unit := filepath.Join(dir, "unit.c")
-	if err := os.WriteFile(unit, []byte("#include \"stp.h\"\nSTP_PRIVILEGE(8);\nSTP_SCRIPT_PARTS(1, 1, 1, NULL, \"n\")\nstatic int64_t g;\nSTP_PARAM_LONG(g, \"g\");\n"), 0o600); err != nil {
+	if err := os.WriteFile(unit, []byte("#include \"stp.h\"\nSTP_PRIVILEGE(8);\nSTP_SCRIPT_PARTS(1, 1, 1, 1, NULL, \"n\")\nstatic int64_t g;\nSTP_PARAM_LONG(g, \"g\");\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.Command(gcc, "-Wall", "-Werror", "-nostdinc", "-ffreestanding", "-O2", "-fsyntax-only", unit).CombinedOutput()

@@ -342,6 +342,11 @@ func (g *gen) probes() {
 	probes := g.handled()
 	written := map[*ast.Var]bool{}
 	sorted := make([]map[*ast.Var]bool, len(probes))
+	if g.limits.monitor { // which clears all globals
+		for _, v := range g.prog.Globals {
+			written[v] = true
+		}
+	}
 	for i, p := range probes {
 		sorted[i] = g.sortedArrays(p)
 		for _, v := range p.Writes {
@@ -386,12 +391,40 @@ func (g *gen) probes() {
 		}
 		fmt.Fprintf(&table, "\t{ %s, %d, %d, %d, %s, %s, %s, %s },\n", kind, jiffies, nlocks-first, first,
 			number(interval), number(randomize), quote(p.Point), quote(name))
-		fmt.Fprintf(&run, "\tcase %d:\n\t\tprobe_%d(c);\n\t\treturn;\n", i, i)
+		fmt.Fprintf(&run, "\tcase %d:\n\t\tprobe_%d(c);\n\t\tbreak;\n", i, i)
+	}
+	count := len(probes)
+	if g.limits.monitor {
+		for _, m := range []struct {
+			kind, file, call string
+			mode, size       int64
+			lock             string
+		}{
+			{"STP_PROCFS_READ", "monitor_status", "stp_monitor_status", 0o400, monitorSize, ""},
+			{"STP_PROCFS_WRITE", "monitor_control", "stp_monitor_control", 0o200, 1, " | STP_LOCK_WRITE"},
+		} {
+			if len(g.prog.Globals) > maxLocks {
+				fail(nil, "the script has %d globals, more than %d", len(g.prog.Globals), maxLocks)
+			}
+			fmt.Fprintf(&table, "\t{ %s, 0, %d, %d, %d, 0, %s, %s },\n", m.kind, len(g.prog.Globals), nlocks, len(g.files), quote(m.file), quote(m.file))
+			for n := range g.prog.Globals {
+				fmt.Fprintf(&locks, "\t%d%s,\n", n, m.lock)
+				nlocks++
+			}
+			g.files = append(g.files, &procfsFile{m.file, m.mode, m.size})
+			fmt.Fprintf(&run, "\tcase %d:\n\t\t%s(c);\n\t\tbreak;\n", count, m.call)
+			count++
+		}
 	}
 	if frame > 32<<20 {
 		fail(nil, "the script needs %d bytes for its variables on every CPU, more than %d: lower MAXNESTING or MAXSTRINGLEN", frame, 32<<20)
 	}
-	g.printf("void stp_script_run(struct stp_context *c, unsigned int n)\n{\n\tswitch (n) {\n%s\t}\n}\n\n", run.String())
+	enter, leave := "", ""
+	if g.limits.monitor {
+		enter = "\tuint64_t start = stp_monitor_enter(n);\n\n\tif (!start)\n\t\treturn;\n"
+		leave = "\tstp_monitor_leave(n, start);\n"
+	}
+	g.printf("void stp_script_run(struct stp_context *c, unsigned int n)\n{\n%s\tswitch (n) {\n%s\t}\n%s}\n\n", enter, run.String(), leave)
 	g.printf("static const struct stp_probe probes[] = {\n%s\t{ STP_NEVER }\n};\n\n", table.String())
 	g.printf("static const unsigned int locks[] = {\n%s\t0\n};\n\n", locks.String())
 	g.printf("static const struct stp_array arrays[] = {\n")
@@ -430,7 +463,7 @@ func (g *gen) probes() {
 	.suppress_errors = %d,
 	.bulk = %d,
 };
-`, len(probes), nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
+`, count, nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
 		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack+stackReserve, l.overloadInterval, l.overloadThreshold, bit[l.suppress], bit[l.bulk])
 	if len(g.files) > 0 {
 		g.procfs()
@@ -441,8 +474,33 @@ func (g *gen) probes() {
 		}
 		return quote(s)
 	}
-	g.printf("STP_SCRIPT_PARTS(%d, %d, %d, %s, %s)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], bit[len(g.files) > 0],
+	if l.monitor {
+		g.monitor(len(probes))
+	}
+	g.printf("STP_SCRIPT_PARTS(%d, %d, %d, %d, %s, %s)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], bit[len(g.files) > 0], bit[l.monitor],
 		name(l.relayHost), name(l.relayGuest), required(g.prog.Privilege))
+}
+
+// monitorSize is the most that a reader of monitor_status takes.
+const monitorSize = 262144
+
+// monitor writes the table of globals; the probes up to number n are listed.
+func (g *gen) monitor(n int) {
+	g.printf("const struct stp_global stp_globals[] = {\n")
+	arrays := 0
+	for _, v := range g.prog.Globals {
+		name := g.names[v]
+		switch {
+		case v.IsArray():
+			g.printf("\t{ %s, .array = &arrays[%d] },\n", quote(v.Name), arrays)
+			arrays++
+		case v.Type == ast.String:
+			g.printf("\t{ %s, .str = %s },\n", quote(v.Name), name)
+		default:
+			g.printf("\t{ %s, .num = &%s },\n", quote(v.Name), name)
+		}
+	}
+	g.printf("\t{ \"\" }\n};\nconst unsigned int stp_nmonitored = %d;\n\n", n)
 }
 
 // required is the value of .stap_privilege: one level, the highest of the set.

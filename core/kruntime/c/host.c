@@ -42,11 +42,14 @@ STP_COLD int stp_host_init(const char *name)
 	if (!IS_ERR(mnt)) {
 		path_put(&p);
 		kern_unmount(mnt);
-		return -EEXIST;
+		return -EBUSY; /* what kernels since 7.0 make of EEXIST */
 	}
 	snprintf(file, sizeof(file), STP_RELAY_FILE, from_kuid(&init_user_ns, current_uid()), name);
-	stp_host_file = proc_create(file, 0, NULL, &stp_host_ops);
-	return stp_host_file ? 0 : -ENOMEM;
+	stp_host_file = proc_create(file, 0400, NULL, &stp_host_ops);
+	if (!stp_host_file)
+		return -ENOMEM;
+	proc_set_user(stp_host_file, current_uid(), current_gid());
+	return 0;
 }
 
 STP_COLD void stp_host_exit(void)

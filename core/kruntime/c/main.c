@@ -175,8 +175,12 @@ static int __init stp_init(void)
 		stp_send(STP_MSG_TRANSPORT, NULL, 0);
 		rc = stp_files_init();
 	}
-	if (rc)
+	if (!rc)
+		rc = stp_script_part(STP_PUBLISH);
+	if (rc) {
+		stp_files_exit();
 		stp_free_all();
+	}
 	return rc;
 }
 

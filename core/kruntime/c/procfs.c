@@ -31,6 +31,15 @@ const char *stp_value(struct stp_context *c)
 	return stp_pfile(c)->value;
 }
 
+char *stp_value_buffer(struct stp_context *c, unsigned int *size, unsigned int **len)
+{
+	struct stp_pfile *f = stp_pfile(c);
+
+	*size = stp_procfs[c->probe->interval].size;
+	*len = &f->len;
+	return f->text;
+}
+
 int stp_value_set(struct stp_context *c, const char *text, int append, const char *where)
 {
 	struct stp_pfile *f = stp_pfile(c);

@@ -147,6 +147,9 @@ struct stp_relay {
 };
 #define STP_RELAY_FILE "systemtap/.relay.%u.%s"	/* user id, name */
 
+/* procfs.c: the text that the reader of the running probe's file gets */
+char *stp_value_buffer(struct stp_context *c, unsigned int *size, unsigned int **len);
+
 /* relay.c */
 struct vfsmount *stp_proc_find(const char *name, struct path *p);
 

@@ -92,7 +92,7 @@ extern const unsigned int stp_nprocfs;
  * script unit alone, so that a linker that takes objects from an archive
  * leaves out what is not used.
  */
-enum stp_event { STP_SETUP, STP_ARM, STP_DISARM, STP_CLEANUP };
+enum stp_event { STP_SETUP, STP_PUBLISH, STP_ARM, STP_DISARM, STP_CLEANUP };
 
 int stp_maps_init(void);
 void stp_maps_exit(void);
@@ -111,7 +111,7 @@ void stp_host_exit(void);
 int stp_script_part(enum stp_event event);
 
 /* host and guest: the name of -DRELAY_HOST or -DRELAY_GUEST, or NULL */
-#define STP_SCRIPT_PARTS(has_arrays, has_timers, has_procfs, host, guest)			\
+#define STP_SCRIPT_PARTS(has_arrays, has_timers, has_procfs, has_monitor, host, guest)		\
 	int stp_script_part(enum stp_event event)						\
 	{											\
 		int rc = 0;									\
@@ -123,10 +123,14 @@ int stp_script_part(enum stp_event event);
 				rc = stp_timers_init();						\
 			if (has_procfs && !rc)							\
 				rc = stp_procfs_init();						\
-			if (host && !rc)							\
-				rc = stp_host_init(host);					\
+			if (has_monitor && !rc)							\
+				rc = stp_monitor_init();					\
 			if (guest && !rc)							\
 				rc = stp_guest_init(guest);					\
+			break;									\
+		case STP_PUBLISH:								\
+			if (host)								\
+				rc = stp_host_init(host);					\
 			break;									\
 		case STP_ARM:									\
 			if (has_timers)								\
@@ -145,6 +149,8 @@ int stp_script_part(enum stp_event event);
 				stp_guest_exit();						\
 			if (host)								\
 				stp_host_exit();						\
+			if (has_monitor)							\
+				stp_monitor_exit();						\
 			if (has_procfs)								\
 				stp_procfs_exit();						\
 			if (has_timers)								\
@@ -287,6 +293,27 @@ const char *stp_value(struct stp_context *c);
 /* or what a reader gets; false with an error set when it is longer than the
  * file's size. */
 int stp_value_set(struct stp_context *c, const char *text, int append, const char *where);
+
+/* ---- monitor (stap --monitor) ------------------------------------------------ */
+
+/* A global of the script: one of array, num and str is set. */
+struct stp_global {
+	const char *name;
+	const struct stp_array *array;
+	int64_t *num;
+	char *str;
+};
+extern const struct stp_global stp_globals[];
+extern const unsigned int stp_nmonitored;	/* the probes before this one are listed */
+
+int stp_monitor_init(void);
+void stp_monitor_exit(void);
+/* Around a handler: 0 when it is switched off. */
+uint64_t stp_monitor_enter(unsigned int n);
+void stp_monitor_leave(unsigned int n, uint64_t start);
+/* The handlers of monitor_status and monitor_control. */
+void stp_monitor_status(struct stp_context *c);
+void stp_monitor_control(struct stp_context *c);
 
 /* ---- arrays -------------------------------------------------------------- */
 
