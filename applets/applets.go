@@ -11,6 +11,7 @@ import (
 	"stapbox/applets/loader"
 	"stapbox/applets/relay"
 	"stapbox/applets/relay/merge"
+	"stapbox/applets/relay/stapsh"
 	"stapbox/applets/server"
 	"stapbox/core/invocation"
 )
@@ -24,6 +25,7 @@ var Table = []box.Applet{
 	{Name: "staprun", Summary: "verify and load a module, then hand over to stapio", Main: loader.Main},
 	{Name: "stapio", Summary: "relay a loaded module's output", Main: relay.Main},
 	{Name: "stap-merge", Summary: "bring the files of bulk mode into one stream", Main: merge.Main},
+	{Name: "stapsh", Summary: "take a module from another host and run it", Main: stapsh.Main},
 }
 
 // boxName is the name under which the box itself runs: stapbox APPLET ...
