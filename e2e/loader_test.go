@@ -300,3 +300,170 @@ func TestUserNamespaceCannotRaiseItsLevel(t *testing.T) {
 		want(t, s.do(t, lab.Command(lab.Usr, "staprun", "-d", "e2e_test_module_with_long_name")), 0, "")
 	})
 }
+
+// detached leaves a started module of a user's in the kernel, with nobody
+// attached.
+func (s *scene) detached(t *testing.T, u lab.User, words ...string) {
+	t.Helper()
+	r := lab.Command(u, append([]string{"staprun", "-o", "/dev/null"}, words...)...)
+	r.Signals = []request.Signal{{Number: 19, After: 1200}, {Number: 9, After: 1300}}
+	s.do(t, r)
+	if s.loaded(t) == "" {
+		t.Fatal("no module is left")
+	}
+}
+
+func TestAttach(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/ticker.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
+		attach := func(u lab.User) request.Answer {
+			t.Helper()
+			r := lab.Command(u, "staprun", "-A", testModule)
+			r.Signals = []request.Signal{{Number: 2, After: 1500}}
+			return s.do(t, r)
+		}
+		const cannot = "ERROR: Cannot attach to module " + testModule + " control channel; not running?\n"
+		t.Run("nothing is loaded", func(t *testing.T) { want(t, attach(lab.Dev), 1, "", cannot) })
+		t.Run("another user's, then one's own", func(t *testing.T) {
+			s.detached(t, lab.Dev, "/tmp/ticker.ko")
+			want(t, attach(lab.Usr), 1, "", cannot)
+			got := attach(lab.Dev)
+			if text := string(got.Stdout); got.Status != 0 || !strings.Contains(text, "tick\ntick\n") || !strings.HasSuffix(text, "down\n") {
+				t.Errorf("status %d, stdout %q, stderr %q", got.Status, got.Stdout, got.Stderr)
+			}
+		})
+		// Decision L8: what a script makes stapio do is its owner's doing.
+		t.Run("root goes on as the owner", func(t *testing.T) {
+			s.detached(t, lab.Dev, "/tmp/ticker.ko")
+			r := lab.Shell(lab.Root, "umask 022; cd /tmp; staprun -A "+testModule+" >/dev/null & sleep 1.5; grep -E '^(Uid|Gid|Groups|CapEff):' /proc/$(pidof stapio)/status; kill -INT $(pidof stapio); wait $!; echo $?")
+			r.Groups = []int{0, 4, 27}
+			want(t, s.do(t, r), 0, "Uid:\t1001\t1001\t1001\t1001\nGid:\t1001\t1001\t1001\t1001\nGroups:\t156 158 1001 \nCapEff:\t0000000000000000\n0\n")
+		})
+		t.Run("while somebody is attached", func(t *testing.T) {
+			r := lab.Shell(lab.Dev, "staprun /tmp/ticker.ko >/dev/null & sleep 1.2; staprun -A "+testModule+"; echo $?; kill -INT $!; wait $!")
+			want(t, s.do(t, r), 0, "1\n", "ERROR: Another process is attached to module "+testModule+".\n"+cannot)
+		})
+	})
+}
+
+func TestRemoveAll(t *testing.T) {
+	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+		s.onlySigner(t)
+		s.putSigned(t, "/tmp/ticker.ko", ticker)
+		for range 2 {
+			s.detached(t, lab.Usr, "-R", "/tmp/ticker.ko")
+			s.detached(t, lab.Dev, "-R", "/tmp/ticker.ko")
+		}
+		running := lab.Shell(lab.Usr, "staprun -R -o /dev/null /tmp/ticker.ko & sleep 1.2; staprun -d '*'; echo $?; kill -INT $!; wait $!")
+		a := s.do(t, running)
+		if a.Status != 0 || strings.Count(string(a.Stdout), " removed.\n") != 2 || !strings.HasSuffix(string(a.Stdout), "\n0\n") || len(a.Stderr) > 0 {
+			t.Errorf("status %d, stdout %q, stderr %q; two modules are usr's and detached", a.Status, a.Stdout, a.Stderr)
+		}
+		a = s.do(t, lab.Command(lab.Usr, "staprun", "-v", "-d", "*"))
+		if a.Status != 0 || len(a.Stdout) > 0 || strings.Count(string(a.Stderr), "is not removed") != 2 {
+			t.Errorf("status %d, stdout %q, stderr %q", a.Status, a.Stdout, a.Stderr)
+		}
+		a = s.do(t, lab.Command(lab.Root, "staprun", "-d", "*"))
+		if a.Status != 0 || strings.Count(string(a.Stdout), " removed.\n") != 2 {
+			t.Errorf("root: status %d, stdout %q, stderr %q", a.Status, a.Stdout, a.Stderr)
+		}
+		if l := s.loaded(t); l != "" {
+			t.Errorf("still loaded: %s", l)
+		}
+	})
+}
+
+func TestMaxModules(t *testing.T) {
+	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+		s.onlySigner(t)
+		s.putSigned(t, "/tmp/ticker.ko", ticker)
+		s.put(t, "/etc/stapbox/load.conf", lab.Root, 0o644, []byte("max-modules=2\n"))
+		defer s.do(t, lab.Shell(lab.Root, "rm /etc/stapbox/load.conf; staprun -d '*'"))
+		for range 2 {
+			s.detached(t, lab.Usr, "-R", "/tmp/ticker.ko")
+		}
+		want(t, s.do(t, lab.Command(lab.Usr, "staprun", "-R", "/tmp/ticker.ko")), 255, "",
+			"ERROR: You have 2 modules loaded, which is all that max-modules=2 allows a user (/etc/stapbox/load.conf).\nhint: staprun -d '*' removes those that nobody is attached to\n")
+		s.detached(t, lab.Usr2, "-R", "/tmp/ticker.ko")
+		for range 3 {
+			s.detached(t, lab.Root, "-R", "/tmp/ticker.ko")
+		}
+		a := s.do(t, lab.Command(lab.Usr, "stapbox", "doctor"))
+		if a.Status != 1 || strings.Count(string(a.Stdout), "wrong  leftover-modules: module ") != 6 || !strings.Contains(string(a.Stdout), ", loaded by usr2, ") {
+			t.Errorf("doctor: status %d, %s%s", a.Status, a.Stdout, a.Stderr)
+		}
+		want(t, s.do(t, lab.Shell(lab.Usr, "staprun -d '*' | wc -l")), 0, "2\n")
+	})
+}
+
+func TestAuditTrail(t *testing.T) {
+	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+		s.onlySigner(t)
+		s.putSigned(t, "/tmp/audit.ko", ticker)
+		s.do(t, lab.Shell(lab.Root, "dmesg -c >/dev/null"))
+		expect := func(what string, parts ...string) {
+			t.Helper()
+			a := s.do(t, lab.Shell(lab.Root, "dmesg -c | grep 'staprun\\['"))
+			if strings.Count(string(a.Stdout), "\n") != 1 {
+				t.Errorf("%s: the audit trail has\n%s", what, a.Stdout)
+			}
+			for _, p := range parts {
+				if !strings.Contains(string(a.Stdout), p) {
+					t.Errorf("%s: %s lacks %s", what, a.Stdout, p)
+				}
+			}
+		}
+		s.leaveFile(t, lab.Usr, "/tmp/audit.ko")
+		expect("load", `"action":"load","allow":true,"rule":"d","uid":1002,"levels":"stapusr","module":"`+testModule+`","path":"/tmp/audit.ko","sha256":"`, `"required":"stapusr","signature":"ok","signer":"`)
+		s.do(t, lab.Command(lab.Usr2, "staprun", "-A", testModule))
+		expect("attaching refused", `"action":"attach","allow":false,"rule":"owner","uid":1005,"module":"`+testModule+`"`)
+		s.do(t, lab.Command(lab.Usr2, "staprun", "-d", testModule))
+		expect("removal refused", `"action":"remove","allow":false,"rule":"owner","uid":1005`)
+		s.do(t, lab.Command(lab.Usr, "staprun", "-d", testModule))
+		expect("removal", `"action":"remove","allow":true,"rule":"owner","uid":1002`)
+		s.do(t, lab.Command(lab.Usr, "staprun", "/tmp/none.ko"))
+		expect("no file", `"action":"load","allow":false,"rule":"unreadable","uid":1002`, `"path":"/tmp/none.ko"`)
+		s.put(t, "/root/secret.ko", lab.Root, 0o600, []byte("x"))
+		s.do(t, lab.Command(lab.Usr, "staprun", "/root/secret.ko"))
+		expect("unreadable file", `"rule":"unreadable","uid":1002`)
+		s.do(t, lab.Command(lab.Usr, "staprun", "/tmp/"+strings.Repeat("\"/", 1500)+"n.ko"))
+		expect("a path that would not fit", `"rule":"unreadable"`, "...")
+		s.do(t, lab.Shell(lab.Usr, "rm /tmp/audit.ko.sgn; staprun /tmp/audit.ko"))
+		expect("refusal", `"allow":false,"rule":"g","uid":1002`, `"signature":"untrusted"`, `"why":"the module is not signed"`)
+	})
+}
+
+// leaveFile is leave for a file that is there: staprun is killed when all is done
+// but the hand-over.
+func (s *scene) leaveFile(t *testing.T, u lab.User, path string) request.Answer {
+	t.Helper()
+	r := lab.Command(u, "staprun", path)
+	r.Break = &request.Break{Text: "staprun execve", Nth: 1}
+	return s.do(t, r)
+}
+
+func TestLoaderParameters(t *testing.T) {
+	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/param.ko", lab.Root, 0o644, module(t, s.kernel, "", `global n = 1, text = "none" probe begin { printf("%d <%s>\n", n, text) exit() }`))
+		for _, tt := range []struct {
+			words          []string
+			stdout, stderr string
+		}{
+			{nil, "1 <none>\n", ""},
+			{[]string{"n=-7"}, "-7 <none>\n", ""},
+			{[]string{"text=two  words", "n=0x10"}, "16 <two  words>\n", ""},
+			{[]string{`text="two words"`}, "1 <two words>\n", ""},
+			{[]string{"text=it's à la carte"}, "1 <it's à la carte>\n", ""},
+			{[]string{`text=a" n="5`}, "", "has a double quote"},
+			{[]string{"n"}, "", "is not NAME=VALUE"},
+			{[]string{"text=" + strings.Repeat("x", 17000)}, "", "more than the 16384 allowed"},
+		} {
+			status := 0
+			if tt.stderr != "" {
+				status = 1
+			}
+			want(t, s.do(t, lab.Command(lab.Dev, append([]string{"staprun", "/tmp/param.ko"}, tt.words...)...)), status, tt.stdout, tt.stderr)
+		}
+		want(t, s.do(t, lab.Command(lab.Dev, "staprun", "-r", "3:unix://x", "/tmp/param.ko")), 0, "1 <none>\n")
+	})
+}

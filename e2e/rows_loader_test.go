@@ -301,9 +301,7 @@ func rowsLoaderStatus() []row {
 func (s *scene) leave(t *testing.T, u lab.User) {
 	t.Helper()
 	s.put(t, "/tmp/left.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
-	r := lab.Command(u, "staprun", "/tmp/left.ko")
-	r.Break = &request.Break{Text: "staprun execve", Nth: 1} // killed with all done but the hand-over
-	a := s.do(t, r)
+	a := s.leaveFile(t, u, "/tmp/left.ko")
 	if s.loaded(t) == "" {
 		t.Fatalf("no module is left: status %d, stderr %q", a.Status, a.Stderr)
 	}
