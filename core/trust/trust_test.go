@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -187,6 +188,38 @@ func FuzzParseList(f *testing.F) {
 		list, err := ParseList(data)
 		if err == nil && len(list) > len(data)/64 {
 			t.Errorf("%d digests from %d bytes", len(list), len(data))
+		}
+	})
+}
+
+// Whatever lies in a store: what is believed has a name that fits it, and what
+// the lists name is not believed.
+func FuzzStore(f *testing.F) {
+	name, data := makePEM(f)
+	f.Add(name, data, []byte(""), []byte(""))
+	f.Add(name, data, []byte(strings.TrimSuffix(name, ".pem")), []byte("# none\n"))
+	f.Add("x.pem", data, []byte("nonsense"), []byte(""))
+	f.Add("revoked", data, []byte(nil), []byte("sha256:"+strings.Repeat("0", 64)))
+	f.Fuzz(func(t *testing.T, name string, data, revoked, denied []byte) {
+		dir := filepath.Join(t.TempDir(), "store")
+		must(t, os.Mkdir(dir, 0o755))
+		for n, b := range map[string][]byte{RevokedList: revoked, DeniedList: denied} {
+			must(t, os.WriteFile(filepath.Join(dir, n), b, 0o644))
+		}
+		if name == "" || name != filepath.Base(name) || os.WriteFile(filepath.Join(dir, name), data, 0o644) != nil {
+			return // no file name
+		}
+		s, err := Read(dir, Rules{Owners: []int{os.Getuid()}, Base: filepath.Dir(dir)})
+		if err != nil {
+			return
+		}
+		for _, c := range s.Certificates {
+			if name != signing.Fingerprint(c.Certificate)+".pem" || c.Revoked != s.Revoked[sha256.Sum256(c.Raw)] {
+				t.Errorf("file %q: got %+v", name, c)
+			}
+		}
+		if len(s.Certificates)+len(s.Warnings) > 1 {
+			t.Errorf("one file gives %d certificates and %d warnings", len(s.Certificates), len(s.Warnings))
 		}
 	})
 }
