@@ -136,6 +136,7 @@ func handle(r request.Request) request.Answer {
 	}
 	a.Millis = time.Since(start).Milliseconds()
 	a.Stdout, a.Stderr = stdout.Bytes(), stderr.Bytes()
+	a.CPU = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Microseconds()
 	a.Status = cmd.ProcessState.ExitCode()
 	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		a.Status = 128 + int(ws.Signal())

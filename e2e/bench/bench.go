@@ -5,6 +5,9 @@
 // headers for the same kernel, and take turns. Every figure is a median; what
 // is compared is mostly ratios, since absolute times depend on what else the
 // machine does: the load average is printed with every row.
+//
+// STAPBOX_ONLY=PART in the environment runs one part: size, start, compile,
+// serve, modules or flood.
 package bench
 
 import (
@@ -41,6 +44,7 @@ var (
 	mebibytes    = unit{"MiB", 1.0 / (1 << 20)}
 	megabytes    = unit{"MB", 1e-6}
 	bytes        = unit{"bytes", 1}
+	records      = unit{"records", 1}
 )
 
 func (u unit) show(v float64) string {
@@ -57,6 +61,7 @@ type row struct {
 	ours, theirs []float64 // theirs may be empty
 	most         float64   // budget for the median of ours; 0 is none
 	ratio        float64   // budget for ours divided by theirs; 0 is none
+	none         bool      // the budget is 0
 	load         string
 }
 
@@ -75,7 +80,7 @@ func (r *row) held() bool {
 		return false
 	}
 	ours := median(r.ours)
-	if r.most != 0 && ours > r.most {
+	if r.most != 0 && ours > r.most || r.none && ours != 0 {
 		return false
 	}
 	return r.ratio == 0 || len(r.theirs) > 0 && ours <= r.ratio*median(r.theirs)
@@ -83,6 +88,9 @@ func (r *row) held() bool {
 
 func (r *row) budget() string {
 	var list []string
+	if r.none {
+		return "none"
+	}
 	if r.most != 0 {
 		list = append(list, r.unit.show(r.most))
 	}
@@ -147,8 +155,15 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 		return err
 	}
 	fmt.Fprintf(out, "bench: upstream is SystemTap %s; both build for kernel %s with the same compiler; load average %s\n", b.peer.Version, b.peer.Kernel.Release, load())
-	for _, part := range []func(context.Context) error{b.size, b.start, b.compile, b.serve, b.modules, b.guest} {
-		if err := part(ctx); err != nil {
+	only := os.Getenv("STAPBOX_ONLY")
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"size", b.size}, {"start", b.start}, {"compile", b.compile}, {"serve", b.serve}, {"modules", b.modules}, {"guest", b.guest}, {"flood", b.flood}} {
+		if only != "" && only != part.name {
+			continue
+		}
+		if err := part.run(ctx); err != nil {
 			return err
 		}
 		if err := ctx.Err(); err != nil {

@@ -20,6 +20,8 @@ func TestRowVerdicts(t *testing.T) {
 		{"a ratio to nothing", row{unit: seconds, ours: []float64{0.1}, ratio: 0.1}, false, "<= 0.1x"},
 		{"nothing measured", row{unit: bytes, most: 64 << 10}, false, "<= 65536 bytes"},
 		{"memory", row{unit: mebibytes, ours: []float64{20 << 20}, most: 20 << 20}, true, "<= 20 MiB"},
+		{"nothing lost", row{unit: records, ours: []float64{0, 0, 0}, none: true}, true, "none"},
+		{"something lost", row{unit: records, ours: []float64{0, 1, 1}, none: true}, false, "none"},
 	} {
 		if got := tt.row.held(); got != tt.held {
 			t.Errorf("%s: held is %v, want %v", tt.name, got, tt.held)
@@ -51,5 +53,17 @@ func TestLargeScript(t *testing.T) {
 	}
 	if n := strings.Count(first, "\n"); n < 200 || n > 205 {
 		t.Errorf("the large script has %d lines, not 200", n)
+	}
+}
+
+func TestReadLoss(t *testing.T) {
+	got, err := readLoss("900 12000\nWARNING: generated 1000\nWARNING: There were 90 transport failures. Try stap -s\nWARNING: There were 10 lost messages, 5 lost bytes, and 0 unexpected sequences.\n")
+	if want := (loss{generated: 1000, arrived: 900, dropped: 90, lost: 10, peak: 12000}); err != nil || got != want {
+		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	}
+	for _, bad := range []string{"", "x", "900 12000\n"} {
+		if l, err := readLoss(bad); err == nil {
+			t.Errorf("%q: got %+v", bad, l)
+		}
 	}
 }

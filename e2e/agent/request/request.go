@@ -57,6 +57,7 @@ type Answer struct {
 	Stdout   []byte
 	Stderr   []byte
 	Millis   int64
+	CPU      int64 // microseconds of processor time, with what it waited for
 	TimedOut bool
 	Error    string
 }
