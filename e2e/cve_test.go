@@ -456,3 +456,66 @@ func TestDefect_10_3_13_NoDebugfsIsNeeded(t *testing.T) {
 		want(t, s.do(t, mounted), 1, "0\n")
 	})
 }
+
+// Switching output files removed the device node.
+func TestDefect_10_2_06_DevNullStays(t *testing.T) {
+	onFirst(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptPages, manyActions))
+		want(t, s.do(t, lab.Shell(lab.Root, "staprun -S 1,1 -o /dev/null /tmp/defect.ko; echo $?; test -c /dev/null && echo there; ls /dev/null*")), 0, "0\nthere\n/dev/null\n")
+	})
+}
+
+// A target that ended while begin probes ran was never noticed.
+func TestDefect_10_3_02_TargetThatEndsAtOnce(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptBusy, manyActions))
+		r := lab.Command(lab.Dev, "staprun", "-c", "true", "/tmp/defect.ko")
+		want(t, s.do(t, r), 0, "began\nend\n")
+		r = lab.Command(lab.Dev, "staprun", "-c", "/nonexistent/program", "/tmp/defect.ko")
+		a := s.do(t, r)
+		if a.Status != 1 || s.loaded(t) != "" {
+			t.Errorf("no such program: status %d, stdout %q, stderr %q", a.Status, a.Stdout, a.Stderr)
+		}
+	})
+}
+
+// Children of system() hid the end of the target.
+func TestDefect_10_3_03_TargetAmongOtherChildren(t *testing.T) {
+	onFirst(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe timer.ms(10) { system("true") } probe end { println("end") }`))
+		a := s.do(t, lab.Command(lab.Dev, "staprun", "-w", "-c", "sleep 1", "/tmp/defect.ko"))
+		want(t, a, 0, "end\n")
+		a = s.do(t, lab.Command(lab.Dev, "staprun", "-w", "-c", "sh -c 'sleep 1; exit 3'", "/tmp/defect.ko"))
+		if a.Status != 1 || string(a.Stdout) != "end\n" {
+			t.Errorf("status %d, stdout %q, stderr %q", a.Status, a.Stdout, a.Stderr)
+		}
+	})
+}
+
+// A broken pipe did not end a run, and the end waited for the readers' timeout.
+func TestDefect_10_3_04_EndsAtOnce(t *testing.T) {
+	onFirst(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptTick))
+		want(t, s.do(t, lab.Shell(lab.Dev, "(staprun /tmp/defect.ko; echo $? >&2) | head -n 2")), 0, "begin\n0\n", "1\n")
+		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", hello))
+		plain := s.do(t, lab.Command(lab.Dev, "staprun", "/tmp/defect.ko"))
+		slow := s.do(t, lab.Command(lab.Dev, "staprun", "-T", "20000", "/tmp/defect.ko"))
+		want(t, slow, 0, "Hello\n")
+		if slow.Millis > plain.Millis+10000 {
+			t.Errorf("with -T 20000 the run takes %d ms, else %d", slow.Millis, plain.Millis)
+		}
+	})
+}
+
+// What stapio ignored was ignored by what it ran; -V was lost in a pipe.
+func TestDefect_10_3_09_NothingIsInherited(t *testing.T) {
+	onFirst(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptStay))
+		a := s.do(t, lab.Command(lab.Dev, "staprun", "-c", "grep -e SigIgn -e SigBlk /proc/self/status", "/tmp/defect.ko"))
+		if a.Status != 0 || !strings.Contains(string(a.Stdout), "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n") {
+			t.Errorf("status %d, stdout %q, stderr %q", a.Status, a.Stdout, a.Stderr)
+		}
+		want(t, s.do(t, lab.Shell(lab.Dev, "staprun -V | grep -c loader")), 0, "1\n")
+		want(t, s.do(t, lab.Shell(lab.Dev, "staprun -M 0 /tmp/defect.ko >/dev/null")), 1, "", "ERROR: Invalid monitor interval")
+	})
+}
