@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -264,6 +265,8 @@ func TestRelaySequences(t *testing.T) {
 		}},
 			stdout: "one\n", messages: normal, removed: removal, stderr: []string{"WARNING: w\n"}},
 		{name: "warning with -w", args: []string{"-w"}, config: fakemodule.Config{Begin: oob("WARNING: careful\n")}, stdout: "one\n", messages: normal, removed: removal},
+		{name: "overflow text with its NUL", config: fakemodule.Config{Begin: oob("ERROR: too many pending (error) messages\x00")}, status: 1, stdout: "one\n", messages: normal, removed: removal, stderr: []string{"ERROR: too many pending (error) messages"}},
+		{name: "neither warning nor error", config: fakemodule.Config{Begin: oob("just text\n")}, stdout: "one\n", messages: normal, removed: removal, stderr: []string{"just text\n"}},
 		{name: "unknown message", config: fakemodule.Config{Begin: func(m *fakemodule.Module) { m.Send(70, nil); oneAndExit(m) }}, stdout: "one\n", messages: normal, removed: removal, stderr: []string{"WARNING: Ignored message of type"}},
 		{name: "interrupt", config: fakemodule.Config{Begin: one}, during: func(r *relayRun) {
 			r.until("output", 3*time.Second, func() bool { return r.stdout.String() == "one\n" })
@@ -735,6 +738,117 @@ func TestRelayDaemon(t *testing.T) {
 			t.Errorf("stderr %q", r.stderr.String())
 		}
 		r.until("end of the daemon", 3*time.Second, func() bool { return syscall.Kill(pid, 0) != nil })
+	})
+}
+
+// The module's owner need not be root; others, and the owner of another module,
+// are refused.
+func TestRelayOwner(t *testing.T) {
+	const owner = 65534
+	generations(t, func(t *testing.T, g int) {
+		for _, uid := range []uint32{owner, owner - 1} {
+			m := fake(t, fakemodule.Config{Generation: g, UID: owner, GID: owner, Begin: oneAndExit})
+			r := relayCommand(t, m, "fake")
+			for dir, mode := range map[string]os.FileMode{r.dir: 0o777, filepath.Dir(r.dir): 0o755} {
+				if err := os.Chmod(dir, mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+			r.start()
+			if uid != owner {
+				r.check(1, "", "", "ERROR: Cannot attach to module fake control channel; not running?\n", "permission denied")
+				r.removed("")
+				continue
+			}
+			r.check(0, "one\n", normal)
+			r.removed(removal)
+			for _, e := range m.Log() {
+				if e.UID != owner {
+					t.Errorf("%v was written by uid %d", e, e.UID)
+				}
+			}
+		}
+	})
+}
+
+// A reader that does not read: memory stays bounded (upstream's 5.x grows
+// without limit, 10.3), and all the output arrives when it does.
+func TestRelayBlockedOutput(t *testing.T) {
+	const records, size = 1500, 1 << 15 // 48 MiB
+	generations(t, func(t *testing.T, g int) {
+		m := fake(t, cpus(fakemodule.Config{Generation: g, Begin: func(m *fakemodule.Module) {
+			for i := range uint32(records) {
+				m.Record(int(i%2), i+1, bytes.Repeat([]byte{'a' + byte(i%26)}, size))
+			}
+			m.Send(fakemodule.REQUEST_EXIT, nil)
+		}}))
+		pr, pw, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pr.Close()
+		r := relayCommand(t, m, "fake")
+		r.cmd.Stdout = pw
+		r.start()
+		pw.Close()
+		time.Sleep(1500 * time.Millisecond)
+		peak := ""
+		for line := range strings.Lines(string(read(t, fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid)))) {
+			if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+				peak = strings.TrimSpace(v)
+			}
+		}
+		kb, err := strconv.Atoi(strings.TrimSuffix(peak, " kB"))
+		if err != nil || kb > 40<<10 {
+			t.Errorf("peak memory %q with a blocked output, want at most 40 MiB", peak)
+		}
+		t.Logf("peak %s, %d bytes not read from the module", peak, m.Unread())
+		out, err := io.ReadAll(pr)
+		if err != nil || len(out) != records*size {
+			t.Fatalf("%d bytes, %v; want %d", len(out), err, records*size)
+		}
+		for i := range records {
+			if out[i*size] != 'a'+byte(i%26) {
+				t.Fatalf("record %d is out of order", i+1)
+			}
+		}
+		if s := r.wait(); s != 0 {
+			t.Errorf("status %d; %s", s, r.stderr.String())
+		}
+	})
+}
+
+// Defects of upstream in switching files (10.3): -S 0,N with SIGUSR2 crashes, and
+// -o /dev/null with -S removes the device.
+func TestRelaySwitching(t *testing.T) {
+	generations(t, func(t *testing.T, g int) {
+		m := fake(t, fakemodule.Config{Generation: g, Begin: one})
+		r := relayCommand(t, m, "-o", "out", "-S", "0,2", "fake").start()
+		r.until("START", 3*time.Second, func() bool { return m.Seen(fakemodule.START) && m.Unread() == 0 })
+		for i := range uint32(4) {
+			r.signal(syscall.SIGUSR2)
+			time.Sleep(150 * time.Millisecond)
+			m.Record(0, i+2, []byte("x"))
+			r.until("reading", 3*time.Second, func() bool { return m.Unread() == 0 })
+			time.Sleep(50 * time.Millisecond)
+		}
+		m.Send(fakemodule.REQUEST_EXIT, nil)
+		r.check(0, "", normal)
+		if got := len(globs(t, r.dir, "out*")); got != 2 {
+			t.Errorf("%d files, want the newest 2: %s", got, r.files())
+		}
+
+		m = fake(t, fakemodule.Config{Generation: g, Begin: func(m *fakemodule.Module) {
+			for i := range uint32(64) {
+				m.Record(0, i+1, make([]byte, 1<<16))
+			}
+			m.Send(fakemodule.REQUEST_EXIT, nil)
+		}})
+		relayCommand(t, m, "-o", "/dev/null", "-S", "1,1", "fake").start().check(0, "", normal)
+		if fi, err := os.Stat("/dev/null"); err != nil || fi.Mode()&os.ModeCharDevice == 0 {
+			t.Fatalf("/dev/null: %v, %v", fi, err)
+		}
 	})
 }
 
