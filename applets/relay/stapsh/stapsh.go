@@ -35,6 +35,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -77,7 +78,7 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 		for _, o := range opts {
 			switch o.Name {
 			case "v":
-				s.verbose = true
+				s.verbose.Store(true)
 			case "l":
 				if port = o.Value; port == "" {
 					err = errors.New("option '-l' has an empty name")
@@ -171,7 +172,7 @@ type shell struct {
 	in      io.Reader
 	out     io.Writer
 	staprun string
-	verbose bool
+	verbose atomic.Bool
 
 	mu     sync.Mutex // output, and the fields below
 	data   bool       // output is framed
@@ -190,7 +191,7 @@ type result struct {
 }
 
 func (s *shell) debugf(format string, args ...any) {
-	if s.verbose {
+	if s.verbose.Load() {
 		fmt.Fprintf(s.inv.Stderr, "stapsh: "+format+"\n", args...)
 	}
 }
@@ -350,7 +351,7 @@ func (s *shell) option(words []string) {
 		s.data = true
 		s.mu.Unlock()
 	case "verbose":
-		s.verbose = true
+		s.verbose.Store(true)
 	default:
 		s.reply("ERROR: Invalid option")
 		return
