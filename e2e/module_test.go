@@ -306,14 +306,14 @@ probe timer.ms(1) { println(n) } probe end { println("down ", n, a[""]) }`, "--p
 		r := lab.Shell(lab.Sys, moduleShell+`staprun -w /tmp/one.ko > /tmp/hostile.out 2>/dev/null & pid=$!
 while [ ! -e $D/w ]; do sleep 0.1; done
 for i in 1 2 3 4; do (
-	for j in $(seq 40); do
+	for j in $(seq 8); do
 		dd if=/dev/urandom of=$D/w bs=$((j * 37)) count=9; dd if=/dev/urandom of=$D/__stdin bs=$((j * 29)) count=3
 		dd if=/dev/urandom of=$D/monitor_control bs=$j count=3; echo $j > $D/monitor_control; echo clear > $D/monitor_control; echo resume > $D/monitor_control
 		dd if=$D/a/r of=/dev/null bs=$j skip=$((j % 3)); cat $D/monitor_status; : > $D/w; cat $D/w; echo x >> $D/a/r; dd if=$D/a/r bs=1 skip=1000000000 count=1
 	done ) > /dev/null 2>&1 & all="$all $!"
 done
 for i in $(seq 200); do exec 9<$D/a/r; eval "exec $((i + 9))<$D/monitor_status"; done 2>/dev/null
-wait $all; chmod 777 $D/w 2>/dev/null; kill -INT $pid; wait $pid; echo $?; tail -1 /tmp/hostile.out | cut -c1-4; rm -f /tmp/hostile.out`)
+wait $all; echo resume > $D/monitor_control; chmod 777 $D/w 2>/dev/null; kill -INT $pid; wait $pid; echo $?; tail -1 /tmp/hostile.out | cut -c1-4; rm -f /tmp/hostile.out`)
 		r.Timeout = 120
 		got := s.do(t, r)
 		if out := string(got.Stdout); out != "0\ndown\n" && out != "1\ndown\n" {
