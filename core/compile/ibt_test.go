@@ -32,6 +32,8 @@ probe timer.ms(10) { a[pid(), execname()] = sprintf("%s %d", ctime(gettimeofday_
 probe timer.jiffies(5).randomize(2) { foreach ([p, s] in a- limit 3) println(p, tokenize(s, " ")); delete a }
 probe end { try { println(1 / n) } catch (e) { warn(e) } }
 probe error { log("error") }`,
+		`global n
+probe procfs("x").read { $value = tz_ctime(1) } probe input.line { system(line) n++ } probe end { println(n) }`,
 	}
 	state := t.TempDir()
 	for _, dir := range dirs {
@@ -42,6 +44,9 @@ probe error { log("error") }`,
 		for _, s := range scripts {
 			j, _, stderr := job(t, s)
 			j.Kernel, j.StateDir = dir, state
+			if s != hello {
+				j.Defines = []string{"STP_MONITOR", "RELAY_HOST=ibt"}
+			}
 			a, rc := Builtin{}.Translate(context.Background(), j)
 			if rc != 0 {
 				t.Fatalf("%s: status %d\n%s", dir, rc, stderr)
