@@ -74,9 +74,10 @@ func TestStressCycles(t *testing.T) {
 				t.Errorf("%s: %d before, %d after %d cycles", name, before[name], after[name], n)
 			}
 		}
-		// Memory that a leak takes grows in the second half like in the first; what
-		// the kernel keeps at hand does not.
-		for name, slack := range map[string]int{"memory": 6144 + n/4, "slab": 1024 + n/8, "vmalloc": 512} {
+		// Memory that a leak takes grows in the second half like in the first. All of
+		// it together goes up and down by some 30 MB on an idle guest, as the kernel
+		// frees pages late: that shows leaks of many pages, the other two small ones.
+		for name, slack := range map[string]int{"memory": 48 << 10, "slab": 1024 + n/8, "vmalloc": 512} {
 			if after[name] > middle[name]+slack {
 				t.Errorf("%s: %d kB after %d cycles, %d kB after %d", name, middle[name], n/2, after[name], n)
 			}
