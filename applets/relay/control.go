@@ -175,7 +175,7 @@ func (c *conversation) wrote(err error) {
 		c.abort()
 		return
 	}
-	if c.interrupts > 0 && c.started {
+	if c.interrupts > 0 && c.started && !c.exiting {
 		c.askExit()
 	}
 }

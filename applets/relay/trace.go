@@ -96,15 +96,16 @@ func (t *traceReaders) read(cpu int, f *transport.TraceFile) {
 	if t.bulk {
 		take, idle = t.writeRecords(cpu, s), t.out.of(cpu).flush
 	}
-	buf := make([]byte, 1<<16)
+	read := func(to []byte) (int, error) { return unix.Read(f.FD, to) }
 	for {
+		some := false
 		// Once drain is set everything is readable: the first empty read after
 		// it is the end.
 		end := t.endingNow()
 		for end != leave {
-			n, err := unix.Read(f.FD, buf)
+			n, err := s.Fill(read)
 			if n > 0 {
-				s.Write(buf[:n])
+				some = true
 				if !take() {
 					return
 				}
@@ -124,26 +125,29 @@ func (t *traceReaders) read(cpu int, f *transport.TraceFile) {
 		}
 		idle()
 		if end == leave {
-			t.complete(f, s, buf, take)
+			t.complete(f, s, take)
 		}
 		if end != running {
 			t.end(cpu, s)
 			idle()
 			return
 		}
-		t.poll(f.FD)
+		t.poll(f.FD, some)
 	}
 }
 
+// gather is how long a reader that has just read waits before it looks again:
+// modules wake their readers up for every few records.
+const gather = 5 * time.Millisecond
+
 // complete reads the rest of a record that was cut by the end of a read, so that
 // who attaches next begins with a whole one.
-func (t *traceReaders) complete(f *transport.TraceFile, s *transport.Splitter, buf []byte, take func() bool) {
-	for n := s.Missing(); n > 0; n = s.Missing() {
-		n, err := unix.Read(f.FD, buf[:min(n, len(buf))])
+func (t *traceReaders) complete(f *transport.TraceFile, s *transport.Splitter, take func() bool) {
+	for missing := s.Missing(); missing > 0; missing = s.Missing() {
+		n, err := s.Fill(func(to []byte) (int, error) { return unix.Read(f.FD, to[:min(missing, len(to))]) })
 		if n <= 0 || err != nil {
 			return
 		}
-		s.Write(buf[:n])
 		if !take() {
 			return
 		}
@@ -151,7 +155,13 @@ func (t *traceReaders) complete(f *transport.TraceFile, s *transport.Splitter, b
 }
 
 // poll waits for data, for the end, or for the reader timeout.
-func (t *traceReaders) poll(fd int) {
+func (t *traceReaders) poll(fd int, some bool) {
+	if some {
+		wake := []unix.PollFd{{Fd: int32(t.wake), Events: unix.POLLIN}}
+		if n, _ := unix.Poll(wake, int(gather.Milliseconds())); n > 0 {
+			return
+		}
+	}
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(t.wake), Events: unix.POLLIN}}
 	if _, err := unix.Poll(fds, int(t.wait.Milliseconds())); err != nil && err != unix.EINTR {
 		time.Sleep(t.wait)
@@ -259,6 +269,7 @@ func (t *traceReaders) merge() {
 		var wait time.Duration
 		records = records[:0]
 		t.mu.Lock()
+		t.merger.Release()
 		for len(records) < batch {
 			r, ok, w := t.merger.Next(now)
 			if !ok {

@@ -3,6 +3,7 @@ package transport
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"sync/atomic"
 )
 
@@ -40,10 +41,11 @@ type Splitter struct {
 	LostBytes  uint64  // bytes that belonged to no record; padding zeroes do not count
 	Newest     *Newest // shared by the splitters of all CPUs; nil is one of its own
 
-	buf  []byte
-	last uint32 // sequence of the newest record of this CPU
-	any  bool   // last is valid
-	lost bool   // looking for a header of 4.x
+	store []byte // what buf is part of
+	buf   []byte // not given out yet
+	last  uint32 // sequence of the newest record of this CPU
+	any   bool   // last is valid
+	lost  bool   // looking for a header of 4.x
 }
 
 // Newest is the newest sequence number seen on any CPU, by which the headers of
@@ -64,12 +66,33 @@ func (n *Newest) near(seq uint32) bool {
 	return n.valid.Load() == 0 || -window < d && d < window
 }
 
-// Write takes the next bytes of the stream. Those of records that were given
-// out are never written over.
-func (s *Splitter) Write(p []byte) { s.buf = append(s.buf, p...) }
+// room is what a read is offered at least.
+const room = 1 << 16
+
+// Fill has read put the next bytes of the stream into the splitter. It ends the
+// life of the payloads given out before.
+func (s *Splitter) Fill(read func([]byte) (int, error)) (n int, err error) {
+	s.store = append(s.store[:0], s.buf...) // to the front; they may overlap
+	have := len(s.store)
+	s.store = slices.Grow(s.store, room)
+	n, err = read(s.store[have:cap(s.store)])
+	s.buf = s.store[:have+max(n, 0)]
+	return n, err
+}
+
+// Write takes the next bytes of the stream from p, as Fill.
+func (s *Splitter) Write(p []byte) {
+	for len(p) > 0 {
+		s.Fill(func(to []byte) (int, error) {
+			n := copy(to, p)
+			p = p[n:]
+			return n, nil
+		})
+	}
+}
 
 // Next gives the next whole record, false when more bytes are needed. The
-// payload stays valid after further calls.
+// payload is valid until the next Fill.
 func (s *Splitter) Next() (Record, bool) {
 	for {
 		head := 8
@@ -224,9 +247,4 @@ func (s *Splitter) countLost(b []byte) {
 	s.LostBytes += uint64(len(b) - bytes.Count(b, []byte{0}))
 }
 
-func (s *Splitter) consume(n int) {
-	s.buf = s.buf[n:]
-	if len(s.buf) == 0 {
-		s.buf = nil
-	}
-}
+func (s *Splitter) consume(n int) { s.buf = s.buf[n:] }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -282,6 +283,44 @@ func TestMergerAttachesToAllCPUs(t *testing.T) {
 	m.Put(1, Record{Sequence: 56})
 	if out, _ := drain(m, now); fmt.Sprint(out) != "[55 56 57]" || m.LostRecords+m.Unexpected != 0 {
 		t.Errorf("got %v, %d lost, %d unexpected", out, m.LostRecords, m.Unexpected)
+	}
+}
+
+// A long stream uses the same memory again and again.
+func TestStreamMakesNoGarbage(t *testing.T) {
+	m := NewMerger(2, true)
+	s := [2]*Splitter{{Generation: Gen5}, {Generation: Gen5}}
+	now := time.Now()
+	seq := uint32(0)
+	text := strings.Repeat("x", 3000)
+	round := func() {
+		for i := range 100 {
+			seq++
+			s[i%2].Write(record(Gen5, seq, text))
+			for r, ok := s[i%2].Next(); ok; r, ok = s[i%2].Next() {
+				m.Put(i%2, r)
+			}
+		}
+		for r, ok, _ := m.Next(now); ok; r, ok, _ = m.Next(now) {
+			if string(r.Payload) != text {
+				t.Fatalf("record %d is damaged", r.Sequence)
+			}
+		}
+		m.Release()
+	}
+	round()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 50 {
+		round()
+	}
+	runtime.ReadMemStats(&after)
+	// What record makes is the test's own.
+	if own, all := uint64(50*100*3100*2), after.TotalAlloc-before.TotalAlloc; all > own {
+		t.Errorf("%d bytes allocated for 15 MB, the test itself accounts for less than %d", all, own)
+	}
+	if m.LostRecords+m.Unexpected != 0 || seq != 5100 {
+		t.Errorf("%d lost, %d unexpected of %d", m.LostRecords, m.Unexpected, seq)
 	}
 }
 
