@@ -48,11 +48,13 @@ func (l *loader) attach() int {
 	}
 	d.Allow = true
 	audit(d)
+	stop := catch(l.ended)
+	stop.inserting()
 	if err := l.dropPrivileges(); err != nil {
 		l.report.Errorf("%v", err)
 		return exitError
 	}
-	l.report.Errorf("%v", l.handOver(program, name, dir))
+	l.report.Errorf("%v", l.handOver(program, name, dir, stop))
 	return exitError
 }
 

@@ -104,10 +104,9 @@ func (l *loader) load() int {
 		err = stop.pending()
 	}
 	if err == nil {
-		// From here on a signal is stapio's; one that comes before its handlers are
-		// in place is sent again by whoever means it.
+		// From here on a signal is stapio's.
 		if err = l.dropPrivileges(); err == nil {
-			err = l.handOver(program, m.name, dir)
+			err = l.handOver(program, m.name, dir, stop)
 		}
 		l.report.Errorf("%v", err)
 		l.report.Hintf("the module is still loaded; staprun -d %s removes it", m.name)

@@ -223,7 +223,7 @@ var (
 
 // environment is what stapio gets: the user's own, as stapio is his own again.
 func (l *loader) environment(module string) []string {
-	drop := map[string]bool{"SYSTEMTAP_MODULE": true, version.Handover: true}
+	drop := map[string]bool{"SYSTEMTAP_MODULE": true, version.Handover: true, version.Interrupted: true}
 	for _, n := range removedFromEnvironment {
 		drop[n] = true
 	}
@@ -268,7 +268,7 @@ func (l *loader) relayProgram() (string, error) {
 
 // handOver replaces this process by stapio, with the control directory's
 // descriptor as its -F. It returns only if that fails.
-func (l *loader) handOver(program, module string, dir *os.File) error {
+func (l *loader) handOver(program, module string, dir *os.File, stop *interrupts) error {
 	fd := int(dir.Fd())
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 		return fmt.Errorf("passing the control directory on: %w", err)
@@ -277,15 +277,19 @@ func (l *loader) handOver(program, module string, dir *os.File) error {
 	if l.opts.Verbose >= 2 {
 		fmt.Fprintf(l.Stderr, "execing: %s \n", strings.Join(argv, " "))
 	}
-	// The user may have blocked or ignored signals; stapio starts afresh.
-	var none unix.Sigset_t
-	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil); err != nil {
-		return fmt.Errorf("unblocking signals: %w", err)
+	// Whatever the user has blocked, stapio begins with these four, which wait
+	// until its handlers are in place: ending it before would leave the module.
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, signalSet(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT), nil); err != nil {
+		return fmt.Errorf("blocking signals: %w", err)
+	}
+	environ := l.environment(module)
+	if stop.pending() != nil {
+		environ = append(environ, version.Interrupted+"=1")
 	}
 	if l.Umask >= 0 {
 		unix.Umask(l.Umask)
 	}
-	err := unix.Exec(program, argv, l.environment(module))
+	err := unix.Exec(program, argv, environ)
 	runtime.KeepAlive(dir) // or its finalizer may close the descriptor before
 	return &os.PathError{Op: "exec", Path: program, Err: err}
 }

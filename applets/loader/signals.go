@@ -73,3 +73,12 @@ func (l *loader) ended(s os.Signal) {
 	}
 	os.Exit(exitError)
 }
+
+// signalSet makes a set of signals.
+func signalSet(signals ...unix.Signal) *unix.Sigset_t {
+	var set unix.Sigset_t
+	for _, s := range signals {
+		set.Val[(s-1)/64] |= 1 << ((s - 1) % 64)
+	}
+	return &set
+}

@@ -12,3 +12,7 @@ const Protocol = "5.6"
 // Handover names the environment variable in which staprun tells stapio its
 // version: the two are one program and an upgrade may come between them.
 const Handover = "STAPBOX_HANDOVER"
+
+// Interrupted names the environment variable in which staprun tells stapio that
+// a signal to end came while it handed over.
+const Interrupted = "STAPBOX_INTERRUPTED"
