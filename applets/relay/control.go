@@ -50,6 +50,7 @@ type conversation struct {
 	interrupts int  // signals, and other reasons to end
 	exiting    bool // EXIT has been sent since the module last could have ignored it
 	started    bool // the module has answered START
+	deadline   <-chan time.Time
 	result     outcome
 	over       bool
 }
@@ -69,11 +70,16 @@ func (r *relay) converse(signals <-chan os.Signal) outcome {
 		}
 	}()
 	defer close(c.writes)
+	if c.interrupts > 0 {
+		r.passScreen()
+	}
 	if r.opts.Attach {
 		c.started = true
 		if err := r.startTrace(); err != nil {
 			c.fail("%v", err)
 			c.abort()
+		} else {
+			c.showScreen()
 		}
 	}
 	again := time.NewTicker(poll)
@@ -89,6 +95,13 @@ func (r *relay) converse(signals <-chan os.Signal) outcome {
 		case <-broken:
 			r.failed = true
 			c.end()
+		case <-r.screenEnded():
+			// Nobody could quit: the terminal is gone.
+			r.passScreen()
+			c.fail("%v", r.screen.err)
+			c.end()
+		case <-c.deadline:
+			c.abort()
 		case err := <-r.targetEnded():
 			c.targetEnded(err)
 		case <-again.C:
@@ -140,6 +153,13 @@ func (c *conversation) end() {
 }
 
 func (c *conversation) signal(s os.Signal) {
+	if s != unix.SIGUSR2 && c.screen != nil {
+		// The view ends at once, and soon everything.
+		if c.screen.viewing() {
+			c.deadline = time.After(orderly)
+		}
+		c.passScreen()
+	}
 	switch s {
 	case unix.SIGQUIT:
 		c.finishAs(detached)
@@ -220,6 +240,7 @@ func (c *conversation) startAnswered(m transport.Message) {
 	if c.target != nil && c.interrupts == 0 {
 		c.target.run()
 	}
+	c.showScreen()
 	switch {
 	case c.opts.Detach:
 		c.finishAs(detached)

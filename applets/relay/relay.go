@@ -15,7 +15,7 @@
 //
 // Files: control.go is the conversation above, trace.go reads and orders the
 // records, output.go writes them, target.go runs the commands of -c and of
-// system(), stdin.go is -i, daemon.go is -D.
+// system(), stdin.go is -i, daemon.go is -D, monitor.go is -M.
 package relay
 
 import (
@@ -54,7 +54,9 @@ type relay struct {
 	report *report.Printer
 	dir    *os.File
 	ch     *transport.Channel
+	name   string // of the module
 	output *output
+	screen *screen // of -M
 	trace  *traceReaders
 	target *target    // of -c
 	input  *forwarder // of -i
@@ -69,6 +71,9 @@ type relay struct {
 func Main(_ context.Context, inv *invocation.Invocation) int {
 	if marked(inv, targetMark) {
 		return runTarget(inv)
+	}
+	if marked(inv, guardMark) {
+		return runGuard(inv)
 	}
 	opts, err := runopts.Parse(inv.Args)
 	r := &relay{
@@ -137,6 +142,8 @@ func (r *relay) run() int {
 // session is all there is to do with an attached module: until its removal, or
 // until detaching from it.
 func (r *relay) session(name string, signals <-chan os.Signal) int {
+	r.name = name
+	defer r.passScreen()
 	how := aborted
 	err := r.prepare()
 	if err != nil {
@@ -148,7 +155,11 @@ func (r *relay) session(name string, signals <-chan os.Signal) int {
 	if r.input != nil {
 		r.input.restore()
 	}
+	if how != exited || !r.screen.viewing() {
+		r.passScreen()
+	}
 	r.finish(how, signals)
+	r.exitScreen()
 	if r.target != nil && !r.target.released {
 		r.target.abandon()
 	}
@@ -164,22 +175,44 @@ func (r *relay) session(name string, signals <-chan os.Signal) int {
 		fmt.Fprintf(r.Stderr, "\nDisconnecting from systemtap module.\nTo reconnect, type \"staprun -A %s\"\n", name)
 		return exitOK
 	}
-	return r.removeModule(name)
+	status := r.removeModule(name)
+	r.holdScreen(signals)
+	return status
 }
 
-// prepare starts what -c and -i ask for.
+// prepare starts what -M, -c and -i ask for.
 func (r *relay) prepare() (err error) {
+	if r.screen, err = r.newScreen(); err != nil {
+		return err
+	}
 	if r.opts.HasCommand {
 		if r.target, err = r.startTarget(); err != nil {
 			return err
 		}
 	}
-	if r.opts.Input {
-		r.input = forwardInput(r.dir, r.Stdin, func() {
-			r.report.Warningf("The script has no input probe: standard input goes nowhere.")
-		})
+	if r.opts.Input && !r.keysAreInput() {
+		r.forward()
 	}
 	return nil
+}
+
+// forward begins to send standard input to the script.
+func (r *relay) forward() {
+	r.input = forwardInput(r.dir, r.Stdin, func() {
+		r.report.Warningf("The script has no input probe: standard input goes nowhere.")
+	})
+}
+
+// streams are those of the commands of -c and system(). Standard input is
+// theirs unless it is the script's or the monitor's.
+func (r *relay) streams(cmd *exec.Cmd) {
+	if !r.opts.Input && !r.keysAreInput() {
+		cmd.Stdin = r.Stdin
+	}
+	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
+	if r.screen != nil {
+		cmd.Stdout, cmd.Stderr = r.screen.commands, r.screen.commands
+	}
 }
 
 // destination is where the output goes.

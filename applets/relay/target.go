@@ -67,11 +67,7 @@ func (r *relay) startTarget() (*target, error) {
 	}
 	defer readyWrite.Close()
 	cmd := r.self(targetMark, append([]string{r.opts.Command}, words...))
-	cmd.Stdin = r.Stdin
-	if r.opts.Input {
-		cmd.Stdin = nil // standard input is the script's
-	}
-	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
+	r.streams(cmd)
 	cmd.ExtraFiles = []*os.File{goRead, readyWrite}
 	t := &target{cmd: cmd, waiting: readyRead, release: goWrite, ended: make(chan error, 1)}
 	if err := cmd.Start(); err != nil {
@@ -154,7 +150,7 @@ func runTarget(inv *invocation.Invocation) int {
 func userEnviron(inv *invocation.Invocation) []string {
 	return slices.DeleteFunc(slices.Clone(inv.Environ), func(e string) bool {
 		name, _, _ := strings.Cut(e, "=")
-		return name == targetMark || name == daemonMark || name == version.Handover
+		return name == targetMark || name == daemonMark || name == guardMark || name == version.Handover
 	})
 }
 
@@ -239,11 +235,8 @@ func (r *relay) system(command string) {
 	}
 	cmd := exec.Command("sh", "-c", command)
 	cmd.Env, cmd.Dir = userEnviron(r.Invocation), r.Dir
-	if !r.opts.Input {
-		cmd.Stdin = r.Stdin
-	}
-	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
 	if err := cmd.Start(); err != nil {
+	r.streams(cmd)
 		r.report.Errorf("Couldn't run the script's command: %v", err)
 		r.failed = true
 		return

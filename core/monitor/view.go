@@ -93,8 +93,12 @@ func (v *View) Write(p []byte) (int, error) {
 // Message adds a warning or an error.
 func (v *View) Message(text string) { v.update(func(s *state) { s.out.message(text) }) }
 
-// Exited tells that the module has exited. The screen stays until q is pressed.
+// Exited tells that the module has exited. Its status is read a last time; the
+// screen stays until q is pressed.
 func (v *View) Exited() {
+	if b, err := v.config.Status(); err == nil {
+		v.update(func(s *state) { s.update(b, nil) })
+	}
 	v.update(func(s *state) {
 		s.exited, s.paused, s.prompting = true, false, false
 		s.notice = ""
@@ -158,13 +162,28 @@ func (v *View) restore() error {
 	return err
 }
 
-func (v *View) print(b []byte) error {
+// Remember takes note of a terminal's settings. give returns it to them, and to
+// the screen and cursor that everybody has: for a process that outlives the View.
+func Remember(terminal *os.File) (give func() error, err error) {
+	fd := int(terminal.Fd())
+	saved, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return nil, fmt.Errorf("reading the terminal's settings: %w", err)
+	}
+	return func() error {
+		return errors.Join(unix.IoctlSetTermios(fd, unix.TCSETS, saved), write(fd, []byte(leave)))
+	}, nil
+}
+
+func (v *View) print(b []byte) error { return write(v.out, b) }
+
+func write(fd int, b []byte) error {
 	for len(b) > 0 {
-		n, err := unix.Write(v.out, b)
+		n, err := unix.Write(fd, b)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			unix.Poll([]unix.PollFd{{Fd: int32(v.out), Events: unix.POLLOUT}}, 1000)
+			unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 1000)
 		case err != nil:
 			return fmt.Errorf("writing to the terminal: %w", err)
 		default:
