@@ -110,7 +110,7 @@ func (c *Channel) Send(m Message) error {
 			continue
 		case err != nil:
 			return fmt.Errorf("sending %v: %w", m.Type, err)
-		case n < len(b)-4 || n == 0:
+		case n < len(b)-4 || n == 0 && len(b) > 4:
 			return fmt.Errorf("sending %v: the module took %d of %d bytes", m.Type, n, len(b))
 		}
 		return nil
