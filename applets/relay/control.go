@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stapbox/core/transport"
+	"stapbox/core/version"
 )
 
 // poll is how long the control channel is waited on before signals that were
@@ -58,6 +59,9 @@ type conversation struct {
 // converse carries on the conversation until it is over.
 func (r *relay) converse(signals <-chan os.Signal) outcome {
 	c := &conversation{relay: r, writes: make(chan transport.Message, 8), written: make(chan error, 8)}
+	if _, ok := r.LookupEnv(version.Interrupted); ok {
+		c.interrupts = 1
+	}
 	messages, stop := r.receive()
 	defer stop()
 	// Writes block while begin and end probes run: they have their own

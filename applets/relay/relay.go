@@ -69,6 +69,8 @@ type relay struct {
 
 // Main runs stapio.
 func Main(_ context.Context, inv *invocation.Invocation) int {
+	// The work is system calls: more processors for Go code only look for some.
+	runtime.GOMAXPROCS(1)
 	if marked(inv, targetMark) {
 		return runTarget(inv)
 	}
@@ -263,7 +265,10 @@ func (r *relay) removeModule(name string) int {
 	cmd.Env = userEnviron(r.Invocation)
 	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
 	cmd.SysProcAttr = ownGroup() // a ^C at the terminal must not end it half way
-	err := cmd.Run()
+	err := start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && exit.Exited():

@@ -57,11 +57,11 @@ func TestLargeScript(t *testing.T) {
 }
 
 func TestReadLoss(t *testing.T) {
-	got, err := readLoss("900 12000\nWARNING: generated 1000\nWARNING: There were 90 transport failures. Try stap -s\nWARNING: There were 10 lost messages, 5 lost bytes, and 0 unexpected sequences.\n")
+	got, err := readLoss("90000 12000\nWARNING: generated 1000\nWARNING: There were 90 transport failures. Try stap -s\nWARNING: There were 10 lost messages, 5 lost bytes, and 0 unexpected sequences.\n")
 	if want := (loss{generated: 1000, arrived: 900, dropped: 90, lost: 10, peak: 12000}); err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
-	for _, bad := range []string{"", "x", "900 12000\n"} {
+	for _, bad := range []string{"", "x", "90000 12000\n"} {
 		if l, err := readLoss(bad); err == nil {
 			t.Errorf("%q: got %+v", bad, l)
 		}

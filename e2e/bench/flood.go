@@ -25,7 +25,10 @@ probe timer.s(5) { exit() }
 probe end { warn(sprintf("generated %d", @count(n))) }`
 )
 
-const linesBytes = 150000 * 64
+const (
+	linesBytes  = 150000 * 64
+	recordLines = 100 // of a record of tickScript
+)
 
 // toFile runs "$@" with its output in a file, which must be whole.
 const toFile = `"$@" -o /tmp/flood || exit 1
@@ -33,18 +36,10 @@ const toFile = `"$@" -o /tmp/flood || exit 1
 rm /tmp/flood`
 
 // toSlowReader runs "$@" into a pipe that is read at a megabyte a second, and
-// prints the number of records that came, the most memory stapio had in KiB, and
+// prints the number of lines that came, the most memory stapio had in KiB, and
 // what it said.
-const toSlowReader = `{ "$@" 2>/tmp/said; } | {
-lines=0
-while dd bs=65536 count=1 2>/dev/null >/tmp/chunk; [ -s /tmp/chunk ]; do
-	lines=$((lines + $(wc -l </tmp/chunk)))
-	peak=$(grep VmHWM /proc/$(pidof stapio | cut -d' ' -f1)/status 2>/dev/null | grep -o '[0-9]*') && echo $peak >/tmp/peak
-	sleep 0.06
-done
-echo $((lines / 100)) $(cat /tmp/peak)
-cat /tmp/said
-}`
+const toSlowReader = `{ "$@" 2>/tmp/said; } | /agent slow 1000000
+cat /tmp/said`
 
 // flood measures how much output is carried, what that costs, and what is lost
 // when it is more than the reader takes.
@@ -148,9 +143,11 @@ type loss struct {
 // readLoss reads what toSlowReader prints.
 func readLoss(out string) (loss, error) {
 	var l loss
-	if _, err := fmt.Sscan(out, &l.arrived, &l.peak); err != nil {
+	var lines float64
+	if _, err := fmt.Sscan(out, &lines, &l.peak); err != nil {
 		return l, fmt.Errorf("%w in %q", err, out)
 	}
+	l.arrived = lines / recordLines
 	number := func(pattern string) float64 {
 		m := regexp.MustCompile(pattern).FindStringSubmatch(out)
 		if m == nil {
