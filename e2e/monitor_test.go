@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stapbox/e2e/fakemodule"
+	"stapbox/e2e/lab"
 )
 
 // terminal is a pseudo terminal of 80x24 and what was written to it.
@@ -368,6 +369,48 @@ func TestMonitorTogetherWith(t *testing.T) {
 			if got := r.wait(); got != 0 {
 				t.Errorf("status %d", got)
 			}
+		})
+	})
+}
+
+// Real modules in a terminal of the guest: the probes and globals are shown, keys
+// reach the module, and what is there at the end is seen.
+func TestMonitorGuest(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		const script = `global n, text = "hello" probe begin { println("begin") } probe timer.ms(20) { n++ } probe end { printf("end of %s\n", text) }`
+		const terminal = `mkfifo keys; /agent terminal staprun -M 1 m.ko <keys >screen & p=$!; exec 3>keys; `
+		for _, tt := range []struct{ name, sh string }{
+			{"keys", `await "grep -q 'module: ' screen" && await "grep -q 'text: hello' screen" && await "grep -q 'timer.ms(20)' screen"
+printf t3 >&3; printf '\r' >&3; await "grep -q ' 3 *off' screen"; printf q >&3; await "grep -q EXITED screen"; await "grep -q 'end of hello' screen"; gone; printf q >&3; wait $p; echo $?`},
+			{"^C", `await "grep -q 'text: hello' screen"; printf '\003' >&3; wait $p; echo $?; gone; grep -c 'end of hello' screen`},
+			{"terminal is closed", `await "grep -q 'text: hello' screen"; kill -9 $p; gone; echo 0`},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				got := inGuest(t, s, script, terminal+tt.sh, "--monitor")
+				wanted := map[string]string{"^C": "0\n1\n"}[tt.name]
+				if wanted == "" {
+					wanted = "0\n"
+				}
+				if string(got.Stdout) != wanted || got.Status != 0 {
+					t.Errorf("status %d, stdout %q, stderr %q", got.Status, got.Stdout, got.Stderr)
+					t.Logf("screen %q", s.do(t, lab.Shell(lab.Root, "tail -c 3000 /tmp/row/screen")).Stdout)
+				}
+			})
+		}
+		t.Run("stap --monitor", func(t *testing.T) {
+			server := s.startServer(t)
+			if err := server.WaitLog("is ready after", 90*time.Second); err != nil {
+				t.Fatal(err)
+			}
+			address := fmt.Sprintf("--use-server=%s:%d", lab.HostAddress, server.Port)
+			want(t, inGuest(t, s, "", `stap --trust-servers=ssl,no-prompt `+address+` 2>/dev/null
+mkfifo keys; /agent terminal stap --monitor `+address+` -e '`+script+`' <keys >screen & p=$!; exec 3>keys
+await "grep -q 'text: hello' screen"; printf q >&3; await "grep -q EXITED screen"; printf q >&3; wait $p; echo $?
+stap --trust-servers=ssl,no-prompt,revoke `+address+` 2>/dev/null`), 0, "0\n")
+		})
+		t.Run("a module without it", func(t *testing.T) {
+			got := inGuest(t, s, scriptHello, `/agent terminal staprun -C never -M 1 m.ko </dev/null | tr -d '\r' | sort`)
+			want(t, got, 0, "WARNING: There is no monitor: module e2e_test_module_with_long_name was not compiled with --monitor\nbegin\nend\n")
 		})
 	})
 }

@@ -39,6 +39,14 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) > 2 && os.Args[1] == "terminal" {
+		status, err := terminal(os.Args[2:])
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "agent: %v\n", err)
+			status = 1
+		}
+		os.Exit(status)
+	}
 	port, err := os.OpenFile(os.Args[1], os.O_RDWR, 0)
 	if err == nil {
 		err = serve(port)
