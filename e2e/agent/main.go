@@ -39,6 +39,13 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) == 3 && os.Args[1] == "slow" {
+		if err := slow(os.Args[2]); err != nil {
+			fmt.Fprintf(os.Stderr, "agent: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) > 2 && os.Args[1] == "terminal" {
 		status, err := terminal(os.Args[2:])
 		if err != nil {
