@@ -165,8 +165,9 @@ func TestRelayEnds(t *testing.T) {
 		s.put(t, "/tmp/ticker.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
 		for name, sig := range map[string]int{"INT": 2, "TERM": 15, "HUP": 1} {
 			t.Run(name, func(t *testing.T) {
-				r := lab.Command(lab.Dev, "staprun", "/tmp/ticker.ko")
-				r.Signals = []request.Signal{{Number: sig, After: 1500}}
+				r := lab.Shell(lab.Dev, shellHead+fmt.Sprintf(`cd $(mktemp -d); staprun /tmp/ticker.ko >out & p=$!
+await "grep -q tick out"; kill -%d $p; wait $p; status=$?; cat out; rm -r $PWD; exit $status`, sig))
+				r.Timeout = 60
 				got := s.do(t, r)
 				text := string(got.Stdout)
 				if got.Status != 0 || !strings.HasPrefix(text, "up\ntick\n") || !strings.HasSuffix(text, "tick\ndown\n") {
@@ -209,7 +210,8 @@ func TestRelayEnds(t *testing.T) {
 			want(t, s.do(t, lab.Shell(lab.Dev, "cp /tmp/hello.ko /tmp/other.ko && staprun /tmp/other.ko")), 0, "Hello\n")
 		})
 		t.Run("the same module twice needs -R", func(t *testing.T) {
-			got := s.do(t, lab.Shell(lab.Dev, "staprun /tmp/ticker.ko >/dev/null & sleep 1; staprun /tmp/ticker.ko; echo rc=$?; kill -INT $!; wait $!"))
+			got := s.do(t, lab.Shell(lab.Dev, shellHead+`cd $(mktemp -d); staprun /tmp/ticker.ko >out & await "grep -q tick out"
+staprun /tmp/ticker.ko; echo rc=$?; kill -INT $!; wait $!; rm -r $PWD`))
 			want(t, got, 0, "rc=1\n", "File exists", "Rerun with staprun option '-R' to rename this module.")
 		})
 		t.Run("two users run the same module at the same time", func(t *testing.T) {
