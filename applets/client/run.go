@@ -3,16 +3,20 @@ package client
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"stapbox/core/hostpaths"
+	"stapbox/core/kmod"
 )
 
 // staprunArgs are the words for staprun, in upstream's order (loader-relay
@@ -64,11 +68,24 @@ func (c *client) staprunArgs(out outcome) []string {
 	return append(append(args, out.module), c.opts.Globals...)
 }
 
-// readsInput reports whether a module has input probes: they are a file of its
-// directory, whose name is in the module.
+// readsInput reports whether a module has input probes. Our own modules say so in
+// their information; those of upstream have the name of the probes' file among
+// their strings, which a string of the script may also be: then stapio says that
+// nobody reads.
 func readsInput(module string) bool {
-	b, err := os.ReadFile(module)
-	return err == nil && bytes.Contains(b, []byte("\x00__stdin\x00"))
+	image, err := os.ReadFile(module)
+	if err != nil {
+		return false
+	}
+	if !kmod.Own(image) {
+		return bytes.Contains(image, []byte("\x00__stdin\x00"))
+	}
+	f, err := elf.NewFile(bytes.NewReader(image))
+	if err != nil {
+		return false
+	}
+	info, err := f.Section(".modinfo").Data()
+	return err == nil && slices.Contains(strings.Split(string(info), "\x00"), "stapbox_stdin=1")
 }
 
 // findStaprun is $SYSTEMTAP_STAPRUN, the installed one, or one beside our own
