@@ -115,6 +115,8 @@ var initialisers = map[string]string{
 	"golang.org/x/net/ipv4":                 "tables of options",
 	"golang.org/x/net/ipv6":                 "tables of options",
 	"golang.org/x/sys/unix":                 "error values",
+	"mvdan.cc/sh/v3/expand":                 "two regular expressions for globs",
+	"mvdan.cc/sh/v3/fileutil":               "two regular expressions for names and first lines of scripts",
 }
 
 // TestInitialisers asks the runtime which packages of the real executable do
