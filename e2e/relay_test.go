@@ -741,6 +741,31 @@ func TestRelayDaemon(t *testing.T) {
 	})
 }
 
+// -D with -A: the module is there already, the background takes it over.
+func TestRelayDaemonAttaches(t *testing.T) {
+	generations(t, func(t *testing.T, g int) {
+		m := fake(t, fakemodule.Config{Generation: g, Running: true})
+		r := relayCommand(t, m, "-A", "-D", "-o", "out", "fake").start()
+		if s := r.wait(); s != 0 {
+			t.Fatalf("status %d; %s", s, r.state())
+		}
+		r.until("pid line", 3*time.Second, func() bool { return strings.HasSuffix(r.stdout.String(), "\n") })
+		pid, err := strconv.Atoi(strings.TrimSpace(r.stdout.String()))
+		if err != nil || pid == r.cmd.Process.Pid {
+			t.Fatalf("pid line %q of process %d", r.stdout.String(), r.cmd.Process.Pid)
+		}
+		m.Record(0, 5, []byte("five\n"))
+		r.until("output", 3*time.Second, func() bool { return r.files() == `out="five\n"` })
+		syscall.Kill(pid, syscall.SIGTERM)
+		r.until("removal", 5*time.Second, func() bool { b, _ := os.ReadFile(r.calls); return len(b) > 0 })
+		r.removed(removal)
+		if got := r.messages(); got != "BULK=EINVAL EXIT" {
+			t.Errorf("messages %q", got)
+		}
+		r.until("end of the daemon", 3*time.Second, func() bool { return syscall.Kill(pid, 0) != nil })
+	})
+}
+
 // The module's owner need not be root; others, and the owner of another module,
 // are refused.
 func TestRelayOwner(t *testing.T) {

@@ -79,7 +79,11 @@ func (r *relay) converse(signals <-chan os.Signal) outcome {
 	}
 	if r.opts.Attach {
 		c.started = true
-		if err := r.startTrace(); err != nil {
+		err := r.startTrace()
+		if err == nil && r.daemon {
+			err = r.background()
+		}
+		if err != nil {
 			c.fail("%v", err)
 			c.abort()
 		} else {
