@@ -435,7 +435,9 @@ func kernelFunctions(s string) bool {
 		"module_name", "gettimeofday_s", "gettimeofday_ms", "gettimeofday_us", "gettimeofday_ns",
 		"get_cycles", "randint", "ctime", "strlen", "strtol", "substr", "stringat", "isinstr",
 		"str_replace", "text_str", "text_strn", "tokenize", "exit", "error", "warn", "log",
-		"system", "_stdin_line", "tz_gmtoff", "tz_name":
+		"system", "_stdin_line", "tz_gmtoff", "tz_name",
+		"ns_pid", "ns_tid", "ns_ppid", "ns_pgrp", "ns_sid", "ns_uid", "ns_euid", "ns_gid", "ns_egid",
+		"remote_id", "remote_uri":
 		return true
 	}
 	return false

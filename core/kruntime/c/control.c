@@ -6,6 +6,7 @@
  */
 #include "runtime.h"
 #include <linux/cred.h>
+#include <linux/pid.h>
 #include <linux/user_namespace.h>
 
 #define OOB_MAX 384
@@ -38,7 +39,8 @@ static DEFINE_MUTEX(stp_control);	/* one message at a time */
 static unsigned int stp_credentials;
 static bool stp_has_credentials;
 struct stp_tzinfo stp_tzinfo;
-int stp_namespaces_pid;
+struct pid *stp_namespaces;
+struct stp_remote stp_remote;
 
 #define ROOT_LEVELS 0xe
 
@@ -67,6 +69,7 @@ STP_COLD void stp_control_exit(void)
 	if (q.slots)
 		irq_work_sync(&q.wake);
 	vfree(q.slots);
+	put_pid(stp_namespaces);
 }
 
 static bool stp_queue_lock(unsigned long *flags)
@@ -210,6 +213,8 @@ STP_COLD static void stp_handle_start(const void *data)
 		return;
 	memcpy(&m, data, sizeof(m));
 	stp_target_pid = m.target;
+	if (!stp_namespaces)
+		stp_namespaces = get_pid(task_pid(current));
 	m.res = 0;
 	if (!stp_has_credentials || !need || (stp_credentials & need) != need) {
 		stp_message("ERROR: Your privilege credentials (%s) are insufficient to run this module (%s required).\n",
@@ -241,6 +246,23 @@ STP_COLD static void stp_handle_exit(void)
 STP_COLD static bool stp_from_root(struct file *f)
 {
 	return uid_eq(current_euid(), GLOBAL_ROOT_UID) && uid_eq(f->f_cred->euid, GLOBAL_ROOT_UID);
+}
+
+/* The number is one of the sender's pid namespace. */
+STP_COLD static int stp_handle_namespaces(const void *data)
+{
+	struct pid *pid;
+	s32 nr;
+
+	if (atomic_read(&stp_state) != STP_S_NEW)
+		return -EINVAL;
+	memcpy(&nr, data, sizeof(nr));
+	pid = find_get_pid(nr);
+	if (!pid)
+		return -ESRCH;
+	put_pid(stp_namespaces);
+	stp_namespaces = pid;
+	return 0;
 }
 
 /* Answers 0 for done, 1 for a payload that is too short, or an errno. */
@@ -293,7 +315,10 @@ STP_COLD static int stp_handle(struct file *f, u32 type, const void *data, size_
 		stp_tzinfo.name[sizeof(stp_tzinfo.name) - 1] = 0;
 		break;
 	case STP_MSG_NAMESPACES_PID:
-		memcpy(&stp_namespaces_pid, data, sizeof(stp_namespaces_pid));
+		return stp_handle_namespaces(data);
+	case STP_MSG_REMOTE_ID:
+		memcpy(&stp_remote, data, sizeof(stp_remote));
+		stp_remote.uri[sizeof(stp_remote.uri) - 1] = 0;
 		break;
 	case STP_MSG_RELOCATION:
 		/* Addresses serve probes by symbol; no such probe, no need to keep them. */

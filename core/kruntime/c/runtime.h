@@ -128,7 +128,12 @@ struct stp_tzinfo {
 	char name[64];
 };
 extern struct stp_tzinfo stp_tzinfo;
-extern int stp_namespaces_pid;
+struct stp_remote {
+	s32 id;
+	char uri[128];
+};
+extern struct stp_remote stp_remote;
+extern struct pid *stp_namespaces;	/* whose namespaces the script means */
 
 /* number.c */
 void stp_pad(struct stp_context *c, char ch, int64_t n);

@@ -427,6 +427,17 @@ void stp_fn_warn(struct stp_context *c, const char *text);
 void stp_fn_system(struct stp_context *c, const char *command);
 void stp_fn__stdin_line(struct stp_context *c, char *out);
 int64_t stp_fn_tz_gmtoff(struct stp_context *c);
+int64_t stp_fn_ns_pid(struct stp_context *c);
+int64_t stp_fn_ns_tid(struct stp_context *c);
+int64_t stp_fn_ns_ppid(struct stp_context *c);
+int64_t stp_fn_ns_pgrp(struct stp_context *c);
+int64_t stp_fn_ns_sid(struct stp_context *c);
+int64_t stp_fn_ns_uid(struct stp_context *c);
+int64_t stp_fn_ns_euid(struct stp_context *c);
+int64_t stp_fn_ns_gid(struct stp_context *c);
+int64_t stp_fn_ns_egid(struct stp_context *c);
+int64_t stp_fn_remote_id(struct stp_context *c);
+void stp_fn_remote_uri(struct stp_context *c, char *out);
 void stp_fn_tz_name(struct stp_context *c, char *out);
 void stp_fn_log(struct stp_context *c, const char *text);
 

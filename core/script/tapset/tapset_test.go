@@ -29,7 +29,8 @@ func TestLibrary(t *testing.T) {
 	}
 	for _, name := range strings.Fields(`exit error warn log pid tid ppid uid euid gid egid execname cpu target module_name
 		gettimeofday_s gettimeofday_ms gettimeofday_us gettimeofday_ns get_cycles strlen substr strtol isinstr
-		str_replace tokenize stringat text_str text_strn randint ctime pp pn system tz_gmtoff tz_name tz_ctime`) {
+		str_replace tokenize stringat text_str text_strn randint ctime pp pn system tz_gmtoff tz_name tz_ctime
+		ns_pid ns_tid ns_ppid ns_pgrp ns_sid ns_uid ns_euid ns_gid ns_egid remote_id remote_uri`) {
 		if !have[name] {
 			t.Errorf("function %s is missing", name)
 		}
