@@ -287,7 +287,7 @@ func TestMonitorWithoutView(t *testing.T) {
 			want   string
 		}{
 			{"no files", func(c *fakemodule.Config) { c.Begin, c.Files = oneAndExit, nil }, nil, "", 0,
-				"WARNING: There is no monitor: module fake was not compiled with --monitor\n"},
+				"WARNING: There is no monitor: module fake was not compiled with --monitor, or ends at once\n"},
 			{"no files, and a command", func(c *fakemodule.Config) { c.Files = nil }, []string{"-c", "echo from target"}, "", 0, "from target\n"},
 			{"error at start", func(c *fakemodule.Config) {
 				c.StartResult = -22
@@ -397,6 +397,11 @@ printf t3 >&3; printf '\r' >&3; await "grep -q ' 3 *off' screen"; printf q >&3; 
 				}
 			})
 		}
+		t.Run("the last status", func(t *testing.T) {
+			got := inGuest(t, s, `global n = 5 probe timer.ms(500) { n = 7 println(n) exit() }`, `mkfifo keys; /agent terminal staprun -M 9 m.ko <keys >screen & p=$!; exec 3>keys
+await "grep -q EXITED screen"; await "grep -q 'n: 7' screen"; printf q >&3; wait $p; echo $?`, "--monitor")
+			want(t, got, 0, "0\n")
+		})
 		t.Run("stap --monitor", func(t *testing.T) {
 			server := s.startServer(t)
 			if err := server.WaitLog("is ready after", 90*time.Second); err != nil {
@@ -410,7 +415,7 @@ stap --trust-servers=ssl,no-prompt,revoke `+address+` 2>/dev/null`), 0, "0\n")
 		})
 		t.Run("a module without it", func(t *testing.T) {
 			got := inGuest(t, s, scriptHello, `/agent terminal staprun -C never -M 1 m.ko </dev/null | tr -d '\r' | sort`)
-			want(t, got, 0, "WARNING: There is no monitor: module e2e_test_module_with_long_name was not compiled with --monitor\nbegin\nend\n")
+			want(t, got, 0, "WARNING: There is no monitor: module e2e_test_module_with_long_name was not compiled with --monitor, or ends at once\nbegin\nend\n")
 		})
 	})
 }

@@ -156,6 +156,9 @@ func (c *conversation) askExit() {
 
 // end makes the module exit, now or as soon as it listens.
 func (c *conversation) end() {
+	if c.interrupts == 0 && c.screen.viewing() {
+		c.screen.view.Refresh()
+	}
 	c.interrupts = max(c.interrupts, 1)
 	c.askExit()
 }

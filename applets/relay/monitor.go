@@ -208,7 +208,7 @@ const (
 
 func (s *screen) begin(r *relay) (err error) {
 	if _, err := s.status(); errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("module %s was not compiled with --monitor", r.name)
+		return fmt.Errorf("module %s was not compiled with --monitor, or ends at once", r.name)
 	} else if err != nil {
 		return err
 	}

@@ -107,7 +107,7 @@ func render(s *state, width, height int) []row {
 func helpText() []string {
 	return []string{
 		"h      this help, and back",
-		"c      clear the statistics of all probes",
+		"c      reset the globals and the statistics of the probes",
 		"s      sort the probes by the next column",
 		"t      switch a probe on or off by its index",
 		"p r    pause the script, resume it",

@@ -93,12 +93,16 @@ func (v *View) Write(p []byte) (int, error) {
 // Message adds a warning or an error.
 func (v *View) Message(text string) { v.update(func(s *state) { s.out.message(text) }) }
 
-// Exited tells that the module has exited. Its status is read a last time; the
-// screen stays until q is pressed.
-func (v *View) Exited() {
+// Refresh reads the status now: the module is about to exit, after which it has
+// none.
+func (v *View) Refresh() {
 	if b, err := v.config.Status(); err == nil {
 		v.update(func(s *state) { s.update(b, nil) })
 	}
+}
+
+// Exited tells that the module has exited. The screen stays until q is pressed.
+func (v *View) Exited() {
 	v.update(func(s *state) {
 		s.exited, s.paused, s.prompting = true, false, false
 		s.notice = ""
