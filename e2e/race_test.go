@@ -340,6 +340,37 @@ func TestRemovalRemovesWhatWasProven(t *testing.T) {
 	})
 }
 
+// TestOnlyTheInsertedIsTakenBack stops staprun between the insertion of a module
+// and its introduction. The user cannot have the module removed meanwhile, and
+// what root has put in its place stays: taking it back without a proof was
+// CVE-2010-4171 once more.
+func TestOnlyTheInsertedIsTakenBack(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		s.put(t, "/tmp/ticker.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
+		s.put(t, "/tmp/swap.sh", lab.Root, 0o755, []byte("rmmod "+testModule+" && insmod /tmp/ticker.ko"))
+		introduced := "staprun openat /proc/systemtap/" + testModule
+		t.Run("removal waits", func(t *testing.T) {
+			r := lab.Command(lab.Dev, "staprun", "-L", "/tmp/ticker.ko")
+			r.Break = &request.Break{Text: introduced, Nth: 1, Shell: `cd /tmp; (su dev -s /bin/sh -c "staprun -d ` + testModule + `"; echo removed $?) >/tmp/second 2>&1 & sleep 1.5; cat /tmp/second`}
+			// Once stapio takes over, who comes first is the user's own affair.
+			a := s.do(t, r)
+			if !strings.Contains(string(a.Stderr), "act: "+introduced) || strings.Contains(string(a.Stderr), "removed") {
+				t.Errorf("the removal did not wait: %s", a.Stderr)
+			}
+			s.do(t, lab.Shell(lab.Root, "for i in $(seq 100); do grep -q removed /tmp/second && break; sleep 0.1; done; staprun -d '*'; rm /tmp/second"))
+		})
+		t.Run("what has taken the name since stays", func(t *testing.T) {
+			r := lab.Command(lab.Dev, "staprun", "-L", "/tmp/ticker.ko")
+			r.Break = &request.Break{Text: introduced, Nth: 1, Shell: "sh /tmp/swap.sh"}
+			want(t, s.do(t, r), 1, "", "Couldn't remove module '"+testModule+"': it belongs to user 0.")
+			if s.loaded(t) == "" {
+				t.Error("the other module was removed")
+			}
+			want(t, s.do(t, lab.Shell(lab.Root, "staprun -d "+testModule)), 0, "")
+		})
+	})
+}
+
 func atoi(t *testing.T, s string) int {
 	t.Helper()
 	n, err := strconv.Atoi(strings.TrimSpace(s))

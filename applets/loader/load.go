@@ -96,6 +96,12 @@ func (l *loader) load() int {
 		unix.Sync()
 	}
 	stop.inserting()
+	unlock, err := lockUser(os.Getuid())
+	if err != nil {
+		l.report.Errorf("Couldn't insert module '%s': %s", l.opts.Module, kmod.Strerror(err))
+		return exitError
+	}
+	defer unlock() // or exec(2) does
 	if status, ok := l.insert(m); !ok {
 		return status
 	}
@@ -113,10 +119,25 @@ func (l *loader) load() int {
 		return exitError
 	}
 	l.report.Errorf("%v", err)
-	if err := kmod.Remove(m.name); err != nil {
+	if err := takeBack(m.name); err != nil {
 		l.report.Errorf("Couldn't remove module '%s': %s.", m.name, kmod.Strerror(err))
 	}
 	return exitError
+}
+
+// takeBack removes the module that has just been inserted. The user's lock has
+// kept its name its own, unless root has removed it; so what has a control file
+// of another owner stays. One without any, which was built for debugfs where
+// that is not mounted, is still removed.
+func takeBack(name string) error {
+	if dir, err := transport.OpenDir(name); err == nil {
+		defer dir.Close()
+		var st unix.Stat_t
+		if err := unix.Fstatat(int(dir.Fd()), ".cmd", &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && int(st.Uid) != os.Getuid() {
+			return fmt.Errorf("it belongs to user %d", st.Uid)
+		}
+	}
+	return kmod.Remove(name)
 }
 
 // read opens, reads, verifies and judges the module. Every verdict leaves one
@@ -359,36 +380,6 @@ func (l *loader) checkCount() error {
 		return fmt.Errorf("You have %d modules loaded, which is all that max-modules=%d allows a user (%s).", n, l.policy.MaxModules, hostpaths.LoadPolicy())
 	}
 	return nil
-}
-
-// lockWait is how long an insertion waits for others. A user may stop his own
-// staprun while it holds the lock: that must not stop everybody else's. Going on
-// without the lock is safe, only less tidy: modules take "exists" for success.
-const lockWait = 3 * time.Second
-
-// lockInsertions waits for the lock, at most for lockWait.
-func lockInsertions() (unlock func(), err error) {
-	path := hostpaths.LoadLock()
-	dir := path[:strings.LastIndex(path, "/")]
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	fd, err := unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	unlock = func() { unix.Close(fd) }
-	for deadline := time.Now().Add(lockWait); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return unlock, nil
-		}
-		if err != unix.EWOULDBLOCK && err != unix.EINTR {
-			unlock()
-			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
-		}
-	}
-	return unlock, nil
 }
 
 // introduce tells the new module what only root may tell it, and leaves it

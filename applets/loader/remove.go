@@ -100,6 +100,15 @@ func (l *loader) removeModule(name string) (err error) {
 		return fmt.Errorf("%w: %v", errNotProven, err)
 	}
 	defer dir.Close()
+	// An insertion of the same user's comes first.
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), ".cmd", &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && (d.UID == 0 || d.UID == int(st.Uid)) {
+		unlockUser, err := lockUser(int(st.Uid))
+		if err != nil {
+			return err
+		}
+		defer unlockUser()
+	}
 	ch, err := transport.OpenChannel(dir)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotProven, err)

@@ -26,10 +26,11 @@ func caught() []os.Signal {
 
 // catch begins to handle signals. SIGPIPE and the user signals are caught and
 // mean nothing: a caller who closes the pipe behind standard error must not end
-// staprun between insertion and hand-over.
+// staprun between insertion and hand-over. Neither does ^Z stop it there, where
+// it would hold the user's lock.
 func catch(exit func(os.Signal)) *interrupts {
 	i := &interrupts{make(chan os.Signal, 16), make(chan struct{}), make(chan struct{})}
-	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2, unix.SIGTSTP)
 	signal.Notify(i.c, caught()...)
 	go func() {
 		defer close(i.ended)
