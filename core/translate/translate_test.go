@@ -164,8 +164,8 @@ func TestSnippets(t *testing.T) {
 		{"array", `global a%[7] probe begin { a["x", 1] = "y" println(a["x", 1]) }`, `{ "a", &g_a, 7, 1, 1, 2, { STP_STRING, STP_STRING, STP_LONG } }`},
 		{"sorting locks for writing", `global a probe timer.s(1) { foreach (k+ in a) println(k) } probe begin { a[1] = 1 }`, "0 | STP_LOCK_WRITE,\n\t0 | STP_LOCK_WRITE,"},
 		{"reading locks for reading", `global a probe timer.s(1) { println(a) } probe begin { a = 1 }`, "0 | STP_LOCK_WRITE,\n\t0,"},
-		{"parts", "global a probe timer.s(1) { a[1] = 1 println(a[1]) }", "STP_SCRIPT_PARTS(1, 1)"},
-		{"no parts", "probe begin { println(1) }", "STP_SCRIPT_PARTS(0, 0)"},
+		{"parts", "global a probe timer.s(1) { a[1] = 1 println(a[1]) }", "STP_SCRIPT_PARTS(1, 1, 0, 0, NULL, NULL)"},
+		{"no parts", "probe begin { println(1) }", "STP_SCRIPT_PARTS(0, 0, 0, 0, NULL, NULL)"},
 		{"call site", "function f() { println(1) return 1 } probe begin { println(f()) }", `fn_f(c, "identifier 'f' at t.stp:1:60")`},
 	} {
 		if got := unit(t, tt.script, Options{}); !strings.Contains(got, tt.want) {
