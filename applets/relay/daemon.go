@@ -38,7 +38,8 @@ func (r *relay) toBackground(module string, signals <-chan os.Signal) int {
 	if !filepath.IsAbs(opts.Output) && opts.Output != "" {
 		if r.Dir == "" {
 			r.report.Errorf("Unable to make output file name absolute: the working directory is gone")
-			return exitError
+			r.failed = true
+			return r.removeModule(module)
 		}
 		// Only what the user wrote is a template.
 		opts = opts.WithOutput(filepath.Join(strings.ReplaceAll(r.Dir, "%", "%%"), opts.Output))
@@ -46,7 +47,8 @@ func (r *relay) toBackground(module string, signals <-chan os.Signal) int {
 	status, tell, err := os.Pipe()
 	if err != nil {
 		r.report.Errorf("pipe: %v", err)
-		return exitError
+		r.failed = true
+		return r.removeModule(module)
 	}
 	defer status.Close()
 	cmd := r.self(daemonMark, opts.Relay(daemonDir, module))
@@ -58,6 +60,7 @@ func (r *relay) toBackground(module string, signals <-chan os.Signal) int {
 	tell.Close()
 	if err != nil {
 		r.report.Errorf("Couldn't run in the background: %v", err)
+		r.failed = true
 		return r.removeModule(module)
 	}
 	taken := make(chan bool, 1)

@@ -151,7 +151,9 @@ func (r *relay) session(name string, signals <-chan os.Signal) int {
 	if err != nil {
 		r.report.Errorf("%v", err)
 		r.failed = true
-	} else {
+	}
+	insistence := r.insist()
+	if err == nil {
 		how = r.converse(signals)
 	}
 	if r.input != nil {
@@ -167,12 +169,13 @@ func (r *relay) session(name string, signals <-chan os.Signal) int {
 	}
 	r.ch.Close()
 	r.dir.Close()
-	if r.output != nil && how != aborted {
+	if r.output != nil && how != aborted && !r.trace.stuck() {
 		if err := r.output.Close(); err != nil {
 			r.report.Errorf("%v", err)
 			r.failed = true
 		}
 	}
+	insistence.mine()
 	if how == detached {
 		fmt.Fprintf(r.Stderr, "\nDisconnecting from systemtap module.\nTo reconnect, type \"staprun -A %s\"\n", name)
 		return exitOK

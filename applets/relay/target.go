@@ -150,7 +150,7 @@ func runTarget(inv *invocation.Invocation) int {
 func userEnviron(inv *invocation.Invocation) []string {
 	return slices.DeleteFunc(slices.Clone(inv.Environ), func(e string) bool {
 		name, _, _ := strings.Cut(e, "=")
-		return name == targetMark || name == daemonMark || name == guardMark || name == version.Handover
+		return name == targetMark || name == daemonMark || name == guardMark || name == version.Handover || name == version.Interrupted
 	})
 }
 

@@ -30,6 +30,7 @@ type traceReaders struct {
 	wake    int // eventfd that ends every poll at once
 	ending  ending
 	stopped bool // the readers have ended
+	left    bool // a writer that is stuck was left behind
 
 	newest    *transport.Newest
 	lostBytes uint64
@@ -333,12 +334,17 @@ func (t *traceReaders) finish(how ending, giveUp <-chan struct{}) (accounting, [
 		select {
 		case <-finished:
 		case <-time.After(100 * time.Millisecond):
+			t.left = true
 		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return accounting{t.merger.LostRecords, t.lostBytes, t.merger.Unexpected}, t.warnings
 }
+
+// stuck reports whether finish had to leave a writer behind, so that the output
+// is not to be touched any more. There may have been no readers at all.
+func (t *traceReaders) stuck() bool { return t != nil && t.left }
 
 func (t *traceReaders) conclude(how ending) {
 	t.mu.Lock()

@@ -150,11 +150,16 @@ func (c *Channel) Owner() (uid int, err error) {
 }
 
 // Close detaches from the module, which goes on running. A Send under way is
-// waited for.
+// waited for. Closing once more does nothing.
 func (c *Channel) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return os.NewSyscallError("close "+c.name, unix.Close(c.fd))
+	if c.fd < 0 {
+		return nil
+	}
+	fd := c.fd
+	c.fd = -1
+	return os.NewSyscallError("close "+c.name, unix.Close(fd))
 }
 
 // TraceFile is one CPU's open trace file, in non-blocking mode.
