@@ -147,9 +147,11 @@ STP_COLD static void stp_json_array(struct stp_context *c, struct stp_json *j, c
 	const char *comma = "";
 
 	stp_json_add(j, "{");
-	if (j->full)
+	if (j->full || j->cap - j->len < 3) {
+		j->full = true;
 		return;
-	j->cap -= 2;	/* for the end */
+	}
+	j->cap -= 2;	/* for the end; what is left is not below zero */
 	for (n = stp_map_first(c, m, 0, 0, NULL); n; n = stp_map_next(m, n)) {
 		start = j->len;
 		stp_json_add(j, "%s\"(", comma);
