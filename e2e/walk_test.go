@@ -173,6 +173,22 @@ func TestWalk(t *testing.T) {
 				}
 			}
 		})
+		t.Run("a run ended at any moment leaves nothing", func(t *testing.T) {
+			// staprun is deaf while it becomes stapio; stap removes what that leaves.
+			r := lab.Shell(lab.Usr, `for i in $(seq 30); do
+				stap -e 'probe begin { println("on") }' >/dev/null 2>&1 & p=$!
+				usleep $((i * 37000)); kill -TERM $p; wait $p
+				n=0; while ls /proc/systemtap/* >/dev/null 2>&1; do n=$((n+1)); [ $n -gt 40 ] && { echo "ended after $i of 30: $(ls /proc/systemtap)"; break 2; }; sleep 0.1; done
+			done`)
+			r.Timeout = 150
+			want(t, s.do(t, r), 0, "")
+		})
+		t.Run("a target command", func(t *testing.T) {
+			stdout, stderr, status := run(lab.Usr, "-c", "echo $((6*7))", "-e", `probe end { println(target() > 0 ? "of a process" : "of none") }`)
+			if status != 0 || stdout != "42\nof a process\n" {
+				t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
+			}
+		})
 		for _, tt := range []struct {
 			name   string
 			user   lab.User

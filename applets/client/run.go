@@ -68,6 +68,29 @@ func (c *client) staprunArgs(out outcome) []string {
 	return append(append(args, out.module), c.opts.Globals...)
 }
 
+// removeLeftover removes the module of a staprun that a request to end has ended
+// before it could do so itself: it is deaf to signals while it becomes stapio.
+// After SIGKILL the module stays, for staprun -A.
+func (c *client) removeLeftover(staprun string, pid int, by syscall.Signal) {
+	if by == syscall.SIGKILL {
+		return
+	}
+	pattern := "*_" + strconv.Itoa(pid) // the name that -R gives
+	if c.opts.Module != "" {
+		pattern = c.opts.Module
+	}
+	left, err := filepath.Glob(filepath.Join("/proc/systemtap", pattern))
+	if err != nil || len(left) != 1 {
+		return // nothing was loaded
+	}
+	cmd := exec.Command(staprun, "-d", filepath.Base(left[0]))
+	cmd.Env = c.inv.Environ
+	cmd.Stderr = c.inv.Stderr
+	if err := cmd.Run(); err != nil {
+		c.say("hint: staprun -d %s removes the module that was left", filepath.Base(left[0]))
+	}
+}
+
 // readsInput reports whether a module has input probes. Our own modules say so in
 // their information; those of upstream have the name of the probes' file among
 // their strings, which a string of the script may also be: then stapio says that
@@ -165,6 +188,7 @@ func (c *client) pass5(ctx context.Context, out outcome) int {
 		return 0
 	case errors.As(err, &exit):
 		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			c.removeLeftover(path, cmd.Process.Pid, ws.Signal())
 			c.say("WARNING: %s exited with signal: %d (%s)", path, ws.Signal(), ws.Signal())
 		} else {
 			c.say("WARNING: %s exited with status: %d", path, exit.ExitCode())

@@ -277,13 +277,12 @@ func (l *loader) handOver(program, module string, dir *os.File, stop *interrupts
 	if l.opts.Verbose >= 2 {
 		fmt.Fprintf(l.Stderr, "execing: %s \n", strings.Join(argv, " "))
 	}
-	// Whatever the user has blocked, stapio begins with these four, which wait
-	// until its handlers are in place: ending it before would leave the module.
-	if err := unix.PthreadSigmask(unix.SIG_SETMASK, signalSet(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT), nil); err != nil {
-		return fmt.Errorf("blocking signals: %w", err)
+	// The user may have blocked signals; stapio starts afresh.
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &unix.Sigset_t{}, nil); err != nil {
+		return fmt.Errorf("unblocking signals: %w", err)
 	}
 	environ := l.environment(module)
-	if stop.pending() != nil {
+	if stop.handOver() {
 		environ = append(environ, version.Interrupted+"=1")
 	}
 	if l.Umask >= 0 {

@@ -75,11 +75,13 @@ func (l *loader) ended(s os.Signal) {
 	os.Exit(exitError)
 }
 
-// signalSet makes a set of signals.
-func signalSet(signals ...unix.Signal) *unix.Sigset_t {
-	var set unix.Sigset_t
-	for _, s := range signals {
-		set.Val[(s-1)/64] |= 1 << ((s - 1) % 64)
-	}
-	return &set
+// handOver makes the terminal's signals wait for stapio, whose Go runtime begins
+// with them ignored until it wants them (os/signal), and says whether a signal
+// has come meanwhile. TERM and QUIT it does not leave ignored: for some
+// milliseconds they end stapio and leave the module, which staprun -d removes;
+// stap does so by itself.
+func (i *interrupts) handOver() (interrupted bool) {
+	interrupted = i.pending() != nil
+	signal.Ignore(unix.SIGHUP, unix.SIGINT)
+	return interrupted
 }

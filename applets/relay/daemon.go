@@ -56,7 +56,7 @@ func (r *relay) toBackground(module string, signals <-chan os.Signal) int {
 	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
 	cmd.ExtraFiles = []*os.File{r.dir, tell}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = start(cmd)
+	err = cmd.Start()
 	tell.Close()
 	if err != nil {
 		r.report.Errorf("Couldn't run in the background: %v", err)

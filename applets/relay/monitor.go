@@ -363,7 +363,7 @@ func (r *relay) startGuard(tty *os.File) (*guard, error) {
 	g := &guard{r.self(guardMark, nil), aliveWrite}
 	g.cmd.ExtraFiles = []*os.File{tty, aliveRead, readyWrite}
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no signal of the terminal reaches it
-	err = start(g.cmd)
+	err = g.cmd.Start()
 	readyWrite.Close()
 	if err != nil {
 		aliveWrite.Close()

@@ -268,10 +268,7 @@ func (r *relay) removeModule(name string) int {
 	cmd.Env = userEnviron(r.Invocation)
 	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
 	cmd.SysProcAttr = ownGroup() // a ^C at the terminal must not end it half way
-	err := start(cmd)
-	if err == nil {
-		err = cmd.Wait()
-	}
+	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && exit.Exited():

@@ -70,7 +70,7 @@ func (r *relay) startTarget() (*target, error) {
 	r.streams(cmd)
 	cmd.ExtraFiles = []*os.File{goRead, readyWrite}
 	t := &target{cmd: cmd, waiting: readyRead, release: goWrite, ended: make(chan error, 1)}
-	if err := start(cmd); err != nil {
+	if err := cmd.Start(); err != nil {
 		readyRead.Close()
 		goWrite.Close()
 		return nil, fmt.Errorf("starting the command of -c: %w", err)
@@ -236,7 +236,7 @@ func (r *relay) system(command string) {
 	cmd := exec.Command("sh", "-c", command)
 	cmd.Env, cmd.Dir = userEnviron(r.Invocation), r.Dir
 	r.streams(cmd)
-	if err := start(cmd); err != nil {
+	if err := cmd.Start(); err != nil {
 		r.report.Errorf("Couldn't run the script's command: %v", err)
 		r.failed = true
 		return
