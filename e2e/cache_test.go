@@ -2,17 +2,21 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/x509"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"stapbox/core/signing"
 	"stapbox/core/wire"
 	"stapbox/e2e/lab"
 )
@@ -25,19 +29,16 @@ func executions(t *testing.T, s *lab.Server) (end func() (all, workers int)) {
 	if err != nil {
 		t.Skipf("counting executions needs strace: %v", err)
 	}
-	pid := regexp.MustCompile(`compile server pid (\d+) `).FindStringSubmatch(s.Log())
-	if pid == nil {
-		t.Fatalf("the server does not tell its pid:\n%s", s.Log())
-	}
+	pid := strconv.Itoa(s.PID)
 	out := filepath.Join(t.TempDir(), "trace")
-	cmd := exec.Command(strace, "-f", "-qq", "-e", "trace=execve", "-e", "signal=none", "-o", out, "-p", pid[1])
+	cmd := exec.Command(strace, "-f", "-qq", "-e", "trace=execve", "-e", "signal=none", "-o", out, "-p", pid)
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	traced := func() bool {
-		status, err := os.ReadFile("/proc/" + pid[1] + "/status")
+		status, err := os.ReadFile("/proc/" + pid + "/status")
 		return err == nil && !strings.Contains(string(status), "TracerPid:\t0\n")
 	}
 	for range 500 {
@@ -134,4 +135,86 @@ func TestServerCache(t *testing.T) {
 	if m, _ := got.Modules(); len(m) != 1 || !bytes.Equal(m[0].Data, modules[0].Data) || s.WaitLog("cache=hit", time.Second) != nil {
 		t.Errorf("after a restart:\n%s", s.Log())
 	}
+}
+
+// TestServerKilled ends a server by SIGKILL at random moments under load. Each
+// answer that comes is the right one, and the cache stays whole.
+func TestServerKilled(t *testing.T) {
+	s := serve(t, "killed")
+	const scripts, clients, kills = 12, 6, 12
+	cert, err := os.ReadFile(s.Certificate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := x509.ParseCertificate(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	modules := make(map[int][]byte) // what each script became, by the first answer
+	hits, answered := 0, 0
+	var frames [][]byte
+	for i := range scripts {
+		frames = append(frames, s.frame(t, "-p4", "--privilege=stapusr", "-e", fmt.Sprintf(`probe begin { printf("%d\n"); exit() }`, i)))
+	}
+	for range kills {
+		stop := make(chan struct{})
+		var all sync.WaitGroup
+		for range clients {
+			all.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					i := rand.IntN(scripts)
+					got, err := s.send(frames[i], false)
+					if err != nil || !got.HasRC {
+						time.Sleep(10 * time.Millisecond) // the server is gone
+						continue
+					}
+					m, sig := got.Modules()
+					if got.RC != 0 || len(m) != 1 {
+						t.Errorf("script %d: status %d, %s", i, got.RC, got.Stderr)
+						return
+					}
+					if r := signing.Verify(m[0].Data, sig[0].Data, []signing.Signer{{Certificate: signer}}, signing.Policy{Now: time.Now()}); r.Verdict != signing.OK {
+						t.Errorf("script %d: %v, %s", i, r.Verdict, r.Reason)
+					}
+					mu.Lock()
+					answered++
+					if want, ok := modules[i]; !ok {
+						modules[i] = m[0].Data
+					} else if !bytes.Equal(m[0].Data, want) {
+						t.Errorf("script %d: another module than the first time", i)
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		time.Sleep(time.Duration(rand.IntN(1200)) * time.Millisecond)
+		syscall.Kill(s.PID, syscall.SIGKILL)
+		close(stop)
+		all.Wait()
+		hits += strings.Count(s.Log(), "cache=hit")
+		s.Stop()
+		out, err := exec.Command(stage.programs.Applet("stapbox"), "cache", "verify", "--dir", filepath.Join(s.Dir, "answers")).CombinedOutput()
+		if err != nil || !strings.HasSuffix(string(out), "damaged 0\n") {
+			t.Fatalf("verify: %v\n%s", err, out)
+		}
+		next, err := stage.programs.StartServer(s.net, s.Dir, []*lab.Kernel{s.kernel})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(next.Stop)
+		s.Server = next
+	}
+	if got, err := s.send(frames[0], false); err != nil || got.RC != 0 {
+		t.Errorf("after the last one: %+v, %v", got, err)
+	}
+	if answered == 0 || hits == 0 {
+		t.Errorf("%d answers, %d from the cache", answered, hits)
+	}
+	t.Logf("%d answers of %d scripts in spite of %d kills, %d from the cache", answered, len(modules), kills, hits)
 }

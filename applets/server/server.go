@@ -229,7 +229,8 @@ func (s *server) setup(release string) error {
 }
 
 // openCache opens the cache of answers. A directory that was asked for must be
-// usable; without the one in the user's data directory a server still serves.
+// usable, unless its disk is full; without the one in the user's data directory
+// a server still serves.
 func (s *server) openCache() error {
 	if s.opts.cacheSize == 0 {
 		s.log.printf("Answers are not cached")
@@ -252,7 +253,8 @@ func (s *server) openCache() error {
 		}
 		store.Close()
 	}
-	if s.opts.cacheDir != "" {
+	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	if s.opts.cacheDir != "" && !full {
 		return err
 	}
 	s.log.errorf("Answers are not cached: %v", err)

@@ -159,6 +159,8 @@ func (s *Service) store(r *request, res result) {
 	switch {
 	case err == nil:
 		s.unstored.Store(false)
+	case errors.Is(err, cache.ErrTooLarge):
+		s.Log("Not cached: %v", err)
 	case !s.unstored.Swap(true):
 		// Once: a full disk concerns every answer.
 		s.Log("Not cached, as all that follow until one is: %v", err)

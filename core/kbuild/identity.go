@@ -19,6 +19,9 @@ const compilerProper = "/usr/lib*/gcc/*/*/cc1"
 // the programs of the recipe, which are looked for in path. Of programs and
 // headers size and time of modification count. It runs nothing.
 func Identity(stateDir string, k Kernel, rt Runtime, path string) string {
+	if k.BuildDir == "" {
+		return k.Release + "\nno headers\n"
+	}
 	var b strings.Builder
 	b.WriteString(k.identity())
 	dir := directory(stateDir, k, rt)

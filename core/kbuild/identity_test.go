@@ -28,6 +28,9 @@ func TestIdentity(t *testing.T) {
 		write(filepath.Join(bin, p), p, 0o755)
 	}
 	k, rt := Kernel{"6.1", build}, Runtime{Version: "1"}
+	if a := Identity(state, Kernel{Release: "6.1"}, rt, bin); a == Identity(state, k, rt, bin) || a == Identity(state, Kernel{Release: "6.2"}, rt, bin) {
+		t.Error("without headers: the same")
+	}
 	if a := Identity(state, k, rt, bin); a == Identity(state, k, Runtime{Version: "2"}, bin) {
 		t.Error("the runtime changes nothing")
 	}
