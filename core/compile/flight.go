@@ -61,9 +61,6 @@ func (s *Service) answer(ctx context.Context, r *request) result {
 	}
 	f.waiting++
 	s.mu.Unlock()
-	if joined {
-		r.wire.Files = nil // many may wait
-	}
 
 	select {
 	case <-f.done:
@@ -189,8 +186,8 @@ func (s *Service) build(ctx context.Context, r *request) result {
 // started it.
 func (r *request) clone() *request {
 	c := &request{
-		wire: r.wire, opts: r.opts, argv: r.argv, release: r.release, env: r.env,
-		digest: r.digest, complaints: r.complaints, id: r.id, key: r.key, rc: r.rc, signer: r.signer,
+		archive: r.archive, wire: r.wire, opts: r.opts, argv: r.argv, release: r.release, env: r.env,
+		digest: r.digest, contents: r.contents, complaints: r.complaints, id: r.id, key: r.key, rc: r.rc, signer: r.signer,
 	}
 	c.stderr.WriteString(r.complaints)
 	return c

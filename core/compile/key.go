@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -26,23 +27,23 @@ import (
 // client (but for the complaints about what it sent) and where it is. The
 // architecture a client names is this server's or refused.
 type influences struct {
-	Program    string      // SHA-256 of the worker's file: translator, tapset and runtime are parts of it
-	Protocol   string      // version the answer carries
-	Release    string      // kernel release asked for, in sysinfo or by -r
-	BuildDir   string      // where the server was told to look for its headers
-	Kernel     string      // kbuild.Identity: headers, prepared objects, compiler, linker, objtool
-	Arch       string      // that modules are built for
-	Options    []string    // the server's own translator options
-	Rlimits    []Rlimit    // of the worker: a script may ask a lot
-	Environ    []string    // of the worker
-	Home       string      // what is hidden from clients in texts
-	Args       []string    // of the client but -r, in order: script, -p, -m, -D, arguments ...
-	Privilege  string      // level the script is checked and signed for
-	Locale     []string    // accepted LANG and LC_*
-	Complaints string      // about locale lines that were not accepted
-	MOK        []string    // fingerprints of machine owner keys
-	Files      []wire.File // script and tapset files of the request
-	Signer     string      // SHA-256 of the public key, or "" for none
+	Program    string   // SHA-256 of the worker's file: translator, tapset and runtime are parts of it
+	Protocol   string   // version the answer carries
+	Release    string   // kernel release asked for, in sysinfo or by -r
+	BuildDir   string   // where the server was told to look for its headers
+	Kernel     string   // kbuild.Identity: headers, prepared objects, compiler, linker, objtool
+	Arch       string   // that modules are built for
+	Options    []string // the server's own translator options
+	Rlimits    []Rlimit // of the worker: a script may ask a lot
+	Environ    []string // of the worker
+	Home       string   // what is hidden from clients in texts
+	Args       []string // of the client but -r, in order: script, -p, -m, -D, arguments ...
+	Privilege  string   // level the script is checked and signed for
+	Locale     []string // accepted LANG and LC_*
+	Complaints string   // about locale lines that were not accepted
+	MOK        []string // fingerprints of machine owner keys
+	Files      string   // contents: names and texts of the script and tapset files of the request
+	Signer     string   // SHA-256 of the public key, or "" for none
 }
 
 // key is the digest of all influences. Every text goes in with its length, every
@@ -80,16 +81,23 @@ func (i *influences) key() (key cache.Key) {
 	list(i.Locale)
 	text(i.Complaints)
 	list(i.MOK)
-	files := slices.SortedFunc(slices.Values(i.Files), func(a, b wire.File) int { return strings.Compare(a.Name, b.Name) })
-	number(uint64(len(files)))
-	for _, f := range files {
-		text(f.Name)
-		number(uint64(len(f.Data)))
-		h.Write(f.Data)
-	}
+	text(i.Files)
 	text(i.Signer)
 	h.Sum(key[:0])
 	return key
+}
+
+// contents is a digest of files, whatever their order in the archive.
+func contents(files []wire.File) string {
+	h := sha256.New()
+	files = slices.SortedFunc(slices.Values(files), func(a, b wire.File) int { return strings.Compare(a.Name, b.Name) })
+	for _, f := range files {
+		for _, part := range [][]byte{[]byte(f.Name), f.Data} {
+			h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
+			h.Write(part)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // workerPath is where a worker finds programs.
@@ -100,11 +108,13 @@ type program struct {
 	digest  string
 	runtime kbuild.Runtime
 	err     error
+	reading chan struct{} // held while a request is unpacked to be checked
 }
 
 // self learns it, at the first call.
 func (s *Service) self() *program {
 	s.once.Do(func() {
+		s.program.reading = make(chan struct{}, runtime.GOMAXPROCS(0))
 		s.program.runtime = kbuild.Runtime{Version: Runtime().Version}
 		s.program.digest, s.program.err = fileDigest(s.Worker[0])
 		if s.program.err != nil {
@@ -144,7 +154,7 @@ func (s *Service) influences(r *request) *influences {
 		Release: r.release.Name, BuildDir: r.release.BuildDir, Kernel: identity, Arch: s.Arch,
 		Options: s.Options, Rlimits: s.Rlimits, Environ: s.Environ, Home: s.Home,
 		Args: r.argv, Privilege: r.opts.Privilege.String(), Locale: r.env, Complaints: r.complaints,
-		MOK: r.wire.MOK, Files: r.wire.Files, Signer: signer(r.key),
+		MOK: r.wire.MOK, Files: r.contents, Signer: signer(r.key),
 	}
 }
 

@@ -114,12 +114,15 @@ var Self = []string{"/proc/self/exe", "stap"}
 
 // request is one request on its way through the service.
 type request struct {
-	wire    *wire.Request
+	archive []byte
+	wire    *wire.Request // without Files once it is checked: many may wait
 	opts    *Options
 	argv    []string // of the client, without -r
 	release Release
 	env     []string
 	digest  string
+	// contents is the digest of the files in archive
+	contents string
 	// complaints about the request, the beginning of stderr
 	complaints string
 	id         cache.Key     // of the answer
@@ -147,9 +150,9 @@ func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(form
 // ctx ends with the client's connection.
 func (s *Service) Do(ctx context.Context, archive []byte, peer string) ([]byte, error) {
 	start := time.Now()
-	r := &request{rc: 1, signer: "unsigned"}
+	r := &request{archive: archive, rc: 1, signer: "unsigned"}
 	var res result
-	if err := s.receive(ctx, archive, r); err != nil {
+	if err := s.receive(ctx, r); err != nil {
 		res = s.finish(ctx, r, err)
 	} else {
 		res = s.answer(ctx, r)
@@ -243,19 +246,8 @@ func (s *Service) hide(text []byte, r *request) []byte {
 
 // receive reads and checks a request and finds the key of its answer. It waits
 // for the kernel to be prepared: the key covers what is prepared.
-func (s *Service) receive(ctx context.Context, archive []byte, r *request) error {
-	var err error
-	if r.wire, err = wire.DecodeRequest(archive, s.Limits); err != nil {
-		var size *wire.SizeError
-		switch {
-		case errors.Is(err, wire.ErrSysinfo):
-			return refuse("%v", err)
-		case errors.As(err, &size):
-			return refuse("%v (--max-request-size)", err)
-		}
-		return refuse("Unable to extract client request: %v", err)
-	}
-	if err := s.check(r); err != nil {
+func (s *Service) receive(ctx context.Context, r *request) error {
+	if err := s.read(ctx, r); err != nil {
 		return err
 	}
 	if ready := s.preparing[r.release.Name]; ready != nil {
@@ -267,6 +259,32 @@ func (s *Service) receive(ctx context.Context, archive []byte, r *request) error
 	}
 	r.id = s.influences(r).key()
 	return nil
+}
+
+// read unpacks a request to check it. Few do at a time, and none keeps the files:
+// requests that wait should take little memory.
+func (s *Service) read(ctx context.Context, r *request) error {
+	turn := s.self().reading
+	select {
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	var err error
+	if r.wire, err = wire.DecodeRequest(r.archive, s.Limits); err != nil {
+		var size *wire.SizeError
+		switch {
+		case errors.Is(err, wire.ErrSysinfo):
+			return refuse("%v", err)
+		case errors.As(err, &size):
+			return refuse("%v (--max-request-size)", err)
+		}
+		return refuse("Unable to extract client request: %v", err)
+	}
+	err = s.check(r)
+	r.wire.Files = nil
+	return err
 }
 
 // make has a checked request translated and signs the module.
@@ -347,7 +365,7 @@ func (s *Service) check(r *request) error {
 		return refuse("ERROR: script %q is not part of the request: a server opens no file of its own by a client's word. Send the script with the request, as stap does.", f)
 	}
 	r.argv = spec.Words(own, words)
-	r.digest = digest(r)
+	r.digest, r.contents = digest(r), contents(r.wire.Files)
 	r.complaints, r.key = r.stderr.String(), s.Key()
 	return nil
 }
@@ -398,7 +416,11 @@ func (s *Service) unpack(r *request) error {
 		return fmt.Errorf("opening a request directory: %w", err)
 	}
 	defer root.Close()
-	for _, f := range r.wire.Files {
+	again, err := wire.DecodeRequest(r.archive, s.Limits)
+	if err != nil {
+		return fmt.Errorf("unpacking a request again: %w", err)
+	}
+	for _, f := range again.Files {
 		if err := root.MkdirAll(filepath.Dir(f.Name), 0o700); err != nil {
 			return fmt.Errorf("unpacking %q: %w", f.Name, err)
 		}
