@@ -283,7 +283,7 @@ func (s *serving) usage(t *testing.T) usage {
 // first. That no goroutine stays is shown in its own process, by
 // TestServerKeepsNothing of applets/server.
 func TestServerLeavesNothing(t *testing.T) {
-	s := serve(t, "leaves-nothing")
+	s := serve(t, "leaves-nothing", "--cache-size=0")
 	type kind struct {
 		malformed
 		rc      int
@@ -347,7 +347,7 @@ func TestServerLeavesNothing(t *testing.T) {
 // TestServerRefusesMalformed sends each malformed request while an honest client
 // is being served, and checks the text of the refusal.
 func TestServerRefusesMalformed(t *testing.T) {
-	s := serve(t, "malformed")
+	s := serve(t, "malformed", "--cache-size=0")
 	honest := s.frame(t, "-p4", "--privilege=stapusr", "-e"+hello)
 	for _, m := range s.malformed(t) {
 		t.Run(m.name, func(t *testing.T) {
@@ -381,7 +381,7 @@ func TestServerRefusesMalformed(t *testing.T) {
 // TestServerIdleConnections fills the server with connections that say nothing,
 // or very little, and measures how long an honest client waits.
 func TestServerIdleConnections(t *testing.T) {
-	s := serve(t, "idle", "--max-threads=2")
+	s := serve(t, "idle", "--max-threads=2", "--cache-size=0")
 	honest := s.frame(t, "-p4", "--privilege=stapusr", "-e"+hello)
 	median := func() time.Duration {
 		t.Helper()

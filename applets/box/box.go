@@ -1,5 +1,5 @@
 // Package box is the applet of the box itself: stapbox --list, --version,
-// --help, stapbox install, stapbox uninstall and stapbox doctor.
+// --help, stapbox install, stapbox uninstall, stapbox doctor and stapbox cache.
 package box
 
 import (
@@ -58,23 +58,22 @@ func Main(ctx context.Context, inv *invocation.Invocation, table []Applet) int {
 		args = append(args, "--"+o.Name)
 	}
 	if len(words) > 0 {
-		spec := installSpec()
+		var rest []string
 		switch words[0] {
 		case "install", "uninstall":
+			rest, err = plain(installSpec(), words[1:])
 		case "doctor":
-			spec = doctorSpec()
+			rest, err = plain(doctorSpec(), words[1:])
+		case "cache":
+			rest, err = cacheArgs(words[1:])
 		default:
 			return unknown(inv, words[0], table)
-		}
-		rest, operands, err := getopt.Parse(spec, words[1:])
-		if err == nil && len(operands) > 0 {
-			err = fmt.Errorf("unexpected word %q", operands[0])
 		}
 		if err != nil {
 			inv.Errorf("ERROR: %v", err)
 			return exitUsage
 		}
-		args = append(append(args, words[0]), getopt.Canonical(rest, nil)...)
+		args = append(append(args, words[0]), rest...)
 	} else if len(opts) == 0 {
 		args = append(args, "--help")
 		b.inv.Stdout, b.status = b.inv.Stderr, exitUsage // nobody asked for it
@@ -84,6 +83,15 @@ func Main(ctx context.Context, inv *invocation.Invocation, table []Applet) int {
 		return exitError
 	}
 	return b.status
+}
+
+// plain makes the words after a command canonical that takes options only.
+func plain(spec getopt.Spec, words []string) ([]string, error) {
+	opts, operands, err := getopt.Parse(spec, words)
+	if err == nil && len(operands) > 0 {
+		err = fmt.Errorf("unexpected word %q", operands[0])
+	}
+	return getopt.Canonical(opts, nil), err
 }
 
 // box is one run.
@@ -106,6 +114,7 @@ func (b *box) app() *cli.App {
 		UsageText: `stapbox APPLET [ARGUMENTS]     (or a link named APPLET to stapbox)
 stapbox install | uninstall [OPTIONS]
 stapbox doctor [--json]
+stapbox cache ls | show | verify | prune [OPTIONS]
 stapbox --list | --version | --help`,
 		Writer: b.inv.Stdout, ErrWriter: b.inv.Stderr,
 		HideVersion: true, HideHelpCommand: true,
@@ -140,6 +149,7 @@ stapbox --list | --version | --help`,
 				Flags:  []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "for programs"}},
 				Action: func(c *cli.Context) error { return b.examine(hostDoctor(), c.Bool("json")) },
 			},
+			b.cacheCommand(),
 		},
 	}
 }

@@ -1,12 +1,14 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
+	"stapbox/core/cache"
 	"stapbox/core/compile"
 	"stapbox/core/getopt"
 	"stapbox/core/identity"
@@ -29,6 +31,8 @@ type options struct {
 	maxRequest int64 // uncompressed
 	maxArchive int64 // compressed
 	keyType    identity.KeyType
+	cacheDir   string   // "" for the one in the user's data directory
+	cacheSize  int64    // 0 for no cache
 	ignored    []string // words that mean nothing
 }
 
@@ -50,7 +54,12 @@ var spec = getopt.Spec{Defs: []getopt.Def{
 	{Long: "max-request-size", Arg: getopt.RequiredArg},
 	{Long: "max-compressed-request", Arg: getopt.RequiredArg},
 	{Long: "key-type", Arg: getopt.RequiredArg},
+	{Long: "cache-dir", Arg: getopt.RequiredArg},
+	{Long: "cache-size", Arg: getopt.RequiredArg},
 }}
+
+// defaultCacheSize is room for some thousand modules.
+const defaultCacheSize = 256 << 20
 
 const usage = `Usage: stap-serverd [OPTION]...
 Compile and sign scripts for clients on other hosts.
@@ -66,6 +75,8 @@ Compile and sign scripts for clients on other hosts.
       --key-type=TYPE           of a new key: rsa (default), ecdsa or ed25519
       --log=FILE                append messages to FILE
       --max-threads=NUM         requests compiled at once (number of processors)
+      --cache-dir=DIR           keep answers in DIR (~/.systemtap/answers)
+      --cache-size=NUM[KMG]     bytes of answers to keep (256M); 0 keeps none
       --max-request-size=NUM    bytes of a request, unpacked (50000)
       --max-compressed-request=NUM  bytes of a request, packed (5000)
   -h, --help                    show this help
@@ -85,6 +96,7 @@ func parse(args []string, processors int) (*options, error) {
 	o := &options{
 		threads: processors, maxRequest: wire.DefaultMaxUncompressed,
 		maxArchive: wire.DefaultMaxCompressed, keyType: identity.RSA,
+		cacheSize: defaultCacheSize,
 	}
 	list, words, err := getopt.Parse(spec, args)
 	if err != nil {
@@ -133,6 +145,17 @@ func (o *options) set(g getopt.Option) error {
 		o.ssl = g.Value
 	case "log":
 		o.log = g.Value
+	case "cache-dir":
+		if g.Value == "" {
+			return errors.New("option '--cache-dir=' names no directory")
+		}
+		o.cacheDir = g.Value
+	case "cache-size":
+		n, err := cache.ParseSize(g.Value)
+		if err != nil {
+			return fmt.Errorf("option '--cache-size=%s': %w", g.Value, err)
+		}
+		o.cacheSize = n
 	case "key-type":
 		t, err := identity.ParseKeyType(g.Value)
 		if err != nil {

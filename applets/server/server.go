@@ -28,6 +28,7 @@ import (
 	"syscall"
 	"time"
 
+	"stapbox/core/cache"
 	"stapbox/core/compile"
 	"stapbox/core/config"
 	"stapbox/core/discovery"
@@ -78,7 +79,7 @@ type server struct {
 	mu        sync.Mutex
 	id        *identity.Identity
 	responder io.Closer
-	active    int // requests that hold a slot
+	active    int // requests that are not answered yet
 
 	slots chan struct{}
 	queue chan struct{}
@@ -158,6 +159,14 @@ func (s *server) run(ctx context.Context, release string) int {
 	s.slots = make(chan struct{}, max(s.opts.threads, 1))
 	s.queue = make(chan struct{}, queuePerSlot*cap(s.slots))
 
+	if err := s.openCache(); err != nil {
+		s.log.errorf("%v", err)
+		return 1
+	}
+	if s.service.Cache != nil {
+		defer s.service.Cache.Close()
+	}
+
 	// The first certificate, before anybody can ask for it.
 	if _, err := s.identity(); err != nil {
 		s.log.errorf("%v", err)
@@ -207,7 +216,7 @@ func (s *server) setup(release string) error {
 		Options: append(options, s.opts.translator...), Rlimits: limits,
 		Environ: environ, Home: home, TempDir: temp, StateDir: hostpaths.Kernels(s.data), WallClock: s.clock,
 		Limits: wire.RequestLimits(s.opts.maxRequest), Keep: s.opts.keep,
-		Worker: compile.Self,
+		Worker: compile.Self, Slot: s.slot,
 		Key: func() crypto.Signer {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -216,6 +225,39 @@ func (s *server) setup(release string) error {
 		Log:      s.log.printf,
 		Requests: slog.New(slog.NewTextHandler(s.log, nil)),
 	}
+	return nil
+}
+
+// openCache opens the cache of answers. A directory that was asked for must be
+// usable, unless its disk is full; without the one in the user's data directory
+// a server still serves.
+func (s *server) openCache() error {
+	if s.opts.cacheSize == 0 {
+		s.log.printf("Answers are not cached")
+		return nil
+	}
+	dir := s.opts.cacheDir
+	if dir == "" {
+		dir = hostpaths.Answers(s.data)
+	} else if !filepath.IsAbs(dir) {
+		dir = filepath.Join(s.inv.Dir, dir)
+	}
+	store, err := cache.Open(dir, s.opts.cacheSize)
+	if err == nil {
+		var entries int
+		var size int64
+		if entries, size, err = store.Size(); err == nil {
+			s.service.Cache = store
+			s.log.printf("Cache %s has %d answers in %d bytes, at most %d", dir, entries, size, s.opts.cacheSize)
+			return nil
+		}
+		store.Close()
+	}
+	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	if s.opts.cacheDir != "" && !full {
+		return err
+	}
+	s.log.errorf("Answers are not cached: %v", err)
 	return nil
 }
 
@@ -353,6 +395,16 @@ func (s *server) serve(ctx context.Context, l net.Listener) int {
 	warming.Wait()
 	select {
 	case <-done:
+		// Answers that are on their way to the cache.
+		stored := make(chan struct{})
+		go func() {
+			s.service.Wait()
+			close(stored)
+		}()
+		select {
+		case <-stored:
+		case <-time.After(drainTime):
+		}
 	case <-time.After(drainTime):
 	}
 	return 0
@@ -475,13 +527,7 @@ func (s *server) connection(ctx context.Context, raw net.Conn, config *tls.Confi
 		s.log.errorf("%v", err)
 		return
 	}
-	release, err := s.slot(ctx)
-	if err != nil {
-		s.log.errorf("%v", err)
-		s.refuse(conn, low, err.Error())
-		return
-	}
-	defer release()
+	defer s.begin()()
 
 	// From here on the client only waits. The end of its TCP stream means that
 	// it is gone, and nobody wants the answer any more; close_notify alone ends
@@ -508,6 +554,23 @@ func (s *server) connection(ctx context.Context, raw net.Conn, config *tls.Confi
 	s.answer(conn, low, answer)
 }
 
+// begin counts a request until the function it returns is called.
+func (s *server) begin() (end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active++
+	if s.active == 1 {
+		s.log.printf("Processing 1 request...")
+	} else {
+		s.log.printf("Processing %d concurrent requests...", s.active)
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.active--
+	}
+}
+
 // slot waits for the right to translate.
 func (s *server) slot(ctx context.Context) (release func(), err error) {
 	select {
@@ -526,20 +589,7 @@ func (s *server) slot(ctx context.Context) (release func(), err error) {
 			return nil, context.Cause(ctx)
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.active++
-	if s.active == 1 {
-		s.log.printf("Processing 1 request...")
-	} else {
-		s.log.printf("Processing %d concurrent requests...", s.active)
-	}
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.active--
-		<-s.slots
-	}, nil
+	return func() { <-s.slots }, nil
 }
 
 // refuse answers what never became a request.

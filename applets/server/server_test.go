@@ -36,8 +36,13 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		if o.Script == "sleep" {
+		if strings.HasPrefix(o.Script, "sleep") {
 			time.Sleep(time.Minute)
+		}
+		if o.Script == "who" {
+			time.Sleep(300 * time.Millisecond)
+			fmt.Println("worker", os.Getpid())
+			os.Exit(0)
 		}
 		fmt.Println("script", o.Script)
 		os.Exit(0)
@@ -263,9 +268,10 @@ func TestServerConcurrency(t *testing.T) {
 	r := start(t, "--max-threads=3")
 	ctx, cancel := context.WithCancel(context.Background())
 	var clients sync.WaitGroup
-	for range 4 {
+	for i := range 4 {
+		archive := request(t, "-p2", fmt.Sprintf("-esleep %d", i))
 		clients.Go(func() {
-			(&wire.Client{Address: r.addr, Verify: anybody}).Exchange(ctx, request(t, "-p2", "-esleep"))
+			(&wire.Client{Address: r.addr, Verify: anybody}).Exchange(ctx, archive)
 		})
 	}
 	r.wait(t, "Processing 3 concurrent requests...")
@@ -334,6 +340,98 @@ func TestServerShutdownEndsWorkers(t *testing.T) {
 	<-ended
 	if log := r.out.String(); !strings.Contains(log, "Waiting for 1 outstanding requests to complete...") || !strings.Contains(log, "Timeout reached, exiting (forced)") {
 		t.Errorf("log:\n%s", log)
+	}
+}
+
+// A known request is answered octet for octet as before, without a worker: its
+// answer names the process that made it. So do those of fifty clients at once.
+func TestServerCache(t *testing.T) {
+	r := start(t)
+	ask := func(archive []byte) []byte {
+		answer, err := (&wire.Client{Address: r.addr, Verify: anybody, Attempts: 1}).Exchange(context.Background(), archive)
+		if err != nil {
+			t.Error(err)
+		}
+		return answer
+	}
+	archive := request(t, "-p2", "-ewho")
+	answers := make([][]byte, 50)
+	var clients sync.WaitGroup
+	for i := range answers {
+		clients.Go(func() { answers[i] = ask(archive) })
+	}
+	clients.Wait()
+	for i, a := range answers {
+		if !bytes.Equal(a, answers[0]) {
+			t.Errorf("answer %d is another", i)
+		}
+	}
+	if got, err := wire.DecodeResponse(answers[0]); err != nil || !strings.HasPrefix(string(got.Stdout), "worker ") {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	r.service.Wait()
+	began := time.Now()
+	again := ask(archive)
+	t.Logf("a known request took %v", time.Since(began))
+	if !bytes.Equal(again, answers[0]) {
+		t.Error("the answer from the cache is another")
+	}
+	log := r.out.String()
+	for want, n := range map[string]int{"cache=miss": 1, "cache=hit": 1, "msg=request": 51} {
+		// A late one of the fifty may find the answer in the cache.
+		if got := strings.Count(log, want); got < n || got > n && want != "cache=hit" {
+			t.Errorf("%s: %d times in the log, want %d", want, got, n)
+		}
+	}
+	if !regexp.MustCompile(`cache=hit key=[0-9a-f]{12}\n`).MatchString(log) || !strings.Contains(log, "Cache "+hostpaths.Answers(r.data)+" has 0 answers") {
+		t.Errorf("log:\n%s", log)
+	}
+	if other := ask(request(t, "-p2", "-v", "-ewho")); bytes.Equal(other, again) || !strings.Contains(r.out.String(), "cache=off") {
+		t.Error("-v was answered from the cache")
+	}
+}
+
+func TestServerCacheOptions(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "here")
+	r := start(t, "--cache-dir="+dir, "--cache-size=1M")
+	r.wait(t, "Cache "+dir+" has 0 answers in 0 bytes, at most 1048576\n")
+	r.ask(t, request(t, "-p2", "-ehello"))
+	r.stop()
+	if entries, err := filepath.Glob(filepath.Join(dir, "??", strings.Repeat("?", 64))); err != nil || len(entries) != 1 {
+		t.Errorf("entries: %v, %v", entries, err)
+	}
+
+	r = start(t, "--cache-size=0")
+	r.wait(t, "Answers are not cached\n")
+	for range 2 {
+		r.ask(t, request(t, "-p2", "-ehello"))
+	}
+	if _, err := os.Stat(hostpaths.Answers(r.data)); err == nil || strings.Count(r.out.String(), "cache=off") != 2 {
+		t.Errorf("log:\n%s", r.out)
+	}
+
+	for arg, want := range map[string]string{"--cache-size=1X": "is not a number of bytes", "--cache-size=-1": "is not a number of bytes", "--cache-dir=": "names no directory"} {
+		if _, err := parse([]string{arg}, 1); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", arg, err, want)
+		}
+	}
+
+	// A directory that is open to others: an error if it was asked for.
+	open := t.TempDir()
+	if err := os.Chmod(open, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := &server{inv: &invocation.Invocation{Dir: "/", Stderr: io.Discard}, opts: &options{cacheDir: open, cacheSize: 1 << 20}, log: &logger{w: &safe{}, now: time.Now}}
+	if err := s.openCache(); err == nil || !strings.Contains(err.Error(), "is open to others (mode 0755)") {
+		t.Errorf("asked for: got %v", err)
+	}
+	out := &safe{}
+	s = &server{data: t.TempDir(), service: &compile.Service{}, opts: &options{cacheSize: 1 << 20}, log: &logger{w: out, now: time.Now}}
+	if err := errors.Join(os.Mkdir(hostpaths.Answers(s.data), 0o755), os.Chmod(hostpaths.Answers(s.data), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.openCache(); err != nil || s.service.Cache != nil || !strings.Contains(out.String(), "Answers are not cached: cache ") {
+		t.Errorf("default: got %v, log %s", err, out)
 	}
 }
 

@@ -16,8 +16,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"stapbox/core/cache"
 	"stapbox/core/getopt"
 	"stapbox/core/kmod"
 	"stapbox/core/signing"
@@ -37,8 +40,10 @@ type Release struct {
 }
 
 // Service answers compile requests: it decodes and checks them, has a worker
-// translate them, and signs what the worker made. One Service serves any number
-// of requests at a time; how many run at once is up to the caller.
+// translate them, and signs what the worker made. Requests that are the same at
+// the same time are translated once; finished answers are kept in Cache. One
+// Service serves any number of requests at a time; how many workers run at once
+// is up to Slot.
 type Service struct {
 	Releases  []Release
 	Arch      string        // normalised (Arch)
@@ -57,6 +62,12 @@ type Service struct {
 	// file was replaced.
 	Worker []string
 
+	// Cache keeps answers; nil is none.
+	Cache *cache.Store
+	// Slot waits for the right to run a worker for a request; nil is no limit. Its
+	// error is for the client. Answers that are there already need none.
+	Slot func(context.Context) (release func(), err error)
+
 	Key func() crypto.Signer
 	Log func(format string, args ...any)
 	// Requests gets one structured line per request.
@@ -65,6 +76,14 @@ type Service struct {
 	// preparing holds, per release name, a channel that is closed when what is
 	// made once for that kernel is ready; see Warm.
 	preparing map[string]chan struct{}
+
+	mu      sync.Mutex
+	flights map[cache.Key]*flight
+	making  sync.WaitGroup // flights, until their answers are stored
+
+	once     sync.Once
+	program  program
+	unstored atomic.Bool // the last answer could not be stored
 }
 
 // Warm prepares all kernels, one after the other, until ctx ends. Requests for
@@ -77,6 +96,7 @@ func (s *Service) Warm(ctx context.Context) func() {
 		s.preparing[k.Name] = make(chan struct{})
 	}
 	return func() {
+		s.self()
 		for _, k := range s.Releases {
 			start := time.Now()
 			if err := s.Prepare(ctx, k); err != nil {
@@ -94,18 +114,27 @@ var Self = []string{"/proc/self/exe", "stap"}
 
 // request is one request on its way through the service.
 type request struct {
-	wire    *wire.Request
+	archive []byte
+	wire    *wire.Request // without Files once it is checked: many may wait
 	opts    *Options
 	argv    []string // of the client, without -r
 	release Release
 	env     []string
 	digest  string
+	// contents is the digest of the files in archive
+	contents string
+	// complaints about the request, the beginning of stderr
+	complaints string
+	id         cache.Key     // of the answer
+	key        crypto.Signer // the server's, the same from check to signature
 
 	dir    string // the request directory
 	stdout []byte
 	stderr bytes.Buffer
 	rc     int
+	cut    bool // stdout or stderr is not whole
 	files  []wire.File
+	module string
 	signer string // fingerprint-free note for the log: "signed", "unsigned"
 }
 
@@ -121,8 +150,25 @@ func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(form
 // ctx ends with the client's connection.
 func (s *Service) Do(ctx context.Context, archive []byte, peer string) ([]byte, error) {
 	start := time.Now()
-	r := &request{rc: 1, signer: "unsigned"}
-	err := s.serve(ctx, archive, r)
+	r := &request{archive: archive, rc: 1, signer: "unsigned"}
+	var res result
+	if err := s.receive(ctx, r); err != nil {
+		res = s.finish(ctx, r, err)
+	} else {
+		res = s.answer(ctx, r)
+	}
+	s.record(ctx, r, res, peer, start)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if res.answer == nil {
+		return nil, res.err
+	}
+	return res.answer, nil
+}
+
+// finish ends the work on a request, whatever came of it, and writes the answer.
+func (s *Service) finish(ctx context.Context, r *request, err error) result {
 	var no *refusal
 	switch {
 	case errors.As(err, &no):
@@ -144,20 +190,30 @@ func (s *Service) Do(ctx context.Context, archive []byte, peer string) ([]byte, 
 			s.Log("Removing %s: %v", r.dir, rerr)
 		}
 	}
-	s.record(ctx, r, peer, start, err)
+	// A failure may come from a full disk, a limit or a signal as well as from the
+	// script, and its status does not tell; that of a script costs little again,
+	// as no compiler has run. So only success is kept.
+	res := result{rc: r.rc, signer: r.signer, module: r.module, err: err, keep: err == nil && r.rc == 0 && !r.cut}
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		res.keep = false
+		return res
 	}
-	return (&wire.Response{
+	answer, err := (&wire.Response{
 		Version: wire.Version, RC: r.rc, Files: r.files,
 		Stdout: s.hide(r.stdout, r), Stderr: s.hide(r.stderr.Bytes(), r),
 	}).Encode()
+	if err != nil {
+		res.err, res.keep = err, false
+		return res
+	}
+	res.answer = answer
+	return res
 }
 
-func (s *Service) record(ctx context.Context, r *request, peer string, start time.Time, err error) {
+func (s *Service) record(ctx context.Context, r *request, res result, peer string, start time.Time) {
 	attrs := []slog.Attr{
 		slog.String("peer", peer), slog.String("digest", r.digest),
-		slog.Int("rc", r.rc), slog.String("signature", r.signer),
+		slog.Int("rc", res.rc), slog.String("signature", res.signer),
 		slog.Duration("time", time.Since(start).Round(time.Microsecond)),
 	}
 	if r.wire != nil {
@@ -166,10 +222,13 @@ func (s *Service) record(ctx context.Context, r *request, peer string, start tim
 	if r.opts != nil {
 		attrs = append(attrs, slog.String("level", r.opts.Privilege.String()))
 	}
+	if res.made != "" {
+		attrs = append(attrs, slog.String("cache", res.made), slog.String("key", r.id.Short()))
+	}
 	level := slog.LevelInfo
-	if err != nil {
+	if res.err != nil {
 		level = slog.LevelWarn
-		attrs = append(attrs, slog.String("error", oneLine(err.Error())))
+		attrs = append(attrs, slog.String("error", oneLine(res.err.Error())))
 	}
 	s.Requests.LogAttrs(context.WithoutCancel(ctx), level, "request", attrs...)
 }
@@ -185,9 +244,35 @@ func (s *Service) hide(text []byte, r *request) []byte {
 	return text
 }
 
-func (s *Service) serve(ctx context.Context, archive []byte, r *request) error {
+// receive reads and checks a request and finds the key of its answer. It waits
+// for the kernel to be prepared: the key covers what is prepared.
+func (s *Service) receive(ctx context.Context, r *request) error {
+	if err := s.read(ctx, r); err != nil {
+		return err
+	}
+	if ready := s.preparing[r.release.Name]; ready != nil {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	r.id = s.influences(r).key()
+	return nil
+}
+
+// read unpacks a request to check it. Few do at a time, and none keeps the files:
+// requests that wait should take little memory.
+func (s *Service) read(ctx context.Context, r *request) error {
+	turn := s.self().reading
+	select {
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	var err error
-	if r.wire, err = wire.DecodeRequest(archive, s.Limits); err != nil {
+	if r.wire, err = wire.DecodeRequest(r.archive, s.Limits); err != nil {
 		var size *wire.SizeError
 		switch {
 		case errors.Is(err, wire.ErrSysinfo):
@@ -197,9 +282,14 @@ func (s *Service) serve(ctx context.Context, archive []byte, r *request) error {
 		}
 		return refuse("Unable to extract client request: %v", err)
 	}
-	if err := s.check(r); err != nil {
-		return err
-	}
+	err = s.check(r)
+	r.wire.Files = nil
+	return err
+}
+
+// make has a checked request translated and signs the module.
+func (s *Service) make(ctx context.Context, r *request) error {
+	var err error
 	if r.dir, err = os.MkdirTemp(s.TempDir, "stap-server."); err != nil {
 		return fmt.Errorf("making a request directory: %w", err)
 	}
@@ -275,7 +365,8 @@ func (s *Service) check(r *request) error {
 		return refuse("ERROR: script %q is not part of the request: a server opens no file of its own by a client's word. Send the script with the request, as stap does.", f)
 	}
 	r.argv = spec.Words(own, words)
-	r.digest = digest(r)
+	r.digest, r.contents = digest(r), contents(r.wire.Files)
+	r.complaints, r.key = r.stderr.String(), s.Key()
 	return nil
 }
 
@@ -325,7 +416,11 @@ func (s *Service) unpack(r *request) error {
 		return fmt.Errorf("opening a request directory: %w", err)
 	}
 	defer root.Close()
-	for _, f := range r.wire.Files {
+	again, err := wire.DecodeRequest(r.archive, s.Limits)
+	if err != nil {
+		return fmt.Errorf("unpacking a request again: %w", err)
+	}
+	for _, f := range again.Files {
 		if err := root.MkdirAll(filepath.Dir(f.Name), 0o700); err != nil {
 			return fmt.Errorf("unpacking %q: %w", f.Name, err)
 		}
@@ -344,17 +439,8 @@ func (s *Service) unpack(r *request) error {
 	return nil
 }
 
-// translate runs the worker. This is the place a cache and single-flight go:
-// r.digest says what is asked, r.stdout, r.stderr, r.rc and the build directory
-// are the answer.
+// translate runs the worker.
 func (s *Service) translate(ctx context.Context, r *request) error {
-	if ready := s.preparing[r.release.Name]; ready != nil {
-		select {
-		case <-ready:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 	build := filepath.Join(r.dir, "response", wire.BuildDir)
 	kernel := r.release.Name
 	if r.release.BuildDir != "" {
@@ -368,9 +454,11 @@ func (s *Service) translate(ctx context.Context, r *request) error {
 	args = append(args, "--tmpdir="+build, "--client-options")
 	args = append(args, r.argv...)
 	env := append(slices.Clone(r.env), s.access(r.release, []string{s.StateDir}, []string{r.dir})...)
-	stdout, stderr, rc, err := s.run(ctx, args, filepath.Join(r.dir, "request"), build, env)
-	r.stdout, r.rc = stdout, rc
-	r.stderr.Write(stderr)
+	var err error
+	var stdout, stderr limited
+	r.rc, err = s.run(ctx, args, filepath.Join(r.dir, "request"), build, env, &stdout, &stderr)
+	r.stdout, r.cut = stdout.b.Bytes(), stdout.full || stderr.full
+	r.stderr.Write(stderr.b.Bytes())
 	return err
 }
 
@@ -391,9 +479,10 @@ func (s *Service) Prepare(ctx context.Context, k Release) error {
 	if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
 		return fmt.Errorf("preparing kernel %s: %w", k.Name, err)
 	}
-	_, stderr, rc, err := s.run(ctx, args, dir, dir, s.access(k, nil, []string{s.StateDir, dir}))
+	var stdout, stderr limited
+	rc, err := s.run(ctx, args, dir, dir, s.access(k, nil, []string{s.StateDir, dir}), &stdout, &stderr)
 	if err == nil && rc != 0 {
-		err = fmt.Errorf("status %d: %s", rc, oneLine(string(stderr)))
+		err = fmt.Errorf("status %d: %s", rc, oneLine(stderr.b.String()))
 	}
 	if err != nil {
 		return fmt.Errorf("preparing kernel %s: %w", k.Name, err)
@@ -410,23 +499,22 @@ func (s *Service) access(k Release, read, write []string) []string {
 	}
 }
 
-func (s *Service) run(ctx context.Context, args []string, dir, temp string, env []string) (stdout, stderr []byte, rc int, err error) {
+func (s *Service) run(ctx context.Context, args []string, dir, temp string, env []string, out, errOut *limited) (rc int, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.WallClock, errWallClock)
 	defer cancel()
-	var out, errOut limited
 	cmd := exec.CommandContext(ctx, s.Worker[0])
 	cmd.Args = append(slices.Clone(s.Worker[1:]), args...)
 	cmd.Dir = dir
 	cmd.Env = append(append([]string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PATH=" + workerPath,
 		"TMPDIR=" + temp, "PWD=" + dir, WorkerVariable + "=1",
 	}, s.Environ...), env...)
-	cmd.Stdout, cmd.Stderr = &out, &errOut
+	cmd.Stdout, cmd.Stderr = out, errOut
 	cmd.SysProcAttr = workerAttr()
 	cmd.Cancel = func() error { return killGroup(cmd.Process) }
 	cmd.WaitDelay = 2 * time.Second
 	if err := cmd.Start(); err != nil {
-		return nil, nil, 1, fmt.Errorf("starting a worker: %w", err)
+		return 1, fmt.Errorf("starting a worker: %w", err)
 	}
 	err = cmd.Wait()
 	// Whatever the worker left behind ends with it.
@@ -438,16 +526,16 @@ func (s *Service) run(ctx context.Context, args []string, dir, temp string, env 
 		fmt.Fprintf(&errOut.b, "Server: translation took longer than %v and was ended\n", s.WallClock)
 		rc, err = 1, nil
 	case ctx.Err() != nil:
-		return nil, nil, 1, context.Cause(ctx)
+		return 1, context.Cause(ctx)
 	case err == nil, errors.As(err, &exit) && exit.Exited():
 		err = nil
 	case exit != nil:
 		fmt.Fprintf(&errOut.b, "Server: the translator was ended by a signal (%v)\n", exit.ProcessState)
 		rc, err = 1, nil
 	default:
-		return nil, nil, 1, fmt.Errorf("running a worker: %w", err)
+		return 1, fmt.Errorf("running a worker: %w", err)
 	}
-	return out.b.Bytes(), errOut.b.Bytes(), rc, err
+	return rc, err
 }
 
 var errWallClock = errors.New("wall-clock limit")
@@ -499,14 +587,14 @@ func (s *Service) sign(r *request) error {
 		if !present || level != r.opts.Privilege {
 			return refuse("Server: the module declares privilege level %s and not %s, it is not signed", level, r.opts.Privilege)
 		}
-		sig, err := signing.Sign(module, s.Key())
+		sig, err := signing.Sign(module, r.key)
 		if err != nil {
 			return err
 		}
 		files = append(files, wire.File{Name: name + signing.Extension, Data: sig})
 		r.signer = "signed"
 	}
-	r.files = files
+	r.files, r.module = files, strings.TrimSuffix(name, ".ko")
 	return nil
 }
 

@@ -32,7 +32,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// runsVariable names a file that gets a line from each worker.
+const runsVariable = "STAPBOX_TEST_RUNS"
+
 func fakeWorker() int {
+	if path := os.Getenv(runsVariable); path != "" {
+		if f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err == nil {
+			fmt.Fprintln(f, os.Args)
+			f.Close()
+		}
+	}
 	o, err := ParseOptions(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -48,6 +57,10 @@ func fakeWorker() int {
 	}
 	module := func(level privilege.Level, name string) {
 		os.WriteFile(filepath.Join(o.TempDir, name), fakeModule(level), 0o644)
+	}
+	if rest, ok := strings.CutPrefix(o.Script, "slow "); ok {
+		time.Sleep(500 * time.Millisecond)
+		o.Script = rest
 	}
 	switch {
 	case strings.HasPrefix(o.Script, "module "):

@@ -82,3 +82,6 @@ func ServerIdentity(userDir string) string { return filepath.Join(userDir, "ssl"
 // Kernels holds what was learned and prepared once per kernel: build recipes
 // and runtime objects.
 func Kernels(userDir string) string { return filepath.Join(userDir, "kernels") }
+
+// Answers is the cache of a compile server.
+func Answers(userDir string) string { return filepath.Join(userDir, "answers") }
