@@ -347,7 +347,7 @@ func (g *Guest) receive() {
 // Do sends a request and waits for its answer.
 func (g *Guest) Do(r request.Request) (request.Answer, error) {
 	if r.Timeout == 0 {
-		r.Timeout = 30
+		r.Timeout = 60 // the machine may be busy
 	}
 	c := make(chan request.Answer, 1)
 	g.mu.Lock()
