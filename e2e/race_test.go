@@ -178,11 +178,11 @@ func (s *scene) swapScene(t *testing.T) []swap {
 	s.put(t, "/tmp/race/bad/m.ko.sgn", lab.Usr, 0o644, sign(t, m, b)) // of nobody trusted
 	s.do(t, lab.Shell(lab.Usr, "cd /tmp/race; cp -r good work; ln -s good dir; ln -s good/m.ko link.ko; ln -s good/m.ko.sgn link.ko.sgn; cp good/m.ko.sgn good.sgn; cp bad/m.ko.sgn bad.sgn"))
 	return []swap{
-		{"the file", "/tmp/race/work/m.ko", "cp /tmp/race/bad/m.ko /tmp/race/work/.n; mv /tmp/race/work/.n /tmp/race/work/m.ko", "cp /tmp/race/good/m.ko /tmp/race/work/.g; mv /tmp/race/work/.g /tmp/race/work/m.ko"},
-		{"the file's content", "/tmp/race/work/m.ko", "cat /tmp/race/bad/m.ko >/tmp/race/work/m.ko", "cat /tmp/race/good/m.ko >/tmp/race/work/m.ko"},
+		{"the file", "/tmp/race/place/m.ko", "cp /tmp/race/bad/m.ko /tmp/race/place/.n; mv /tmp/race/place/.n /tmp/race/place/m.ko", "cp /tmp/race/good/m.ko /tmp/race/place/.g; mv /tmp/race/place/.g /tmp/race/place/m.ko"},
+		{"the file's content", "/tmp/race/place/m.ko", "cat /tmp/race/bad/m.ko >/tmp/race/place/m.ko", "cat /tmp/race/good/m.ko >/tmp/race/place/m.ko"},
 		{"a link to the file", "/tmp/race/link.ko", "ln -sfn bad/m.ko /tmp/race/link.ko", "ln -sfn good/m.ko /tmp/race/link.ko"},
 		{"the directory", "/tmp/race/dir/m.ko", "ln -sfn bad /tmp/race/dir", "ln -sfn good /tmp/race/dir"},
-		{"the signature", "/tmp/race/work/m.ko", "cp /tmp/race/bad.sgn /tmp/race/.n; mv /tmp/race/.n /tmp/race/work/m.ko.sgn", "cp /tmp/race/good.sgn /tmp/race/.g; mv /tmp/race/.g /tmp/race/work/m.ko.sgn"},
+		{"the signature", "/tmp/race/place/m.ko", "cp /tmp/race/bad.sgn /tmp/race/.n; mv /tmp/race/.n /tmp/race/place/m.ko.sgn", "cp /tmp/race/good.sgn /tmp/race/.g; mv /tmp/race/.g /tmp/race/place/m.ko.sgn"},
 	}
 }
 
@@ -264,7 +264,7 @@ func TestRaceOfTheStore(t *testing.T) {
 	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
 		s.swapScene(t)
 		defer s.forgetSigners(t)
-		r := lab.Command(lab.Usr, "staprun", "/tmp/race/work/m.ko")
+		r := lab.Command(lab.Usr, "staprun", "/tmp/race/place/m.ko")
 		points := s.calls(t, r, "staprun finit_module")
 		first := -1
 		for n, p := range points {
