@@ -844,6 +844,18 @@ func TestRelayBlockedOutput(t *testing.T) {
 	})
 }
 
+// Detaching from a module that could not start was reported as success.
+func TestDefect_10_3_12_DetachingWaitsForTheStart(t *testing.T) {
+	generations(t, func(t *testing.T, g int) {
+		m := fake(t, fakemodule.Config{Generation: g, StartResult: -22})
+		r := relayCommand(t, m, "-L", "fake").start()
+		r.check(1, "", "START")
+		if strings.Contains(r.stderr.String(), "Disconnecting") {
+			t.Errorf("stderr %q", r.stderr.String())
+		}
+	})
+}
+
 // Defects of upstream in switching files (10.3): -S 0,N with SIGUSR2 crashes, and
 // -o /dev/null with -S removes the device.
 func TestRelaySwitching(t *testing.T) {

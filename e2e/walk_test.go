@@ -173,7 +173,7 @@ func TestWalk(t *testing.T) {
 				}
 			}
 		})
-		t.Run("a run ended at any moment leaves nothing", func(t *testing.T) {
+		t.Run("defect 10.3, 11: a run ended at any moment leaves nothing", func(t *testing.T) {
 			// staprun is deaf while it becomes stapio; stap removes what that leaves.
 			r := lab.Shell(lab.Usr, `for i in $(seq 30); do
 				stap -e 'probe begin { println("on") }' >/dev/null 2>&1 & p=$!

@@ -172,6 +172,17 @@ func TestSplitterFindsItsPlaceIn4x(t *testing.T) {
 	}
 }
 
+// When no more data came while upstream looked for the magic, what was shifted
+// so far was taken for a header.
+func TestDefect_10_3_10_NoHeaderFromHalfASearch(t *testing.T) {
+	head := record(Gen5, 7, "x")[:12]
+	for cut := 1; cut < len(head); cut++ {
+		if got, lost := split(Gen5, append([]byte("garbage"), head[:cut]...)); got != "" || lost < 7 {
+			t.Errorf("%d bytes of a header: got %q, %d lost", cut, got, lost)
+		}
+	}
+}
+
 func TestMissing(t *testing.T) {
 	for _, g := range []Generation{Gen4, Gen5} {
 		data := record(g, 7, "abcdef")

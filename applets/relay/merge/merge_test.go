@@ -38,6 +38,20 @@ func merged(t testing.TB, dir string, args []string, contents ...string) (status
 	return status, out.String(), errs.String()
 }
 
+// Upstream's 5.x read one past the array of files and crashed (loader-relay 10.3).
+func TestDefect_10_3_08_EndOfTheFiles(t *testing.T) {
+	for n := range 4 {
+		var list []string
+		for i := range n + 1 {
+			list = append(list, rec(5, uint32(i+1), "x"))
+		}
+		status, stdout, stderr := merged(t, t.TempDir(), nil, list...)
+		if status != 0 || stdout != strings.Repeat("x", n+1) || stderr != "" {
+			t.Errorf("%d files: status %d, %q, %q", n+1, status, stdout, stderr)
+		}
+	}
+}
+
 func TestMerge(t *testing.T) {
 	for _, g := range []int{4, 5} {
 		r := func(seq uint32, text string) string { return rec(g, seq, text) }
@@ -55,7 +69,6 @@ func TestMerge(t *testing.T) {
 			{name: "verbose", args: []string{"-v"}, files: []string{r(1, "one\n"), r(2, "two\n")}, stdout: "[CPU:0, seq=1, length=4]\none\n[CPU:1, seq=2, length=4]\ntwo\n"},
 			{name: "after attaching", files: []string{r(700, "a"), r(701, "b")}, stdout: "ab"},
 			{name: "wrap", files: []string{r(0xfffffffe, "a") + r(0, "c"), r(0xffffffff, "b") + r(1, "d")}, stdout: "abcd"},
-			// Upstream's 5.x reads one past the array of files and crashes (10.3).
 			{name: "one file", files: []string{r(1, "a") + r(2, "b")}, stdout: "ab"},
 			{name: "an empty file among them", files: []string{"", r(1, "a"), ""}, stdout: "a"},
 			{name: "all empty", files: []string{"", ""}},
