@@ -768,6 +768,18 @@ func TestRelayDaemonAttaches(t *testing.T) {
 
 // The module's owner need not be root; others, and the owner of another module,
 // are refused.
+// A script that starts commands without end gets an error, not the end of stapio.
+func TestRelayManyCommands(t *testing.T) {
+	m := fake(t, fakemodule.Config{Generation: 5, Begin: func(m *fakemodule.Module) {
+		for range 260 {
+			m.Send(fakemodule.SYSTEM, []byte("sleep 2\x00"))
+		}
+		oneAndExit(m)
+	}})
+	r := relayCommand(t, m, "fake").start()
+	r.check(1, "one\n", normal, "ERROR: 256 commands of the script are running; not run: system(\"sleep 2\")\n")
+}
+
 func TestRelayOwner(t *testing.T) {
 	const owner = 65534
 	generations(t, func(t *testing.T, g int) {

@@ -28,6 +28,7 @@ import (
 	"os/signal"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +63,7 @@ type relay struct {
 	input  *forwarder // of -i
 	daemon bool       // this is the process that runs in the background
 
+	commands   atomic.Int32    // of system(), running
 	namespaces []*os.File      // of -N
 	failed     bool            // exit 1 at the end
 	shown      map[string]bool // texts already printed, for the suppression of duplicates

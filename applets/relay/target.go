@@ -233,6 +233,10 @@ func (r *relay) system(command string) {
 		r.failed = true
 		return
 	}
+	if r.commands.Load() >= mostCommands {
+		r.show(fmt.Sprintf("ERROR: %d commands of the script are running; not run: system(\"%s\")\n", mostCommands, command))
+		return
+	}
 	cmd := exec.Command("sh", "-c", command)
 	cmd.Env, cmd.Dir = userEnviron(r.Invocation), r.Dir
 	r.streams(cmd)
@@ -241,5 +245,14 @@ func (r *relay) system(command string) {
 		r.failed = true
 		return
 	}
-	go cmd.Wait()
+	r.commands.Add(1)
+	go func() {
+		cmd.Wait()
+		r.commands.Add(-1)
+	}()
 }
+
+// mostCommands bounds the commands of system() that run at the same time: a
+// script that starts them without end must not end stapio, whose module would
+// stay.
+const mostCommands = 256
