@@ -334,10 +334,12 @@ func TestDefect_10_2_07_SettingsOfTheHostStay(t *testing.T) {
 
 // SYSTEMTAP_REAL_UID left root's groups.
 func TestDefect_10_2_08_RealUIDTakesTheGroupsToo(t *testing.T) {
+	// stapio has taken staprun's place and listens to INT, bit 1 of the last digit.
+	const listening = `while kill -0 $p && ! grep -q 'SigCgt:.*[2367abef]$' /proc/$p/status || [ $(cat /proc/$p/comm) != stapio ]; do sleep 0.1; done`
 	onFirst(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
 		run := func(env string, groups ...int) request.Answer {
-			r := lab.Shell(lab.Root, env+` staprun -o /dev/null /tmp/defect.ko & while ! p=$(pidof stapio) && kill -0 $!; do sleep 0.1; done
+			r := lab.Shell(lab.Root, env+` staprun -o /dev/null /tmp/defect.ko & p=$!; `+listening+`
 				stat -c '%u %g' /proc/systemtap/*/.cmd
 				grep -E '^(Uid|Gid|Groups|CapEff):' /proc/$p/status; kill -INT $p; wait $!; echo $?`)
 			r.Groups = groups
@@ -351,7 +353,7 @@ func TestDefect_10_2_08_RealUIDTakesTheGroupsToo(t *testing.T) {
 		}
 		want(t, s.do(t, lab.Shell(lab.Root, "SYSTEMTAP_REAL_UID=4711 staprun /tmp/defect.ko")), 1, "", "not in /etc/passwd")
 		// Only root's counts.
-		r := lab.Shell(lab.Dev, "SYSTEMTAP_REAL_UID=0 staprun -o /dev/null /tmp/defect.ko & while ! p=$(pidof stapio) && kill -0 $!; do sleep 0.1; done; grep ^Uid: /proc/$p/status; kill -INT $p; wait $!")
+		r := lab.Shell(lab.Dev, "SYSTEMTAP_REAL_UID=0 staprun -o /dev/null /tmp/defect.ko & p=$!; "+listening+"; grep ^Uid: /proc/$p/status; kill -INT $p; wait $!")
 		want(t, s.do(t, r), 0, "Uid:\t1001\t1001\t1001\t1001\n")
 	})
 }

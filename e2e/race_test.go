@@ -322,7 +322,7 @@ func TestRemovalRemovesWhatWasProven(t *testing.T) {
 			if s.loaded(t) == "" {
 				t.Error("the second module was not loaded afterwards")
 			}
-			s.do(t, lab.Shell(lab.Root, "killall -INT stapio; while pidof stapio; do sleep 0.1; done; rm /tmp/second"))
+			s.do(t, lab.Shell(lab.Root, "while pidof stapio; do killall -INT stapio; sleep 0.2; done; rm /tmp/second"))
 		})
 		t.Run("what has taken the name since stays", func(t *testing.T) {
 			leave(lab.Dev)

@@ -75,11 +75,10 @@ func (l *loader) ended(s os.Signal) {
 	os.Exit(exitError)
 }
 
-// handOver makes the terminal's signals wait for stapio, whose Go runtime begins
-// with them ignored until it wants them (os/signal), and says whether a signal
-// has come meanwhile. TERM and QUIT it does not leave ignored: for some
+// handOver has the terminal's signals ignored until stapio listens to them: the
+// Go runtime leaves them so (os/signal). TERM and QUIT it does not: for some
 // milliseconds they end stapio and leave the module, which staprun -d removes;
-// stap does so by itself.
+// stap does so by itself. It says whether a signal has come before.
 func (i *interrupts) handOver() (interrupted bool) {
 	interrupted = i.pending() != nil
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
