@@ -176,7 +176,7 @@ func (s *scene) swapScene(t *testing.T) []swap {
 	m := module(t, s.kernel, "stapusr", evil)
 	s.put(t, "/tmp/race/bad/m.ko", lab.Usr, 0o644, m)
 	s.put(t, "/tmp/race/bad/m.ko.sgn", lab.Usr, 0o644, sign(t, m, b)) // of nobody trusted
-	s.do(t, lab.Shell(lab.Usr, "cd /tmp/race; cp -r good work; ln -s good dir; ln -s good/m.ko link.ko; ln -s good/m.ko.sgn link.ko.sgn; cp good/m.ko.sgn good.sgn; cp bad/m.ko.sgn bad.sgn"))
+	s.do(t, lab.Shell(lab.Usr, "cd /tmp/race; cp -r good place; ln -s good dir; ln -s good/m.ko link.ko; ln -s good/m.ko.sgn link.ko.sgn; cp good/m.ko.sgn good.sgn; cp bad/m.ko.sgn bad.sgn"))
 	return []swap{
 		{"the file", "/tmp/race/place/m.ko", "cp /tmp/race/bad/m.ko /tmp/race/place/.n; mv /tmp/race/place/.n /tmp/race/place/m.ko", "cp /tmp/race/good/m.ko /tmp/race/place/.g; mv /tmp/race/place/.g /tmp/race/place/m.ko"},
 		{"the file's content", "/tmp/race/place/m.ko", "cat /tmp/race/bad/m.ko >/tmp/race/place/m.ko", "cat /tmp/race/good/m.ko >/tmp/race/place/m.ko"},
@@ -235,18 +235,19 @@ func TestRaceRounds(t *testing.T) {
 		}
 		for _, w := range swaps {
 			r := lab.Shell(lab.Usr, fmt.Sprintf(`
-				while :; do { %s; %s; } 2>/dev/null; done & swapper=$!
+				[ "$(staprun -R %[4]s)" = Hello ] || { echo "the good module does not load"; exit 1; }
+				while :; do { %[1]s; %[2]s; } 2>/dev/null; done & swapper=$!
 				good=0; refused=0; other=0
-				for i in $(seq %d); do
-					out=$(staprun -R %s 2>/tmp/race/err); rc=$?
+				for i in $(seq %[3]d); do
+					out=$(staprun -R %[4]s 2>/tmp/race/err); rc=$?
 					case "$rc $out" in
 					"0 Hello") good=$((good+1));;
 					"255 "|"1 ") refused=$((refused+1));;
 					*) other=$((other+1)); echo "round $i: status $rc, $out"; cat /tmp/race/err;;
 					esac
 				done
-				kill $swapper; wait $swapper 2>/dev/null; %s
-				echo "good $good refused $refused other $other"`, w.to, w.back, per, w.file, w.back))
+				kill $swapper; wait $swapper 2>/dev/null; %[2]s
+				echo "good $good refused $refused other $other"`, w.to, w.back, per, w.file))
 			r.Timeout = 60 + per*3
 			a := s.do(t, r)
 			if a.Status != 0 || !strings.HasSuffix(string(a.Stdout), " other 0\n") || strings.Contains(string(a.Stdout), "EVIL") {
