@@ -5,6 +5,9 @@ import "time"
 // GapWait is how long a missing sequence number is waited for.
 const GapWait = 2 * time.Second
 
+// longestWait is how long, when a CPU was not read in that time.
+const longestWait = 5 * GapWait
+
 // bound is the number of bytes a CPU may have waiting in a Merger before its
 // reader is held back. The module then counts what it cannot store.
 const bound = 1 << 20
@@ -46,6 +49,7 @@ type cpuQueue struct {
 	filling *block // where the next payload goes
 	bytes   int
 	seen    bool // read once
+	idle    bool // had nothing more to read since the gap was noticed
 	ended   bool
 }
 
@@ -127,7 +131,7 @@ func (m *Merger) Full(cpu int) bool { return m.cpus[cpu].bytes >= bound }
 
 // Idle tells that a CPU had nothing more to read. Where the stream begins with
 // whatever comes first, it begins when that is known of every CPU.
-func (m *Merger) Idle(cpu int) { m.cpus[cpu].seen = true }
+func (m *Merger) Idle(cpu int) { m.cpus[cpu].seen, m.cpus[cpu].idle = true, true }
 
 // End tells that a CPU will send nothing more.
 func (m *Merger) End(cpu int) { m.cpus[cpu].ended = true }
@@ -135,8 +139,9 @@ func (m *Merger) End(cpu int) { m.cpus[cpu].ended = true }
 // Next gives the next record in order; its payload is valid until Release. When
 // the next sequence number is not there yet, wait says how long to wait for it
 // before calling again; it is 0 when nothing is queued at all. A gap is given up
-// when its time is over, when every CPU has ended, or when every CPU that has not
-// has a later record queued.
+// when its time is over and every CPU was read meanwhile (on a busy machine its
+// reader may have to wait), when every CPU has ended, or when every CPU that has
+// not has a later record queued.
 func (m *Merger) Next(now time.Time) (r Record, ok bool, wait time.Duration) {
 	cpu, complete := m.lowest()
 	if cpu < 0 {
@@ -148,9 +153,16 @@ func (m *Merger) Next(now time.Time) (r Record, ok bool, wait time.Duration) {
 	if !m.any && !complete && !m.allSeen() || m.any && ahead != 1 && int32(ahead) > 0 && !complete {
 		if m.gap.IsZero() {
 			m.gap = now
+			for i := range m.cpus {
+				m.cpus[i].idle = false
+			}
 		}
-		if left := GapWait - now.Sub(m.gap); left > 0 {
+		waited := now.Sub(m.gap)
+		if left := GapWait - waited; left > 0 {
 			return Record{}, false, left
+		}
+		if waited < longestWait && !m.allIdle() {
+			return Record{}, false, GapWait / 20
 		}
 	}
 	m.gap = time.Time{}
@@ -173,6 +185,16 @@ func (m *Merger) Next(now time.Time) (r Record, ok bool, wait time.Duration) {
 		m.last = r.Sequence
 	}
 	return r, true, 0
+}
+
+// allIdle reports whether no CPU can have the missing record ready to be read.
+func (m *Merger) allIdle() bool {
+	for i := range m.cpus {
+		if q := &m.cpus[i]; !q.idle && !q.ended && q.empty() {
+			return false
+		}
+	}
+	return true
 }
 
 func (m *Merger) allSeen() bool {

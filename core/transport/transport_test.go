@@ -250,12 +250,24 @@ func TestMergerGivesUpGaps(t *testing.T) {
 	if out, wait := drain(m, now.Add(GapWait-time.Millisecond)); len(out) != 0 || wait != time.Millisecond {
 		t.Errorf("just before the time: got %v, wait %v", out, wait)
 	}
+	// CPU 1 may have it: its reader did not get to look.
+	if out, wait := drain(m, now.Add(GapWait)); len(out) != 0 || wait == 0 {
+		t.Errorf("with CPU 1 not read: got %v, wait %v", out, wait)
+	}
+	m.Idle(1)
 	if out, _ := drain(m, now.Add(GapWait)); fmt.Sprint(out) != "[3]" || m.LostRecords != 2 {
 		t.Errorf("after the time: got %v, %d lost", out, m.LostRecords)
 	}
 	m.Put(1, Record{Sequence: 2})
 	if out, _ := drain(m, now); fmt.Sprint(out) != "[2]" || m.Unexpected != 1 || m.LostRecords != 2 {
 		t.Errorf("latecomer: got %v, %d unexpected, %d lost", out, m.Unexpected, m.LostRecords)
+	}
+	// A CPU that is never read is not waited for forever.
+	stuck := NewMerger(2, true)
+	stuck.Put(0, Record{Sequence: 2})
+	drain(stuck, now)
+	if out, _ := drain(stuck, now.Add(longestWait)); fmt.Sprint(out) != "[2]" {
+		t.Errorf("after the longest wait: got %v", out)
 	}
 	// No CPU can bring 4 any more: there is nothing to wait for.
 	m.Put(0, Record{Sequence: 5})
