@@ -335,7 +335,7 @@ func TestDefect_10_2_07_SettingsOfTheHostStay(t *testing.T) {
 // SYSTEMTAP_REAL_UID left root's groups.
 func TestDefect_10_2_08_RealUIDTakesTheGroupsToo(t *testing.T) {
 	// stapio has taken staprun's place and listens to INT, bit 1 of the last digit.
-	const listening = `while kill -0 $p && ! grep -q 'SigCgt:.*[2367abef]$' /proc/$p/status || [ $(cat /proc/$p/comm) != stapio ]; do sleep 0.1; done`
+	const listening = `until [ "$(cat /proc/$p/comm)" = stapio ] && grep -q 'SigCgt:.*[2367abef]$' /proc/$p/status; do kill -0 $p || break; sleep 0.1; done`
 	onFirst(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
 		run := func(env string, groups ...int) request.Answer {
