@@ -90,6 +90,5 @@ type Probe struct {
 	Synthetic bool
 	Source    *ast.Probe
 
-	mark string       // ? or ! of the point, as -p2 shows it
-	tok  *token.Token // for messages: the definition, or the alias used
+	tok *token.Token // for messages: the definition, or the alias used
 }
