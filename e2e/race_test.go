@@ -236,7 +236,8 @@ func TestRaceRounds(t *testing.T) {
 		for _, w := range swaps {
 			r := lab.Shell(lab.Usr, fmt.Sprintf(`
 				[ "$(staprun -R %[4]s)" = Hello ] || { echo "the good module does not load"; exit 1; }
-				while :; do { %[1]s; %[2]s; } 2>/dev/null; done & swapper=$!
+				rm -f /tmp/race/stop
+				while [ ! -e /tmp/race/stop ]; do { %[1]s; %[2]s; } 2>/dev/null; done & swapper=$!
 				good=0; refused=0; other=0
 				for i in $(seq %[3]d); do
 					out=$(staprun -R %[4]s 2>/tmp/race/err); rc=$?
@@ -246,7 +247,7 @@ func TestRaceRounds(t *testing.T) {
 					*) other=$((other+1)); echo "round $i: status $rc, $out"; cat /tmp/race/err;;
 					esac
 				done
-				kill $swapper; wait $swapper 2>/dev/null; %[2]s
+				touch /tmp/race/stop; wait $swapper # not killed: its last cp or cat would go on alone
 				echo "good $good refused $refused other $other"`, w.to, w.back, per, w.file))
 			r.Timeout = 60 + per*3
 			a := s.do(t, r)
