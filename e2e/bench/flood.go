@@ -118,7 +118,7 @@ func (b *bench) overrun(ctx context.Context, do guestRun, staprun string, env []
 	missing := &row{what: "four flooding CPUs, slow reader: records not accounted for", unit: records, none: true}
 	peak := &row{what: "the same, most memory of stapio", unit: mebibytes, most: 32 << 20}
 	for range runs {
-		out, _, _, err := do(toSlowReader, "/usr/bin/staprun", "ourticks", nil)
+		out, _, _, err := do(toSlowReader, "/usr/bin/staprun", "ourticks", nil, "-b", "1")
 		if err := errors.Join(err, ctx.Err()); err != nil {
 			return err
 		}
