@@ -35,6 +35,7 @@ import (
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/invocation"
+	"stapbox/core/sandbox"
 	"stapbox/core/trust"
 	"stapbox/core/trust/edit"
 	"stapbox/core/version"
@@ -151,10 +152,9 @@ func (s *server) run(ctx context.Context, release string) int {
 	} else {
 		s.log.printf("Concurrency disabled")
 	}
-	if abi := compile.LandlockABI(); abi > 0 {
-		s.log.printf("Workers are confined by Landlock, version %d", abi)
-	} else {
-		s.log.printf("Workers are not confined to their files: this kernel has no Landlock")
+	if err := s.confine(); err != nil {
+		s.log.errorf("%v", err)
+		return 1
 	}
 	s.slots = make(chan struct{}, max(s.opts.threads, 1))
 	s.queue = make(chan struct{}, queuePerSlot*cap(s.slots))
@@ -216,7 +216,7 @@ func (s *server) setup(release string) error {
 		Options: append(options, s.opts.translator...), Rlimits: limits,
 		Environ: environ, Home: home, TempDir: temp, StateDir: hostpaths.Kernels(s.data), WallClock: s.clock,
 		Limits: wire.RequestLimits(s.opts.maxRequest), Keep: s.opts.keep,
-		Worker: compile.Self, Slot: s.slot,
+		Worker: compile.Self, Slot: s.slot, Readable: s.opts.readable,
 		Key: func() crypto.Signer {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -258,6 +258,30 @@ func (s *server) openCache() error {
 		return err
 	}
 	s.log.errorf("Answers are not cached: %v", err)
+	return nil
+}
+
+// confine finds out how workers can be confined, and whether that is enough.
+func (s *server) confine() error {
+	if s.opts.sandbox == sandboxOff {
+		s.service.Sandbox = sandbox.Off(s.service.Worker)
+		s.log.errorf("WARNING: workers are not confined (--sandbox=off): whoever may send requests can reach what this user can")
+		return nil
+	}
+	c := s.service.Confinement()
+	s.log.printf("Workers are confined by %v", c.Layers)
+	if c.Layers&sandbox.Landlock != 0 {
+		s.log.printf("Landlock has version %d", sandbox.LandlockABI())
+	}
+	if len(c.Missing) == 0 {
+		return nil
+	}
+	for _, m := range c.Missing {
+		s.log.errorf("WARNING: workers are less confined than they could be, this host lacks %s", m)
+	}
+	if s.opts.sandbox == sandboxRequire {
+		return errors.New("this host does not confine workers as --sandbox=require demands")
+	}
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"stapbox/core/getopt"
 	"stapbox/core/privilege"
+	"stapbox/core/sandbox"
 )
 
 // Options is a command line of stap, read once, by the client, by the server
@@ -66,10 +67,7 @@ type Options struct {
 }
 
 // Rlimit is one --rlimit-NAME=NUM.
-type Rlimit struct {
-	Name  string // as, cpu, nproc, stack, fsize
-	Value uint64
-}
+type Rlimit sandbox.Limit
 
 // UsageError is an error after which stap shows where help is.
 type UsageError struct{ Text string }
@@ -390,7 +388,7 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		if err != nil {
 			return fmt.Errorf("Invalid argument '%s' for --%s.", g.Value, d.long)
 		}
-		o.Rlimits = append(o.Rlimits, Rlimit{strings.TrimPrefix(d.long, "rlimit-"), n})
+		o.Rlimits = append(o.Rlimits, Rlimit{Name: strings.TrimPrefix(d.long, "rlimit-"), Value: n})
 	default:
 		return fmt.Errorf("ERROR: option %s is not supported by this stap", d.written())
 	}

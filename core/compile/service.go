@@ -22,6 +22,7 @@ import (
 	"stapbox/core/cache"
 	"stapbox/core/getopt"
 	"stapbox/core/kmod"
+	"stapbox/core/sandbox"
 	"stapbox/core/signing"
 	"stapbox/core/wire"
 )
@@ -60,6 +61,11 @@ type Service struct {
 	// applet stap. A running program is reached through /proc even after its
 	// file was replaced.
 	Worker []string
+	// Sandbox is what workers run in; nil is as much as this host allows.
+	Sandbox *sandbox.Sandbox
+	// Readable are files and directories that scripts may name, besides the
+	// toolchain's.
+	Readable []string
 
 	// Cache keeps answers; nil is none.
 	Cache *cache.Store
@@ -80,6 +86,7 @@ type Service struct {
 	flights map[cache.Key]*flight
 	making  sync.WaitGroup // flights, until their answers are stored
 
+	detect   sync.Once
 	once     sync.Once
 	program  program
 	unstored atomic.Bool // the last answer could not be stored
