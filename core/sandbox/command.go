@@ -59,7 +59,7 @@ func (c *Cmd) namespaces() {
 	a.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Geteuid(), HostID: os.Geteuid(), Size: 1}}
 	a.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}}
 	// What making namespaces needs, until they are made.
-	a.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP}
+	a.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETPCAP}
 	if os.Geteuid() == 0 {
 		foreign := syscall.SysProcIDMap{ContainerID: foreignID, HostID: foreignID, Size: 1}
 		a.UidMappings, a.GidMappings = append(a.UidMappings, foreign), append(a.GidMappings, foreign)

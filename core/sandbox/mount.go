@@ -116,11 +116,8 @@ func (o *order) enterRoot() ([]int, error) {
 	if err := unix.MountSetattr(root, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return nil, fmt.Errorf("closing the root: %w", err)
 	}
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return nil, fmt.Errorf("changing root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return nil, fmt.Errorf("leaving the old root: %w", err)
+	if err := changeRoot(); err != nil {
+		return nil, err
 	}
 	if private < 0 {
 		return nil, nil
@@ -130,6 +127,30 @@ func (o *order) enterRoot() ([]int, error) {
 		return nil, err
 	}
 	return []int{private, procDir}, nil
+}
+
+// changeRoot makes the working directory, which is a mount, the root.
+func changeRoot() error {
+	err := unix.PivotRoot(".", ".")
+	if err == nil {
+		if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("leaving the old root: %w", err)
+		}
+		return nil
+	}
+	if err != unix.EINVAL {
+		return fmt.Errorf("changing root: %w", err)
+	}
+	// A host that runs from its first memory file system (initramfs) cannot leave
+	// it. The new root goes on top; who has no rights to chroot(2) never sees
+	// what is below.
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("moving the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("changing root: %w", err)
+	}
+	return os.Chdir("/")
 }
 
 // enterPrivate mounts the work directory, with a copy of the parent's in it, and

@@ -149,7 +149,7 @@ func Detect(ctx context.Context, program []string) *Sandbox {
 	return s
 }
 
-// trial runs true(1) with some layers.
+// trial runs this program with some layers.
 func trial(ctx context.Context, program []string, l Layers) error {
 	if l == Landlock && LandlockABI() == 0 {
 		return errors.New("this kernel has none")
@@ -162,7 +162,7 @@ func trial(ctx context.Context, program []string, l Layers) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	return t.Command(ctx, Spec{Path: "/bin/true", Dir: dir, Private: dir, Size: 1 << 20}).Run()
+	return t.Command(ctx, Spec{Env: []string{Variable + "=trial"}, Dir: dir, Private: dir, Size: 1 << 20}).Run()
 }
 
 // Limit is a resource limit of each process.
