@@ -420,6 +420,87 @@ func TestWorkerReach(t *testing.T) {
 	}
 }
 
+// What a request can make its translator do to the host: the next one is
+// answered all the same, and soon.
+func TestServiceSurvivesBombs(t *testing.T) {
+	s := newService(t)
+	s.Rlimits = []Rlimit{{"cpu", 1}, {"as", 512 << 20}, {"fsize", 32 << 20}}
+	s.WallClock = 3 * time.Second
+	layers := s.Confinement().Layers
+	for _, tt := range []struct {
+		command string
+		all     bool // needs namespaces
+	}{
+		{"while :; do :; done", false},
+		{"i=0; while dd if=/dev/zero of=f$i bs=1M count=8 2>/dev/null; do i=$((i+1)); done; exit 1", false},
+		{"tail /dev/zero", false},
+		{"f() { f | f & }; f; sleep 1; exit 1", true},
+		{"for i in 1 2 3 4 5 6; do head -c 200000000 /dev/zero | tail >/dev/null & done; wait; exit 1", true},
+		{"i=0; while echo > n$i; do i=$((i+1)); done 2>/dev/null; exit 1", true},
+		{"setsid sleep 1000 & setsid sleep 1000 & exit 1", true},
+		{"sleep 1000", false},
+	} {
+		if tt.all && layers&sandbox.Namespaces == 0 {
+			continue
+		}
+		start := time.Now()
+		got := s.ask(t, context.Background(), req61("-p2", "-etouch "+tt.command))
+		if string(got.Stdout) == "touched: true\n" || time.Since(start) > 10*time.Second {
+			t.Errorf("%s: got %d, %q, %q after %v", tt.command, got.RC, got.Stdout, got.Stderr, time.Since(start))
+		}
+		start = time.Now()
+		got = s.ask(t, context.Background(), req61("-emodule stapdev"))
+		if got.RC != 0 || time.Since(start) > 2*time.Second {
+			t.Errorf("after %s: got %d, %q after %v", tt.command, got.RC, got.Stderr, time.Since(start))
+		}
+	}
+}
+
+// A host without namespaces or Landlock has the other layers.
+func TestServiceWithFewerLayers(t *testing.T) {
+	have := newService(t).Confinement().Layers
+	for l := range sandbox.AllLayers + 1 {
+		if l&^have != 0 {
+			continue
+		}
+		s := newService(t)
+		s.Sandbox = &sandbox.Sandbox{Program: s.Worker, Layers: l}
+		got := s.ask(t, context.Background(), req61("-p4", "-emodule stapusr", "--privilege=stapusr"))
+		if modules, _ := got.Modules(); got.RC != 0 || len(modules) != 1 {
+			t.Errorf("%v: got %d, %q", l, got.RC, got.Stderr)
+		}
+		got = s.ask(t, context.Background(), req61("-elink"))
+		if got.RC != 1 || !strings.Contains(string(got.Stderr), "internal error") {
+			t.Errorf("%v: got %d, %q for a module that is a link", l, got.RC, got.Stderr)
+		}
+	}
+}
+
+func TestExplainPath(t *testing.T) {
+	worker := func(name string) (string, bool) {
+		v, ok := map[string]string{WorkerVariable: "1", ReadableVariable: "/opt/app:/srv"}[name]
+		return v, ok
+	}
+	nobody := func(string) (string, bool) { return "", false }
+	for _, tt := range []struct {
+		lookup  func(string) (string, bool)
+		path    string
+		refused bool
+	}{
+		{worker, "/home/a/prog", true}, {worker, "/opt/application", true}, {worker, "/opt/app/../other", true},
+		{worker, "/opt/app/bin/x", false}, {worker, "/usr/bin/nosuch", false}, {worker, "/srv", false}, {nobody, "/home/a/prog", false},
+	} {
+		err := ExplainPath(tt.lookup, tt.path, os.ErrNotExist)
+		var refused *RefusedPath
+		if errors.As(err, &refused) != tt.refused || tt.refused && (!strings.Contains(err.Error(), "--allow-path=") || !strings.Contains(err.Error(), "rule")) {
+			t.Errorf("%s: got %v", tt.path, err)
+		}
+	}
+	if err := ExplainPath(worker, "/x", nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestHeaders(t *testing.T) {
 	base := t.TempDir()
 	dir := filepath.Join(base, "usr/src/linux-headers-x")

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -41,8 +42,34 @@ func Enter() {
 	os.Exit(126)
 }
 
+// memoryVariable has the limit on memory for this program.
+const memoryVariable = "STAPBOX_WORKER_AS"
+
+// delayMemory leaves the limit on memory to Args: a Go program reserves a lot of
+// addresses before it runs, which it will not use.
+func (o *order) delayMemory() {
+	var now []Limit
+	for _, l := range o.Limits {
+		if l.Name == "as" {
+			o.Env = append(o.Env, memoryVariable+"="+strconv.FormatUint(l.Value, 10))
+			continue
+		}
+		now = append(now, l)
+	}
+	o.Limits = now
+}
+
 // Args are the words for this program, when it was started in a sandbox.
 func Args() ([]string, error) {
+	if v := os.Getenv(memoryVariable); v != "" {
+		n, err := strconv.ParseUint(v, 10, 64)
+		if err == nil {
+			err = setLimit(Limit{"as", n})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("limiting memory: %w", err)
+		}
+	}
 	unix.CloseOnExec(channel)
 	f := os.NewFile(channel, "words")
 	defer f.Close()
@@ -100,6 +127,9 @@ func enter() error {
 		if program, err = unix.Open(o.Path, unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
 			return fmt.Errorf("opening %q: %w", o.Path, err)
 		}
+	}
+	if o.Path == "" {
+		o.delayMemory()
 	}
 	if err := setLimits(o.Limits); err != nil {
 		return err

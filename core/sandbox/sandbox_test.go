@@ -219,12 +219,13 @@ func TestOutside(t *testing.T) {
 			fmt.Sprintf("echo 5 > /proc/%d/oom_score_adj", pid),
 			"echo x > " + h.state, "truncate -s 0 " + h.state, "chmod 600 " + h.state, "rm " + h.state, "echo x > " + filepath.Dir(h.state) + "/new",
 			"mount -t tmpfs none /tmp", "unshare -U true && true", "mknod n b 8 0 && cat n", "chroot . /bin/true", "echo 1 > /proc/sys/kernel/sysrq",
-			"date -s 2001-01-01", "setsid sh -c 'kill -9 " + fmt.Sprint(pid) + "'", "cat /etc/passwd", "ls /root", "ls /home", "cat /proc/1/mem",
+			"cat /etc/passwd", "ls /root", "ls /home", "cat /proc/1/mem",
 		} {
 			if out, err := sh(t, s, h.spec, command); err == nil {
 				t.Errorf("%v: %s: got %q", s.Layers, command, out)
 			}
 		}
+		sh(t, s, h.spec, fmt.Sprintf("setsid sh -c 'kill -9 %d'; sleep 0.1", pid))
 		h.unharmed(t, s.Layers.String())
 	}
 }
@@ -397,7 +398,7 @@ func TestBombs(t *testing.T) {
 			spec := h.spec
 			spec.Limits, spec.Size, spec.Memory = limits, 32<<20, 600<<20
 			start := time.Now()
-			_, err := sh(t, s, spec, tt.command)
+			_, err := sh(t, s, spec, "exec >/dev/null; "+tt.command)
 			if took := time.Since(start); err == nil || took > 15*time.Second {
 				t.Errorf("%v: %s: %v after %v", s.Layers, tt.name, err, took)
 			}
