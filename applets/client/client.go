@@ -361,7 +361,20 @@ func (c *client) local(ctx context.Context) outcome {
 		Error: printer.Colors["error"], Warning: printer.Colors["warning"], Source: printer.Colors["source"],
 		Caret: printer.Colors["caret"], Token: printer.Colors["token"],
 	}
-	artifact, rc := c.backend.Translate(ctx, job)
+	backend := c.backend
+	if c.opts.Translator != "" {
+		if backend, err = compile.NewBackend(c.opts.Translator, c.inv.LookupEnv, c.inv.Environ); err != nil {
+			c.say("%v", err)
+			return outcome{rc: 1}
+		}
+	}
+	artifact, rc := backend.Translate(ctx, job)
+	if c.opts.ClientOptions {
+		if err := compile.LeaveTranslator(c.temp, artifact); err != nil {
+			c.say("stap: ERROR: %v", err)
+			return outcome{rc: 1}
+		}
+	}
 	if c.opts.OnServerError {
 		if rc != 0 && bytes.Contains(held.Bytes(), []byte("Pass 4: ")) {
 			c.inv.Stderr.Write(withoutPasses(held.Bytes()))

@@ -35,6 +35,8 @@ type options struct {
 	cacheSize  int64    // 0 for no cache
 	sandbox    string   // sandboxAuto, sandboxRequire or sandboxOff
 	readable   []string // --allow-path
+	backend    string   // --translator
+	sign       bool     // --sign-systemtap
 	ignored    []string // words that mean nothing
 }
 
@@ -60,6 +62,8 @@ var spec = getopt.Spec{Defs: []getopt.Def{
 	{Long: "cache-size", Arg: getopt.RequiredArg},
 	{Long: "sandbox", Arg: getopt.RequiredArg},
 	{Long: "allow-path", Arg: getopt.RequiredArg},
+	{Long: "translator", Arg: getopt.RequiredArg},
+	{Long: "sign-systemtap"},
 }}
 
 // defaultCacheSize is room for some thousand modules.
@@ -92,6 +96,9 @@ Compile and sign scripts for clients on other hosts.
                                 or not start without all of it (auto)
       --allow-path=PATH         scripts may name files there, besides those of
                                 /usr (may be repeated)
+      --translator=builtin|systemtap|auto  with auto, SystemTap translates what
+                                the built-in one does not know (builtin)
+      --sign-systemtap          sign modules of SystemTap for stapusr and stapsys
       --max-request-size=NUM    bytes of a request, unpacked (50000)
       --max-compressed-request=NUM  bytes of a request, packed (5000)
   -h, --help                    show this help
@@ -111,7 +118,7 @@ func parse(args []string, processors int) (*options, error) {
 	o := &options{
 		threads: processors, maxRequest: wire.DefaultMaxUncompressed,
 		maxArchive: wire.DefaultMaxCompressed, keyType: identity.RSA,
-		cacheSize: defaultCacheSize, sandbox: sandboxAuto,
+		cacheSize: defaultCacheSize, sandbox: sandboxAuto, backend: compile.TranslatorBuiltin,
 	}
 	list, words, err := getopt.Parse(spec, args)
 	if err != nil {
@@ -178,6 +185,13 @@ func (o *options) set(g getopt.Option) error {
 		default:
 			return fmt.Errorf("sandbox %q is not auto, require or off", g.Value)
 		}
+	case "translator":
+		if _, err := compile.NewBackend(g.Value, nil, nil); err != nil || g.Value == "" {
+			return fmt.Errorf("translator %q is not builtin, systemtap or auto", g.Value)
+		}
+		o.backend = g.Value
+	case "sign-systemtap":
+		o.sign = true
 	case "allow-path":
 		if !filepath.IsAbs(g.Value) || strings.Contains(g.Value, ":") || filepath.Clean(g.Value) == "/" {
 			return fmt.Errorf("option '--allow-path=%s' needs an absolute path without colons, and not /", g.Value)

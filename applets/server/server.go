@@ -211,12 +211,25 @@ func (s *server) setup(release string) error {
 	if dir := s.inv.Getenv("SYSTEMTAP_DIR"); dir != "" {
 		environ = append(environ, "SYSTEMTAP_DIR="+s.data)
 	}
+	if s.opts.backend != compile.TranslatorBuiltin {
+		path, err := compile.FindSystemtap(context.Background(), s.inv.LookupEnv)
+		switch {
+		case err == nil:
+			s.log.printf("SystemTap is %s", path)
+			environ = append(environ, compile.SystemtapVariable+"="+path)
+		case s.opts.backend == compile.TranslatorSystemtap:
+			return fmt.Errorf("--translator=systemtap: %w", err)
+		default:
+			s.log.printf("Only the built-in translator is here: %v", err)
+		}
+	}
 	s.service = &compile.Service{
 		Releases: s.opts.kernels(release), Arch: s.arch,
 		Options: append(options, s.opts.translator...), Rlimits: limits,
 		Environ: environ, Home: home, TempDir: temp, StateDir: hostpaths.Kernels(s.data), WallClock: s.clock,
 		Limits: wire.RequestLimits(s.opts.maxRequest), Keep: s.opts.keep,
 		Worker: compile.Self, Slot: s.slot, Readable: s.opts.readable,
+		Translator: s.opts.backend, SignSystemtap: s.opts.sign,
 		Key: func() crypto.Signer {
 			s.mu.Lock()
 			defer s.mu.Unlock()

@@ -39,6 +39,7 @@ type Options struct {
 	FileSize   string // -S, as staprun reads it
 	Namespaces int    // --target-namespaces
 	Color      string
+	Translator string // --translator: builtin, systemtap, auto, or "" for the default
 	TempDir    string // --tmpdir
 	Rlimits    []Rlimit
 	Privilege  privilege.Level
@@ -126,6 +127,7 @@ var table = []optionDef{
 	{short: 'F', forward: true},
 	{short: 'S', arg: req, forward: true, pattern: "^[0-9]+(,[0-9]+)?$"},
 	{long: "target-namespaces", arg: req},
+	{long: "translator", arg: req, forward: true},
 	{long: "privilege", arg: req, forward: true},
 	{long: "unprivileged", forward: true},
 	{long: "color", arg: opt},
@@ -361,6 +363,11 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		if !slices.Contains([]string{"always", "auto", "never"}, o.Color) {
 			return fmt.Errorf("Invalid argument '%s' for --color.", o.Color)
 		}
+	case "translator":
+		if !slices.Contains([]string{TranslatorBuiltin, TranslatorSystemtap, TranslatorAuto}, g.Value) {
+			return fmt.Errorf("Invalid argument '%s' for --translator.", g.Value)
+		}
+		o.Translator = g.Value
 	case "client-options":
 		o.ClientOptions = true
 	case "tmpdir":

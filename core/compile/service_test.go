@@ -64,8 +64,10 @@ func fakeWorker() int {
 	}
 	switch {
 	case strings.HasPrefix(o.Script, "module "):
-		level, _ := privilege.ParseLevel(strings.TrimPrefix(o.Script, "module "))
+		name, made, _ := strings.Cut(strings.TrimPrefix(o.Script, "module "), " ")
+		level, _ := privilege.ParseLevel(name)
 		module(level, "stap_x.ko")
+		LeaveTranslator(o.TempDir, Artifact{Translator: made})
 	case o.Script == "two":
 		module(o.Privilege, "a.ko")
 		module(o.Privilege, "b.ko")
@@ -424,7 +426,7 @@ func TestWorkerReach(t *testing.T) {
 // answered all the same, and soon.
 func TestServiceSurvivesBombs(t *testing.T) {
 	s := newService(t)
-	s.Rlimits = []Rlimit{{"cpu", 1}, {"as", 512 << 20}, {"fsize", 32 << 20}}
+	s.Rlimits = []Rlimit{{"cpu", 1}, {"as", 1 << 30}, {"fsize", 32 << 20}}
 	s.WallClock = 3 * time.Second
 	layers := s.Confinement().Layers
 	for _, tt := range []struct {

@@ -26,8 +26,11 @@ func (s *Service) translate(ctx context.Context, r *request) error {
 		kernel = r.release.BuildDir
 	}
 	args := append([]string{"-r" + kernel}, s.Options...)
-	args = append(args, "--tmpdir="+build, "--client-options")
-	args = append(args, r.argv...)
+	args = append(args, "--tmpdir="+build)
+	if r.translator != TranslatorBuiltin {
+		args = append(args, "--translator="+r.translator)
+	}
+	args = append(append(args, "--client-options"), r.argv...)
 	w := worker{
 		Spec: sandbox.Spec{
 			Args: args, Dir: filepath.Join(r.dir, "request"), Private: r.dir,
@@ -116,18 +119,19 @@ type worker struct {
 }
 
 func (s *Service) run(ctx context.Context, w *worker, out, errOut *limited) (rc int, err error) {
+	confinement := s.Confinement()
 	ctx, cancel := context.WithTimeoutCause(ctx, s.WallClock, errWallClock)
 	defer cancel()
 	w.Env = append(append([]string{
 		"PATH=" + workerPath,
 		"TMPDIR=" + w.temp, "PWD=" + w.Dir, WorkerVariable + "=1", ReadableVariable + "=" + strings.Join(s.Readable, ":"),
 	}, s.Environ...), w.env...)
-	cmd := s.Confinement().Command(ctx, w.Spec)
+	cmd := confinement.Command(ctx, w.Spec)
 	defer cmd.Close()
 	cmd.Stdout, cmd.Stderr = out, errOut
 	if err := cmd.Start(); err != nil {
-		if ctx.Err() != nil {
-			return 1, context.Cause(ctx)
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errWallClock) {
+			return 1, cause
 		}
 		return 1, fmt.Errorf("starting a worker: %w", err)
 	}
@@ -158,12 +162,15 @@ func (s *Service) run(ctx context.Context, w *worker, out, errOut *limited) (rc 
 	if rerr != nil {
 		return 1, rerr
 	}
-	pattern := "*.ko"
+	patterns := []string{"*.ko", translatorFile}
 	if s.Keep {
-		pattern = "*"
+		patterns = []string{"*"}
 	}
-	if rc == 0 || s.Keep {
-		if ferr := cmd.Fetch(relative, pattern, maxModule); ferr != nil && (rc == 0 || !s.Keep) {
+	if rc != 0 && !s.Keep {
+		return rc, err
+	}
+	for _, p := range patterns {
+		if ferr := cmd.Fetch(relative, p, maxModule); ferr != nil && (rc == 0 || !s.Keep) {
 			return 1, ferr
 		}
 	}
