@@ -3,6 +3,8 @@ package compile
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -92,7 +94,16 @@ func checkSystemtap(ctx context.Context, path string) error {
 			return fmt.Errorf("%q is this program", path)
 		}
 	}
-	out, err := exec.CommandContext(ctx, path, "-V").CombinedOutput()
+	// It would make its directory in that of the user, writable by everybody (5.1
+	// to 5.6).
+	dir, err := os.MkdirTemp("", "stap-version.")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.CommandContext(ctx, path, "-V")
+	cmd.Env = []string{"PATH=" + workerPath, "HOME=" + dir, "SYSTEMTAP_DIR=" + dir, "TMPDIR=" + dir}
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("asking %q for its version: %w", path, err)
 	}
@@ -109,6 +120,11 @@ func (s Systemtap) arguments(job *Job) []string {
 	args := []string{"--tmpdir=" + job.TempDir, "--disable-cache"}
 	if job.Kernel != "" {
 		args = append(args, "-r", job.Kernel)
+	}
+	if job.Name == "" {
+		// Its own choice would be its process' number, which is small and the
+		// same again in a sandbox.
+		args = append(args, "-m", jobName(job))
 	}
 	args = append(args, "--client-options", "-p"+strconv.Itoa(job.LastPass))
 	for range job.Verbose {
@@ -143,6 +159,13 @@ func (s Systemtap) arguments(job *Job) []string {
 	return append(append(args, "--"), job.Args...)
 }
 
+// jobName names a module for what it is made from.
+func jobName(job *Job) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %q %q %q %v %q", job.Source.Text, job.Args, job.Kernel, job.Defines, job.Globals, job.Guru, job.Privilege)
+	return fmt.Sprintf("stap_%s_%d", hex.EncodeToString(h.Sum(nil))[:32], len(job.Source.Text))
+}
+
 // Translate implements Backend.
 func (s Systemtap) Translate(ctx context.Context, job *Job) (Artifact, int) {
 	a, rc, err := s.translate(ctx, job)
@@ -159,6 +182,7 @@ func (s Systemtap) Translate(ctx context.Context, job *Job) (Artifact, int) {
 func (s Systemtap) translate(ctx context.Context, job *Job) (Artifact, int, error) {
 	cmd := exec.CommandContext(ctx, s.Path, s.arguments(job)...)
 	cmd.Stdin = bytes.NewReader(job.Source.Text)
+	cmd.Dir = job.TempDir // where -m puts the module
 	// Its cache and its keys would be in the user's directory.
 	cmd.Env = append(slices.Clone(s.Environ), "SYSTEMTAP_DIR="+filepath.Join(job.TempDir, "systemtap"), "TMPDIR="+job.TempDir)
 	var listing io.Writer = job.Stdout
@@ -237,6 +261,9 @@ func (a Auto) Translate(ctx context.Context, job *Job) (Artifact, int) {
 	if lack == nil {
 		job.Stdout.Write(stdout.Bytes())
 		job.Stderr.Write(stderr.Bytes())
+		if rc == 0 && job.Verbose > 0 {
+			fmt.Fprintln(job.Stderr, "Translated by the built-in translator.")
+		}
 		return artifact, rc
 	}
 	s, err := a.Find(ctx)

@@ -61,7 +61,12 @@ func TestSystemtapArguments(t *testing.T) {
 		if rc != 0 || a.Name != "stap_fake" || a.Translator != TranslatorSystemtap || stdout.Len() != 0 {
 			t.Errorf("%s: got %+v, %d, %q, %q", tt.name, a, rc, stdout, stderr)
 		}
-		want := append([]string{"--tmpdir=" + j.TempDir, "--disable-cache", "-r", "6.1.0", "--client-options"}, strings.Fields(tt.want)...)
+		var own []string
+		if j.Name == "" {
+			own = []string{"-m", jobName(j)}
+		}
+		want := append([]string{"--tmpdir=" + j.TempDir, "--disable-cache", "-r", "6.1.0"}, own...)
+		want = append(append(want, "--client-options"), strings.Fields(tt.want)...)
 		want = append(append(want, "-", "--"), j.Args...)
 		if got := words(); !slices.Equal(got, want) {
 			t.Errorf("%s: got\n%q, want\n%q", tt.name, got, want)
