@@ -426,7 +426,7 @@ func TestWorkerReach(t *testing.T) {
 // answered all the same, and soon.
 func TestServiceSurvivesBombs(t *testing.T) {
 	s := newService(t)
-	s.Rlimits = []Rlimit{{"cpu", 1}, {"as", 1 << 30}, {"fsize", 32 << 20}}
+	s.Rlimits = []Rlimit{{"cpu", 1}, {"as", 2 << 30}, {"fsize", 32 << 20}}
 	s.WallClock = 3 * time.Second
 	layers := s.Confinement().Layers
 	for _, tt := range []struct {
@@ -437,7 +437,7 @@ func TestServiceSurvivesBombs(t *testing.T) {
 		{"i=0; while dd if=/dev/zero of=f$i bs=1M count=8 2>/dev/null; do i=$((i+1)); done; exit 1", false},
 		{"tail /dev/zero", false},
 		{"f() { f | f & }; f; sleep 1; exit 1", true},
-		{"for i in 1 2 3 4 5 6; do head -c 200000000 /dev/zero | tail >/dev/null & done; wait; exit 1", true},
+		{"for i in 1 2 3 4; do head -c 900000000 /dev/zero | tail >/dev/null & done; wait; exit 1", true},
 		{"i=0; while echo > n$i; do i=$((i+1)); done 2>/dev/null; exit 1", true},
 		{"setsid sleep 1000 & setsid sleep 1000 & exit 1", true},
 		{"sleep 1000", false},
