@@ -29,6 +29,7 @@ import (
 	"stapbox/core/invocation"
 	"stapbox/core/privilege"
 	"stapbox/core/report"
+	"stapbox/core/sandbox"
 	"stapbox/core/script/diag"
 	"stapbox/core/trust"
 	"stapbox/core/version"
@@ -57,6 +58,7 @@ type client struct {
 
 // Main runs stap.
 func Main(ctx context.Context, inv *invocation.Invocation) int {
+	sandbox.Enter()
 	c := &client{
 		inv: inv, uid: os.Getuid(), now: time.Now,
 		hostPeers: hostpaths.HostPeerStore(), signers: hostpaths.SignerStore(), hostRules: trust.HostRules(),
@@ -108,7 +110,13 @@ func (c *client) run(ctx context.Context) int {
 	}
 	worker := c.inv.Getenv(compile.WorkerVariable) != ""
 	args := c.inv.Args
-	if !worker {
+	if worker {
+		var err error
+		if args, err = sandbox.Args(); err != nil {
+			c.say("stap: ERROR: %v", err)
+			return 1
+		}
+	} else {
 		words, err := c.rc()
 		if err != nil {
 			c.say("stap: ERROR: %v", err)
@@ -136,14 +144,8 @@ func (c *client) run(ctx context.Context) int {
 		fmt.Fprint(c.inv.Stderr, versionText())
 		return 0
 	}
-	if worker || len(c.opts.Rlimits) > 0 {
-		if err := compile.Confine(c.opts.Rlimits); err != nil {
-			c.say("stap: ERROR: %v", err)
-			return 1
-		}
-	}
-	if worker {
-		if err := compile.RestrictWorker(c.inv.LookupEnv); err != nil {
+	if !worker && len(c.opts.Rlimits) > 0 {
+		if err := sandbox.Confine(compile.Limits(c.opts.Rlimits)); err != nil {
 			c.say("stap: ERROR: %v", err)
 			return 1
 		}
@@ -359,7 +361,20 @@ func (c *client) local(ctx context.Context) outcome {
 		Error: printer.Colors["error"], Warning: printer.Colors["warning"], Source: printer.Colors["source"],
 		Caret: printer.Colors["caret"], Token: printer.Colors["token"],
 	}
-	artifact, rc := c.backend.Translate(ctx, job)
+	backend := c.backend
+	if c.opts.Translator != "" {
+		if backend, err = compile.NewBackend(c.opts.Translator, c.inv.LookupEnv, c.inv.Environ); err != nil {
+			c.say("%v", err)
+			return outcome{rc: 1}
+		}
+	}
+	artifact, rc := backend.Translate(ctx, job)
+	if c.opts.ClientOptions {
+		if err := compile.LeaveTranslator(c.temp, artifact); err != nil {
+			c.say("stap: ERROR: %v", err)
+			return outcome{rc: 1}
+		}
+	}
 	if c.opts.OnServerError {
 		if rc != 0 && bytes.Contains(held.Bytes(), []byte("Pass 4: ")) {
 			c.inv.Stderr.Write(withoutPasses(held.Bytes()))

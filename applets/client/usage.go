@@ -25,6 +25,9 @@ Options (in ~/.systemtap/rc and on command line):
    -m MODULE  set probe module name
    -o FILE    send script output to file, instead of stdout
    -x PID     sets target() to PID
+   --translator=builtin|systemtap|auto
+              who translates: this program (default), an installed SystemTap,
+              or the second for what the first does not know
    --color[=WHEN]
               colour messages: always, auto or never
    --privilege=PRIVILEGE_LEVEL

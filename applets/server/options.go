@@ -33,6 +33,10 @@ type options struct {
 	keyType    identity.KeyType
 	cacheDir   string   // "" for the one in the user's data directory
 	cacheSize  int64    // 0 for no cache
+	sandbox    string   // sandboxAuto, sandboxRequire or sandboxOff
+	readable   []string // --allow-path
+	backend    string   // --translator
+	sign       bool     // --sign-systemtap
 	ignored    []string // words that mean nothing
 }
 
@@ -56,10 +60,21 @@ var spec = getopt.Spec{Defs: []getopt.Def{
 	{Long: "key-type", Arg: getopt.RequiredArg},
 	{Long: "cache-dir", Arg: getopt.RequiredArg},
 	{Long: "cache-size", Arg: getopt.RequiredArg},
+	{Long: "sandbox", Arg: getopt.RequiredArg},
+	{Long: "allow-path", Arg: getopt.RequiredArg},
+	{Long: "translator", Arg: getopt.RequiredArg},
+	{Long: "sign-systemtap"},
 }}
 
 // defaultCacheSize is room for some thousand modules.
 const defaultCacheSize = 256 << 20
+
+// What --sandbox says.
+const (
+	sandboxAuto    = "auto"
+	sandboxRequire = "require"
+	sandboxOff     = "off"
+)
 
 const usage = `Usage: stap-serverd [OPTION]...
 Compile and sign scripts for clients on other hosts.
@@ -77,6 +92,13 @@ Compile and sign scripts for clients on other hosts.
       --max-threads=NUM         requests compiled at once (number of processors)
       --cache-dir=DIR           keep answers in DIR (~/.systemtap/answers)
       --cache-size=NUM[KMG]     bytes of answers to keep (256M); 0 keeps none
+      --sandbox=auto|require|off  confine translators as far as this host allows,
+                                or not start without all of it (auto)
+      --allow-path=PATH         scripts may name files there, besides those of
+                                /usr (may be repeated)
+      --translator=builtin|systemtap|auto  with auto, SystemTap translates what
+                                the built-in one does not know (builtin)
+      --sign-systemtap          sign modules of SystemTap for stapusr and stapsys
       --max-request-size=NUM    bytes of a request, unpacked (50000)
       --max-compressed-request=NUM  bytes of a request, packed (5000)
   -h, --help                    show this help
@@ -96,7 +118,7 @@ func parse(args []string, processors int) (*options, error) {
 	o := &options{
 		threads: processors, maxRequest: wire.DefaultMaxUncompressed,
 		maxArchive: wire.DefaultMaxCompressed, keyType: identity.RSA,
-		cacheSize: defaultCacheSize,
+		cacheSize: defaultCacheSize, sandbox: sandboxAuto, backend: compile.TranslatorBuiltin,
 	}
 	list, words, err := getopt.Parse(spec, args)
 	if err != nil {
@@ -156,6 +178,25 @@ func (o *options) set(g getopt.Option) error {
 			return fmt.Errorf("option '--cache-size=%s': %w", g.Value, err)
 		}
 		o.cacheSize = n
+	case "sandbox":
+		switch g.Value {
+		case sandboxAuto, sandboxRequire, sandboxOff:
+			o.sandbox = g.Value
+		default:
+			return fmt.Errorf("sandbox %q is not auto, require or off", g.Value)
+		}
+	case "translator":
+		if _, err := compile.NewBackend(g.Value, nil, nil); err != nil || g.Value == "" {
+			return fmt.Errorf("translator %q is not builtin, systemtap or auto", g.Value)
+		}
+		o.backend = g.Value
+	case "sign-systemtap":
+		o.sign = true
+	case "allow-path":
+		if !filepath.IsAbs(g.Value) || strings.Contains(g.Value, ":") || filepath.Clean(g.Value) == "/" {
+			return fmt.Errorf("option '--allow-path=%s' needs an absolute path without colons, and not /", g.Value)
+		}
+		o.readable = append(o.readable, filepath.Clean(g.Value))
 	case "key-type":
 		t, err := identity.ParseKeyType(g.Value)
 		if err != nil {

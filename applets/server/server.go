@@ -35,6 +35,7 @@ import (
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/invocation"
+	"stapbox/core/sandbox"
 	"stapbox/core/trust"
 	"stapbox/core/trust/edit"
 	"stapbox/core/version"
@@ -151,10 +152,9 @@ func (s *server) run(ctx context.Context, release string) int {
 	} else {
 		s.log.printf("Concurrency disabled")
 	}
-	if abi := compile.LandlockABI(); abi > 0 {
-		s.log.printf("Workers are confined by Landlock, version %d", abi)
-	} else {
-		s.log.printf("Workers are not confined to their files: this kernel has no Landlock")
+	if err := s.confine(); err != nil {
+		s.log.errorf("%v", err)
+		return 1
 	}
 	s.slots = make(chan struct{}, max(s.opts.threads, 1))
 	s.queue = make(chan struct{}, queuePerSlot*cap(s.slots))
@@ -211,12 +211,25 @@ func (s *server) setup(release string) error {
 	if dir := s.inv.Getenv("SYSTEMTAP_DIR"); dir != "" {
 		environ = append(environ, "SYSTEMTAP_DIR="+s.data)
 	}
+	if s.opts.backend != compile.TranslatorBuiltin {
+		path, err := compile.FindSystemtap(context.Background(), s.inv.LookupEnv)
+		switch {
+		case err == nil:
+			s.log.printf("SystemTap is %s", path)
+			environ = append(environ, compile.SystemtapVariable+"="+path)
+		case s.opts.backend == compile.TranslatorSystemtap:
+			return fmt.Errorf("--translator=systemtap: %w", err)
+		default:
+			s.log.printf("Only the built-in translator is here: %v", err)
+		}
+	}
 	s.service = &compile.Service{
 		Releases: s.opts.kernels(release), Arch: s.arch,
 		Options: append(options, s.opts.translator...), Rlimits: limits,
 		Environ: environ, Home: home, TempDir: temp, StateDir: hostpaths.Kernels(s.data), WallClock: s.clock,
 		Limits: wire.RequestLimits(s.opts.maxRequest), Keep: s.opts.keep,
-		Worker: compile.Self, Slot: s.slot,
+		Worker: compile.Self, Slot: s.slot, Readable: s.opts.readable,
+		Translator: s.opts.backend, SignSystemtap: s.opts.sign,
 		Key: func() crypto.Signer {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -258,6 +271,30 @@ func (s *server) openCache() error {
 		return err
 	}
 	s.log.errorf("Answers are not cached: %v", err)
+	return nil
+}
+
+// confine finds out how workers can be confined, and whether that is enough.
+func (s *server) confine() error {
+	if s.opts.sandbox == sandboxOff {
+		s.service.Sandbox = sandbox.Off(s.service.Worker)
+		s.log.errorf("WARNING: workers are not confined (--sandbox=off): whoever may send requests can reach what this user can")
+		return nil
+	}
+	c := s.service.Confinement()
+	s.log.printf("Workers are confined by %v", c.Layers)
+	if c.Layers&sandbox.Landlock != 0 {
+		s.log.printf("Landlock has version %d", sandbox.LandlockABI())
+	}
+	if len(c.Missing) == 0 {
+		return nil
+	}
+	for _, m := range c.Missing {
+		s.log.errorf("WARNING: workers are less confined than they could be, this host lacks %s", m)
+	}
+	if s.opts.sandbox == sandboxRequire {
+		return errors.New("this host does not confine workers as --sandbox=require demands")
+	}
 	return nil
 }
 

@@ -24,14 +24,21 @@ import (
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/invocation"
+	"stapbox/core/sandbox"
 	"stapbox/core/trust"
 	"stapbox/core/wire"
 )
 
 // The test binary is the worker of the servers it starts.
 func TestMain(m *testing.M) {
+	sandbox.Enter()
 	if os.Getenv(compile.WorkerVariable) != "" {
-		o, err := compile.ParseOptions(os.Args[1:])
+		args, err := sandbox.Args()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		o, err := compile.ParseOptions(args)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -41,7 +48,7 @@ func TestMain(m *testing.M) {
 		}
 		if o.Script == "who" {
 			time.Sleep(300 * time.Millisecond)
-			fmt.Println("worker", os.Getpid())
+			fmt.Println("worker", time.Now().UnixNano()) // its pid is always 1
 			os.Exit(0)
 		}
 		fmt.Println("script", o.Script)

@@ -45,22 +45,30 @@ type builtinRun struct {
 	start    time.Time
 	usage    unix.Rusage
 	children unix.Rusage
+	lack     *LackError // what ended the run, if it was that
 }
 
 // errShown ends a run whose reason the user has seen.
 var errShown = errors.New("shown")
 
 // Translate implements Backend.
-func (Builtin) Translate(ctx context.Context, job *Job) (Artifact, int) {
+func (b Builtin) Translate(ctx context.Context, job *Job) (Artifact, int) {
+	a, rc, _ := b.try(ctx, job)
+	return a, rc
+}
+
+// try also tells whether the script needs what this translator lacks.
+func (Builtin) try(ctx context.Context, job *Job) (Artifact, int, *LackError) {
 	r := &builtinRun{Job: job, messages: &diag.Renderer{W: job.Stderr, Colors: job.Colors, Verbose: job.Verbose > 0}}
 	a, err := r.passes(ctx)
 	switch {
 	case err == nil:
-		return a, 0
+		a.Translator = TranslatorBuiltin
+		return a, 0, nil
 	case !errors.Is(err, errShown):
 		fmt.Fprintf(job.Stderr, "ERROR: %v\n", err)
 	}
-	return Artifact{}, 1
+	return Artifact{}, 1, r.lack
 }
 
 func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
@@ -81,6 +89,9 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	r.begin()
 	unit, err := translate.Translate(prog, translate.Options{Defines: r.Defines})
 	if err != nil {
+		if lackMessage(err.Error()) {
+			r.lack = &LackError{err}
+		}
 		fmt.Fprintf(r.Stderr, "semantic error: %v\nPass 3: translation failed.  [man error::pass3]\n", err)
 		return Artifact{}, errShown
 	}
@@ -181,6 +192,9 @@ func (r *builtinRun) failure(err error) error {
 	var list *diag.List
 	if !errors.As(err, &list) {
 		return err
+	}
+	if lacks(list) {
+		r.lack = &LackError{list}
 	}
 	r.messages.Failure(list)
 	return errShown

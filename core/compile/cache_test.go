@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"stapbox/core/cache"
+	"stapbox/core/sandbox"
 	"stapbox/core/wire"
 )
 
@@ -110,6 +111,8 @@ func newCached(t *testing.T) *logged {
 	l := &logged{testService: s, runs: filepath.Join(t.TempDir(), "runs"), lines: &safeBuffer{}}
 	s.Cache = store
 	s.Requests = slog.New(slog.NewTextHandler(l.lines, nil))
+	// Where workers can write the file of runs.
+	s.Sandbox = sandbox.Off(s.Worker)
 	s.Environ = append(s.Environ, runsVariable+"="+l.runs)
 	t.Cleanup(func() {
 		s.Wait()

@@ -24,8 +24,9 @@ type result struct {
 	signer string // "signed" or "unsigned"
 	module string
 	made   string
-	err    error // for the log
-	keep   bool  // the answer will be the same next time
+	madeBy string // TranslatorBuiltin, TranslatorSystemtap, or "" where it was not made now
+	err    error  // for the log
+	keep   bool   // the answer will be the same next time
 }
 
 // flight is an answer in the making. Requests that are the same wait for it
@@ -186,7 +187,7 @@ func (s *Service) build(ctx context.Context, r *request) result {
 // started it.
 func (r *request) clone() *request {
 	c := &request{
-		archive: r.archive, wire: r.wire, opts: r.opts, argv: r.argv, release: r.release, env: r.env,
+		archive: r.archive, wire: r.wire, opts: r.opts, argv: r.argv, release: r.release, env: r.env, translator: r.translator,
 		digest: r.digest, contents: r.contents, complaints: r.complaints, id: r.id, key: r.key, rc: r.rc, signer: r.signer,
 	}
 	c.stderr.WriteString(r.complaints)

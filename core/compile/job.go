@@ -45,10 +45,15 @@ type Job struct {
 	Stdout, Stderr io.Writer
 }
 
+// Unprivileged tells whether the script is for users below stapdev.
+func (j *Job) Unprivileged() bool { return j.Privilege != privilege.StapDev }
+
 // Artifact is what a successful run to pass 4 leaves.
 type Artifact struct {
 	Name string // module name, without ".ko"
 	Path string // the module, inside Job.TempDir
+	// Translator made it: TranslatorBuiltin or TranslatorSystemtap.
+	Translator string
 }
 
 // Backend runs jobs. It reports errors in the script, the kernel or the build

@@ -38,6 +38,7 @@ type influences struct {
 	Environ    []string // of the worker
 	Home       string   // what is hidden from clients in texts
 	Args       []string // of the client but -r, in order: script, -p, -m, -D, arguments ...
+	Translator string   // that was chosen; what SystemTap makes is not kept
 	Privilege  string   // level the script is checked and signed for
 	Locale     []string // accepted LANG and LC_*
 	Complaints string   // about locale lines that were not accepted
@@ -61,7 +62,7 @@ func (i *influences) key() (key cache.Key) {
 			text(s)
 		}
 	}
-	text("stapbox answer 1")
+	text("stapbox answer 2")
 	text(i.Program)
 	text(i.Protocol)
 	text(i.Release)
@@ -77,6 +78,7 @@ func (i *influences) key() (key cache.Key) {
 	list(i.Environ)
 	text(i.Home)
 	list(i.Args)
+	text(i.Translator)
 	text(i.Privilege)
 	list(i.Locale)
 	text(i.Complaints)
@@ -153,7 +155,7 @@ func (s *Service) influences(r *request) *influences {
 		Program: p.digest, Protocol: wire.Version,
 		Release: r.release.Name, BuildDir: r.release.BuildDir, Kernel: identity, Arch: s.Arch,
 		Options: s.Options, Rlimits: s.Rlimits, Environ: s.Environ, Home: s.Home,
-		Args: r.argv, Privilege: r.opts.Privilege.String(), Locale: r.env, Complaints: r.complaints,
+		Args: r.argv, Translator: r.translator, Privilege: r.opts.Privilege.String(), Locale: r.env, Complaints: r.complaints,
 		MOK: r.wire.MOK, Files: r.contents, Signer: signer(r.key),
 	}
 }

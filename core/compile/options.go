@@ -10,6 +10,7 @@ import (
 
 	"stapbox/core/getopt"
 	"stapbox/core/privilege"
+	"stapbox/core/sandbox"
 )
 
 // Options is a command line of stap, read once, by the client, by the server
@@ -38,6 +39,7 @@ type Options struct {
 	FileSize   string // -S, as staprun reads it
 	Namespaces int    // --target-namespaces
 	Color      string
+	Translator string // --translator: builtin, systemtap, auto, or "" for the default
 	TempDir    string // --tmpdir
 	Rlimits    []Rlimit
 	Privilege  privilege.Level
@@ -66,10 +68,7 @@ type Options struct {
 }
 
 // Rlimit is one --rlimit-NAME=NUM.
-type Rlimit struct {
-	Name  string // as, cpu, nproc, stack, fsize
-	Value uint64
-}
+type Rlimit sandbox.Limit
 
 // UsageError is an error after which stap shows where help is.
 type UsageError struct{ Text string }
@@ -128,6 +127,7 @@ var table = []optionDef{
 	{short: 'F', forward: true},
 	{short: 'S', arg: req, forward: true, pattern: "^[0-9]+(,[0-9]+)?$"},
 	{long: "target-namespaces", arg: req},
+	{long: "translator", arg: req, forward: true},
 	{long: "privilege", arg: req, forward: true},
 	{long: "unprivileged", forward: true},
 	{long: "color", arg: opt},
@@ -363,6 +363,11 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		if !slices.Contains([]string{"always", "auto", "never"}, o.Color) {
 			return fmt.Errorf("Invalid argument '%s' for --color.", o.Color)
 		}
+	case "translator":
+		if !slices.Contains([]string{TranslatorBuiltin, TranslatorSystemtap, TranslatorAuto}, g.Value) {
+			return fmt.Errorf("Invalid argument '%s' for --translator.", g.Value)
+		}
+		o.Translator = g.Value
 	case "client-options":
 		o.ClientOptions = true
 	case "tmpdir":
@@ -390,7 +395,7 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		if err != nil {
 			return fmt.Errorf("Invalid argument '%s' for --%s.", g.Value, d.long)
 		}
-		o.Rlimits = append(o.Rlimits, Rlimit{strings.TrimPrefix(d.long, "rlimit-"), n})
+		o.Rlimits = append(o.Rlimits, Rlimit{Name: strings.TrimPrefix(d.long, "rlimit-"), Value: n})
 	default:
 		return fmt.Errorf("ERROR: option %s is not supported by this stap", d.written())
 	}

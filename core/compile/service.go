@@ -22,6 +22,7 @@ import (
 	"stapbox/core/cache"
 	"stapbox/core/getopt"
 	"stapbox/core/kmod"
+	"stapbox/core/sandbox"
 	"stapbox/core/signing"
 	"stapbox/core/wire"
 )
@@ -60,6 +61,16 @@ type Service struct {
 	// applet stap. A running program is reached through /proc even after its
 	// file was replaced.
 	Worker []string
+	// Sandbox is what workers run in; nil is as much as this host allows.
+	Sandbox *sandbox.Sandbox
+	// Translator is TranslatorBuiltin, also if it is "", TranslatorSystemtap, or
+	// TranslatorAuto, with which clients may choose.
+	Translator string
+	// SignSystemtap lets modules of TranslatorSystemtap be signed.
+	SignSystemtap bool
+	// Readable are files and directories that scripts may name, besides the
+	// toolchain's.
+	Readable []string
 
 	// Cache keeps answers; nil is none.
 	Cache *cache.Store
@@ -80,6 +91,7 @@ type Service struct {
 	flights map[cache.Key]*flight
 	making  sync.WaitGroup // flights, until their answers are stored
 
+	detect   sync.Once
 	once     sync.Once
 	program  program
 	unstored atomic.Bool // the last answer could not be stored
@@ -119,7 +131,9 @@ type request struct {
 	argv    []string // of the client, without -r
 	release Release
 	env     []string
-	digest  string
+	// translator is that of this request, madeBy the one that made the module
+	translator, madeBy string
+	digest             string
 	// contents is the digest of the files in archive
 	contents string
 	// complaints about the request, the beginning of stderr
@@ -192,7 +206,8 @@ func (s *Service) finish(ctx context.Context, r *request, err error) result {
 	// A failure may come from a full disk, a limit or a signal as well as from the
 	// script, and its status does not tell; that of a script costs little again,
 	// as no compiler has run. So only success is kept.
-	res := result{rc: r.rc, signer: r.signer, module: r.module, err: err, keep: err == nil && r.rc == 0 && !r.cut}
+	res := result{rc: r.rc, signer: r.signer, module: r.module, err: err, madeBy: r.madeBy,
+		keep: err == nil && r.rc == 0 && !r.cut && r.madeBy != TranslatorSystemtap}
 	if ctx.Err() != nil {
 		res.keep = false
 		return res
@@ -220,6 +235,9 @@ func (s *Service) record(ctx context.Context, r *request, res result, peer strin
 	}
 	if r.opts != nil {
 		attrs = append(attrs, slog.String("level", r.opts.Privilege.String()))
+	}
+	if res.madeBy != "" {
+		attrs = append(attrs, slog.String("translator", res.madeBy))
 	}
 	if res.made != "" {
 		attrs = append(attrs, slog.String("cache", res.made), slog.String("key", r.id.Short()))
@@ -298,6 +316,7 @@ func (s *Service) make(ctx context.Context, r *request) error {
 	if err := s.translate(ctx, r); err != nil {
 		return err
 	}
+	r.madeBy = s.madeBy(filepath.Join(r.dir, "response", wire.BuildDir))
 	if r.rc != 0 || r.opts.LastPass < 4 {
 		return nil
 	}
@@ -339,6 +358,9 @@ func (s *Service) check(r *request) error {
 			last = o.Value
 			continue
 		}
+		if o.Name == "translator" {
+			continue // see translator
+		}
 		own = append(own, o)
 	}
 	all := append(append(slices.Clone(s.Options), "--client-options"), r.wire.Args...)
@@ -362,6 +384,9 @@ func (s *Service) check(r *request) error {
 	}
 	if f := r.opts.File; f != "" && (!strings.HasPrefix(f, "script/") || filepath.Clean(f) != f) {
 		return refuse("ERROR: script %q is not part of the request: a server opens no file of its own by a client's word. Send the script with the request, as stap does.", f)
+	}
+	if r.translator, err = s.translator(r.opts); err != nil {
+		return err
 	}
 	r.argv = spec.Words(own, words)
 	r.digest, r.contents = digest(r), contents(r.wire.Files)

@@ -10,10 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
+	"stapbox/core/sandbox"
 	"stapbox/core/wire"
 )
+
+// WorkerVariable marks the environment of a server's worker.
+const WorkerVariable = sandbox.Variable
 
 // translate runs the worker.
 func (s *Service) translate(ctx context.Context, r *request) error {
@@ -22,17 +25,30 @@ func (s *Service) translate(ctx context.Context, r *request) error {
 	if r.release.BuildDir != "" {
 		kernel = r.release.BuildDir
 	}
-	args := []string{"-r" + kernel}
-	args = append(args, s.Options...)
-	for _, l := range s.Rlimits {
-		args = append(args, fmt.Sprintf("--rlimit-%s=%d", l.Name, l.Value))
+	args := append([]string{"-r" + kernel}, s.Options...)
+	args = append(args, "--tmpdir="+build)
+	if r.translator != TranslatorBuiltin {
+		args = append(args, "--translator="+r.translator)
 	}
-	args = append(args, "--tmpdir="+build, "--client-options")
-	args = append(args, r.argv...)
-	env := append(slices.Clone(r.env), s.access(r.release, []string{s.StateDir}, []string{r.dir})...)
+	args = append(append(args, "--client-options"), r.argv...)
+	w := worker{
+		Spec: sandbox.Spec{
+			Args: args, Dir: filepath.Join(r.dir, "request"), Private: r.dir,
+			Read: append(s.reach(r.release), s.StateDir), Limits: Limits(s.Rlimits),
+		},
+		temp: build, env: r.env,
+	}
+	for _, l := range s.Rlimits {
+		switch l.Name {
+		case "fsize": // of one file; all together may not be larger either
+			w.Size = l.Value
+		case "as":
+			w.Memory = l.Value
+		}
+	}
 	var err error
 	var stdout, stderr limited
-	r.rc, err = s.run(ctx, args, filepath.Join(r.dir, "request"), build, env, &stdout, &stderr)
+	r.rc, err = s.run(ctx, &w, &stdout, &stderr)
 	r.stdout, r.cut = stdout.b.Bytes(), stdout.full || stderr.full
 	r.stderr.Write(stderr.b.Bytes())
 	return err
@@ -52,11 +68,18 @@ func (s *Service) Prepare(ctx context.Context, k Release) error {
 	}
 	args := append([]string{"-r" + kernel}, s.Options...)
 	args = append(args, "--tmpdir="+dir, "--client-options", "-p4", "-e", "probe begin { exit() }")
-	if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
+	// Not for others than the owner of the directory above.
+	if err := os.MkdirAll(s.StateDir, 0o755); err != nil {
 		return fmt.Errorf("preparing kernel %s: %w", k.Name, err)
 	}
+	// What a request's worker cannot write, it cannot leave for the worker of
+	// another: only this one may write here, and it has no words of a client.
+	w := worker{
+		Spec: sandbox.Spec{Args: args, Dir: dir, Read: s.reach(k), Write: []string{s.StateDir, dir}},
+		temp: dir,
+	}
 	var stdout, stderr limited
-	rc, err := s.run(ctx, args, dir, dir, s.access(k, nil, []string{s.StateDir, dir}), &stdout, &stderr)
+	rc, err := s.run(ctx, &w, &stdout, &stderr)
 	if err == nil && rc != 0 {
 		err = fmt.Errorf("status %d: %s", rc, oneLine(stderr.b.String()))
 	}
@@ -66,38 +89,59 @@ func (s *Service) Prepare(ctx context.Context, k Release) error {
 	return nil
 }
 
-// access tells a worker what it may reach. What a request's worker cannot
-// write, it cannot leave for the worker of another.
-func (s *Service) access(k Release, read, write []string) []string {
-	return []string{
-		ReadVariable + "=" + strings.Join(append(headers(k.BuildDir), read...), ":"),
-		WriteVariable + "=" + strings.Join(write, ":"),
+// Limits are resource limits as the sandbox takes them.
+func Limits(list []Rlimit) (limits []sandbox.Limit) {
+	for _, l := range list {
+		limits = append(limits, sandbox.Limit(l))
 	}
+	return limits
 }
 
-func (s *Service) run(ctx context.Context, args []string, dir, temp string, env []string, out, errOut *limited) (rc int, err error) {
+// reach is what a worker may read besides the toolchain.
+func (s *Service) reach(k Release) []string { return append(headers(k.BuildDir), s.Readable...) }
+
+// Confinement is the sandbox of the workers: what was set, or else what this host
+// allows.
+func (s *Service) Confinement() *sandbox.Sandbox {
+	s.detect.Do(func() {
+		if s.Sandbox == nil {
+			s.Sandbox = sandbox.Detect(context.Background(), s.Worker)
+		}
+	})
+	return s.Sandbox
+}
+
+// worker is one process of this program, or of another translator, in a sandbox.
+type worker struct {
+	sandbox.Spec
+	temp string   // where modules are left
+	env  []string // besides what all workers get
+}
+
+func (s *Service) run(ctx context.Context, w *worker, out, errOut *limited) (rc int, err error) {
+	confinement := s.Confinement()
 	ctx, cancel := context.WithTimeoutCause(ctx, s.WallClock, errWallClock)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.Worker[0])
-	cmd.Args = append(slices.Clone(s.Worker[1:]), args...)
-	cmd.Dir = dir
-	cmd.Env = append(append([]string{
+	w.Env = append(append([]string{
 		"PATH=" + workerPath,
-		"TMPDIR=" + temp, "PWD=" + dir, WorkerVariable + "=1",
-	}, s.Environ...), env...)
+		"TMPDIR=" + w.temp, "PWD=" + w.Dir, WorkerVariable + "=1", ReadableVariable + "=" + strings.Join(s.Readable, ":"),
+	}, s.Environ...), w.env...)
+	cmd := confinement.Command(ctx, w.Spec)
+	defer cmd.Close()
 	cmd.Stdout, cmd.Stderr = out, errOut
-	cmd.SysProcAttr = workerAttr()
-	cmd.Cancel = func() error { return killGroup(cmd.Process) }
-	cmd.WaitDelay = 2 * time.Second
 	if err := cmd.Start(); err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errWallClock) {
+			return 1, cause
+		}
 		return 1, fmt.Errorf("starting a worker: %w", err)
 	}
 	err = cmd.Wait()
-	// Whatever the worker left behind ends with it.
-	killGroup(cmd.Process)
 	rc = cmd.ProcessState.ExitCode()
 	var exit *exec.ExitError
 	switch {
+	case cmd.Exceeded() != "":
+		fmt.Fprintf(&errOut.b, "Server: the translator took %s and was ended\n", cmd.Exceeded())
+		rc, err = 1, nil
 	case errors.Is(context.Cause(ctx), errWallClock):
 		fmt.Fprintf(&errOut.b, "Server: translation took longer than %v and was ended\n", s.WallClock)
 		rc, err = 1, nil
@@ -110,6 +154,25 @@ func (s *Service) run(ctx context.Context, args []string, dir, temp string, env 
 		rc, err = 1, nil
 	default:
 		return 1, fmt.Errorf("running a worker: %w", err)
+	}
+	if w.Private == "" {
+		return rc, err
+	}
+	relative, rerr := filepath.Rel(w.Private, w.temp)
+	if rerr != nil {
+		return 1, rerr
+	}
+	patterns := []string{"*.ko", translatorFile}
+	if s.Keep {
+		patterns = []string{"*"}
+	}
+	if rc != 0 && !s.Keep {
+		return rc, err
+	}
+	for _, p := range patterns {
+		if ferr := cmd.Fetch(relative, p, maxModule); ferr != nil && (rc == 0 || !s.Keep) {
+			return 1, ferr
+		}
 	}
 	return rc, err
 }
@@ -132,4 +195,26 @@ func (l *limited) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	return l.b.Write(p)
+}
+
+// headers are the directories a build tree outside of /usr reaches into: its
+// links go to neighbours below the directory that holds "src", as in a package
+// of headers that was unpacked elsewhere.
+func headers(buildDir string) []string {
+	if buildDir == "" {
+		return nil
+	}
+	dirs := []string{buildDir}
+	if real, err := filepath.EvalSymlinks(buildDir); err == nil && real != buildDir {
+		dirs = append(dirs, real)
+	}
+	for _, d := range slices.Clone(dirs) {
+		if parent := filepath.Dir(d); filepath.Base(parent) == "src" && filepath.Dir(parent) != "/" {
+			dirs = append(dirs, filepath.Dir(parent))
+		}
+	}
+	return slices.DeleteFunc(dirs, func(d string) bool {
+		_, err := os.Stat(d)
+		return err != nil || strings.Contains(d, ":")
+	})
 }

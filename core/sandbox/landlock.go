@@ -1,24 +1,12 @@
-package compile
+package sandbox
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
-	"strings"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-)
-
-// The variables by which a server tells its worker what to leave itself: lists
-// of absolute paths, separated by colons. Everything else of the file system is
-// out of reach for the worker and for the compiler it starts.
-const (
-	ReadVariable  = "STAPBOX_WORKER_READ"
-	WriteVariable = "STAPBOX_WORKER_WRITE"
 )
 
 // toolchain is what a compiler needs to run.
@@ -64,14 +52,11 @@ func LandlockABI() int {
 	return int(abi)
 }
 
-// Restrict holds this process and its children to the given files, and keeps
-// them from the network. Where the kernel has no Landlock it does nothing. It
-// comes after Confine, which sets no_new_privs.
-func Restrict(read, write []string) error {
+// landlock holds this thread, and what it will execute, to the files of an
+// order, and keeps it from the network. program is a descriptor of what it will
+// execute. It comes after no_new_privs.
+func (o *order) landlock(program int) error {
 	abi := LandlockABI()
-	if abi == 0 {
-		return nil
-	}
 	attr := unix.LandlockRulesetAttr{Handled_access_fs: rights(abi)}
 	if abi >= 4 {
 		attr.Handled_access_net = unix.LANDLOCK_ACCESS_NET_BIND_TCP | unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
@@ -84,13 +69,19 @@ func Restrict(read, write []string) error {
 		return fmt.Errorf("making a Landlock ruleset: %w", errno)
 	}
 	defer unix.Close(int(fd))
+	write := o.Write
+	if o.Private != "" {
+		write = append(slices.Clip(write), o.Private)
+		if o.layers&Namespaces != 0 {
+			write = append(write, "/tmp")
+		}
+	}
 	for _, g := range []struct {
 		paths  []string
 		access uint64
 	}{
 		{toolchain, rightsRead},
-		{read, rightsRead},
-		{self(), rightsRead},
+		{o.Read, rightsRead},
 		{write, rights(abi)},
 		{processes, unix.LANDLOCK_ACCESS_FS_READ_FILE},
 		{devices, unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_TRUNCATE&rights(abi)},
@@ -101,35 +92,13 @@ func Restrict(read, write []string) error {
 			}
 		}
 	}
-	// For every thread, as no_new_privs: a compiler is forked from any of them.
-	_, _, errno = syscall.AllThreadsSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0)
-	if errno == unix.ENOTSUP {
-		return restrictByExec(fd)
+	if err := allowFile(int(fd), program, unix.LANDLOCK_ACCESS_FS_EXECUTE|unix.LANDLOCK_ACCESS_FS_READ_FILE); err != nil {
+		return fmt.Errorf("allowing the program: %w", err)
 	}
-	if errno != 0 {
-		return fmt.Errorf("restricting the worker: %w", errno)
+	if _, _, errno = syscall.RawSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
+		return fmt.Errorf("restricting the process: %w", errno)
 	}
 	return nil
-}
-
-// restrictByExec is for a program with C code in it, whose threads the runtime
-// does not all know: one thread is restricted and starts the program anew.
-func restrictByExec(ruleset uintptr) error {
-	runtime.LockOSThread()
-	if _, _, errno := syscall.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0); errno != 0 {
-		return fmt.Errorf("restricting the worker: %w", errno)
-	}
-	environ := slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, WriteVariable+"=") })
-	return fmt.Errorf("restricting the worker: %w", syscall.Exec(self()[0], os.Args, environ))
-}
-
-// self is the file of this program.
-func self() []string {
-	path, err := os.Executable()
-	if err != nil {
-		path = "/proc/self/exe"
-	}
-	return []string{path}
 }
 
 func allow(ruleset int, path string, access uint64) error {
@@ -141,9 +110,16 @@ func allow(ruleset int, path string, access uint64) error {
 		return fmt.Errorf("opening %q: %w", path, err)
 	}
 	defer unix.Close(fd)
+	if err := allowFile(ruleset, fd, access); err != nil {
+		return fmt.Errorf("allowing %q: %w", path, err)
+	}
+	return nil
+}
+
+func allowFile(ruleset, fd int, access uint64) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("looking at %q: %w", path, err)
+		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		access &= unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_READ_FILE |
@@ -157,43 +133,7 @@ func allow(ruleset int, path string, access uint64) error {
 	}{access, int32(fd)}
 	if _, _, errno := syscall.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, uintptr(ruleset), unix.LANDLOCK_RULE_PATH_BENEATH,
 		uintptr(unsafe.Pointer(&rule)), 0, 0, 0); errno != 0 {
-		return fmt.Errorf("allowing %q: %w", path, errno)
+		return errno
 	}
 	return nil
-}
-
-// RestrictWorker does what the server's environment says.
-func RestrictWorker(lookup func(string) (string, bool)) error {
-	write, ok := lookup(WriteVariable)
-	if !ok {
-		return nil
-	}
-	read, _ := lookup(ReadVariable)
-	return Restrict(split(read), split(write))
-}
-
-func split(list string) []string {
-	return slices.DeleteFunc(strings.Split(list, ":"), func(p string) bool { return !filepath.IsAbs(p) })
-}
-
-// headers are the directories a build tree outside of /usr reaches into: its
-// links go to neighbours below the directory that holds "src", as in a package
-// of headers that was unpacked elsewhere.
-func headers(buildDir string) []string {
-	if buildDir == "" {
-		return nil
-	}
-	dirs := []string{buildDir}
-	if real, err := filepath.EvalSymlinks(buildDir); err == nil && real != buildDir {
-		dirs = append(dirs, real)
-	}
-	for _, d := range slices.Clone(dirs) {
-		if parent := filepath.Dir(d); filepath.Base(parent) == "src" && filepath.Dir(parent) != "/" {
-			dirs = append(dirs, filepath.Dir(parent))
-		}
-	}
-	return slices.DeleteFunc(dirs, func(d string) bool {
-		_, err := os.Stat(d)
-		return err != nil || strings.Contains(d, ":")
-	})
 }

@@ -1,0 +1,351 @@
+package compile
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"stapbox/core/script/diag"
+)
+
+// Translators that --translator names.
+const (
+	TranslatorBuiltin   = "builtin"
+	TranslatorSystemtap = "systemtap"
+	TranslatorAuto      = "auto"
+)
+
+// translatorFile is where a worker leaves the name of the translator that made
+// the module, beside it.
+const translatorFile = "translator"
+
+// SystemtapVariable names an installed upstream stap. It is upstream's own
+// variable for the stap that its server starts.
+const SystemtapVariable = "SYSTEMTAP_STAP"
+
+// LackError is what Auto decides by: the built-in translator does not know
+// something that stap(1) documents. No module was made, and nothing but messages
+// was written.
+type LackError struct{ Err error }
+
+func (e *LackError) Error() string { return e.Err.Error() }
+
+func (e *LackError) Unwrap() error { return e.Err }
+
+// lacks tells whether something that is wrong with a script is that the built-in
+// translator does not know it. A function that it does not find may be one of
+// the tapsets of SystemTap.
+func lacks(list *diag.List) bool {
+	for _, d := range list.Errors {
+		for ; d != nil; d = d.Cause {
+			if lackMessage(d.Message) || strings.HasPrefix(d.Message, "unresolved function") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func lackMessage(text string) bool {
+	return strings.Contains(text, "is not supported by the built-in translator") || strings.Contains(text, "is not supported by the builtin translator")
+}
+
+// Systemtap is an installed upstream stap. It gets the options that a client may
+// give, and no others: those of a Job.
+type Systemtap struct {
+	Path    string // of stap
+	Environ []string
+}
+
+// FindSystemtap finds an installed upstream stap: what SYSTEMTAP_STAP names, or
+// the first stap that is not this program where programs are.
+func FindSystemtap(ctx context.Context, lookup func(string) (string, bool)) (string, error) {
+	if path, _ := lookup(SystemtapVariable); path != "" {
+		return path, checkSystemtap(ctx, path)
+	}
+	for _, dir := range filepath.SplitList(workerPath) {
+		path := filepath.Join(dir, "stap")
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		if checkSystemtap(ctx, path) == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("there is no stap of SystemTap in %s, and %s names none", workerPath, SystemtapVariable)
+}
+
+// checkSystemtap asks a stap whose it is. Ours may have the same name.
+func checkSystemtap(ctx context.Context, path string) error {
+	own, err := os.Stat("/proc/self/exe")
+	if err == nil {
+		if st, err := os.Stat(path); err == nil && os.SameFile(own, st) {
+			return fmt.Errorf("%q is this program", path)
+		}
+	}
+	// It would make its directory in that of the user, writable by everybody (5.1
+	// to 5.6).
+	dir, err := os.MkdirTemp("", "stap-version.")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.CommandContext(ctx, path, "-V")
+	cmd.Env = []string{"PATH=" + workerPath, "HOME=" + dir, "SYSTEMTAP_DIR=" + dir, "TMPDIR=" + dir}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("asking %q for its version: %w", path, err)
+	}
+	if bytes.Contains(out, []byte("stapbox")) || !bytes.Contains(out, []byte("Systemtap translator/driver")) {
+		return fmt.Errorf("%q is not the stap of SystemTap", path)
+	}
+	return nil
+}
+
+// arguments is the command line of upstream's stap for a job: what it may do is
+// decided here, word by word (server-client 4.5, 4.6). The script comes on
+// standard input, where other users do not see it.
+func (s Systemtap) arguments(job *Job) []string {
+	args := []string{"--tmpdir=" + job.TempDir, "--disable-cache"}
+	if job.Kernel != "" {
+		args = append(args, "-r", job.Kernel)
+	}
+	if job.Name == "" {
+		// Its own choice would be its process' number, which is small and the
+		// same again in a sandbox.
+		args = append(args, "-m", jobName(job))
+	}
+	args = append(args, "--client-options", "-p"+strconv.Itoa(job.LastPass))
+	for range job.Verbose {
+		args = append(args, "-v")
+	}
+	if job.Guru {
+		args = append(args, "-g")
+	}
+	for range job.Suppress {
+		args = append(args, "-w")
+	}
+	if job.Name != "" {
+		args = append(args, "-m", job.Name)
+	}
+	if job.Unprivileged() {
+		args = append(args, "--privilege="+job.Privilege.String())
+	}
+	for _, d := range job.Defines {
+		args = append(args, "-D", d)
+	}
+	for _, g := range job.Globals {
+		args = append(args, "-G", g)
+	}
+	if job.Target != 0 {
+		args = append(args, "-x", strconv.Itoa(job.Target))
+	}
+	if job.Command != "" {
+		args = append(args, "-c", job.Command)
+	}
+	args = append(args, "-")
+	// What follows is for the script, even if it looks like an option.
+	return append(append(args, "--"), job.Args...)
+}
+
+// jobName names a module for what it is made from.
+func jobName(job *Job) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %q %q %q %v %q", job.Source.Text, job.Args, job.Kernel, job.Defines, job.Globals, job.Guru, job.Privilege)
+	return fmt.Sprintf("stap_%s_%d", hex.EncodeToString(h.Sum(nil))[:32], len(job.Source.Text))
+}
+
+// Translate implements Backend.
+func (s Systemtap) Translate(ctx context.Context, job *Job) (Artifact, int) {
+	a, rc, err := s.translate(ctx, job)
+	if err != nil {
+		fmt.Fprintf(job.Stderr, "ERROR: %v\nPass 4: compilation failed.  [man error::pass4]\n", err)
+		return Artifact{}, 1
+	}
+	if rc == 0 && job.Verbose > 0 {
+		fmt.Fprintf(job.Stderr, "Translated by SystemTap (%s).\n", s.Path)
+	}
+	return a, rc
+}
+
+func (s Systemtap) translate(ctx context.Context, job *Job) (Artifact, int, error) {
+	cmd := exec.CommandContext(ctx, s.Path, s.arguments(job)...)
+	cmd.Stdin = bytes.NewReader(job.Source.Text)
+	cmd.Dir = job.TempDir // where -m puts the module
+	// Its cache and its keys would be in the user's directory.
+	cmd.Env = append(slices.Clone(s.Environ), "SYSTEMTAP_DIR="+filepath.Join(job.TempDir, "systemtap"), "TMPDIR="+job.TempDir)
+	var listing io.Writer = job.Stdout
+	var names bytes.Buffer
+	if job.LastPass == 4 {
+		listing = &names // the name of the module, which we print ourselves
+	}
+	cmd.Stdout, cmd.Stderr = listing, job.Stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		explainRefusals(job)
+		return Artifact{}, max(exit.ExitCode(), 1), nil
+	}
+	if err != nil {
+		return Artifact{}, 1, fmt.Errorf("running %q: %w", s.Path, err)
+	}
+	if job.LastPass < 4 {
+		return Artifact{Translator: TranslatorSystemtap}, 0, nil
+	}
+	path, err := oneModule(job.TempDir, strings.TrimSpace(names.String()))
+	if err != nil {
+		return Artifact{}, 1, err
+	}
+	return Artifact{Name: strings.TrimSuffix(filepath.Base(path), ".ko"), Path: path, Translator: TranslatorSystemtap}, 0, nil
+}
+
+// oneModule finds what upstream's stap made: in its temporary directory, or where
+// its last line says. The module is in the job's directory afterwards.
+func oneModule(dir, said string) (string, error) {
+	list, err := filepath.Glob(filepath.Join(dir, "*.ko"))
+	if err != nil {
+		return "", err
+	}
+	if len(list) == 1 {
+		return list[0], nil
+	}
+	if len(list) == 0 && strings.HasSuffix(said, ".ko") && !strings.Contains(said, "\n") {
+		module, err := readRegular(said, maxModule)
+		if err != nil {
+			return "", fmt.Errorf("reading the module of SystemTap: %w", err)
+		}
+		to := filepath.Join(dir, filepath.Base(said))
+		return to, os.WriteFile(to, module, 0o600)
+	}
+	return "", fmt.Errorf("SystemTap left %d modules in %q", len(list), dir)
+}
+
+// explainRefusals says which files the script names that a server does not let
+// it read: upstream's stap reports that they do not exist.
+func explainRefusals(job *Job) {
+	seen := map[string]bool{}
+	for _, m := range regexp.MustCompile(`\b(?:process|library)\s*\(\s*"(/[^"]*)"`).FindAllSubmatch(job.Source.Text, -1) {
+		path := string(m[1])
+		var refused *RefusedPath
+		if !seen[path] && errors.As(ExplainPath(os.LookupEnv, path, os.ErrNotExist), &refused) {
+			fmt.Fprintf(job.Stderr, "ERROR: %v\n", refused)
+		}
+		seen[path] = true
+	}
+}
+
+// Auto is the built-in translator and, for scripts that need what it lacks,
+// SystemTap, if that is installed.
+type Auto struct {
+	// Find finds upstream's stap when it is needed.
+	Find func(context.Context) (Systemtap, error)
+}
+
+// Translate implements Backend.
+func (a Auto) Translate(ctx context.Context, job *Job) (Artifact, int) {
+	first := *job
+	var stdout, stderr bytes.Buffer
+	first.Stdout, first.Stderr = &stdout, &stderr
+	artifact, rc, lack := Builtin{}.try(ctx, &first)
+	if lack == nil {
+		job.Stdout.Write(stdout.Bytes())
+		job.Stderr.Write(stderr.Bytes())
+		if rc == 0 && job.Verbose > 0 {
+			fmt.Fprintln(job.Stderr, "Translated by the built-in translator.")
+		}
+		return artifact, rc
+	}
+	s, err := a.Find(ctx)
+	if err != nil {
+		job.Stderr.Write(stderr.Bytes())
+		fmt.Fprintf(job.Stderr, "hint: SystemTap might know it, but %v\n", err)
+		return Artifact{}, rc
+	}
+	if job.Verbose > 0 {
+		fmt.Fprintf(job.Stderr, "%v: trying SystemTap (%s).\n", lack, s.Path)
+	}
+	return s.Translate(ctx, job)
+}
+
+// NewBackend is the translator of a name; "" is the built-in one.
+func NewBackend(name string, lookup func(string) (string, bool), environ []string) (Backend, error) {
+	find := func(ctx context.Context) (Systemtap, error) {
+		path, err := FindSystemtap(ctx, lookup)
+		return Systemtap{Path: path, Environ: environ}, err
+	}
+	switch name {
+	case "", TranslatorBuiltin:
+		return Builtin{}, nil
+	case TranslatorSystemtap:
+		return lazy(find), nil
+	case TranslatorAuto:
+		return Auto{find}, nil
+	}
+	return nil, fmt.Errorf("translator %q is not builtin, systemtap or auto", name)
+}
+
+// lazy looks for SystemTap when there is a job for it.
+type lazy func(context.Context) (Systemtap, error)
+
+func (l lazy) Translate(ctx context.Context, job *Job) (Artifact, int) {
+	s, err := l(ctx)
+	if err != nil {
+		fmt.Fprintf(job.Stderr, "ERROR: --translator=systemtap: %v\n", err)
+		return Artifact{}, 1
+	}
+	return s.Translate(ctx, job)
+}
+
+// LeaveTranslator leaves word for a server who made the module.
+func LeaveTranslator(dir string, a Artifact) error {
+	if a.Translator == "" {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(dir, translatorFile), []byte(a.Translator), 0o600)
+}
+
+// translator is the one for a request: the client's choice as far as the
+// server's allows, and below stapdev never one whose modules are not signed
+// (decision T6).
+func (s *Service) translator(o *Options) (string, error) {
+	own, asked := s.Translator, o.Translator
+	if own == "" {
+		own = TranslatorBuiltin
+	}
+	if asked == "" {
+		asked = own
+	}
+	if own != TranslatorAuto && asked != own {
+		return "", refuse("--translator=%s is refused: this server has --translator=%s, and only with --translator=auto may clients choose", asked, own)
+	}
+	if asked == TranslatorBuiltin || !o.Unprivileged() || s.SignSystemtap {
+		return asked, nil
+	}
+	if o.Translator == TranslatorSystemtap || own == TranslatorSystemtap {
+		return "", refuse("Modules of SystemTap are not signed for %s on this server: its option --sign-systemtap would allow it", o.Privilege)
+	}
+	return TranslatorBuiltin, nil
+}
+
+// madeBy is the translator whose name a worker left.
+func (s *Service) madeBy(dir string) string {
+	b, err := readRegular(filepath.Join(dir, translatorFile), 64)
+	if err != nil {
+		return ""
+	}
+	if t := string(b); t == TranslatorBuiltin || t == TranslatorSystemtap {
+		return t
+	}
+	return ""
+}

@@ -1,0 +1,185 @@
+package compile
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"stapbox/core/privilege"
+)
+
+// fakeStap stands for an installed stap: it writes down its words and its
+// standard input, and leaves a module.
+func fakeStap(t *testing.T) (path string, words func() []string, input func() string) {
+	t.Helper()
+	dir := t.TempDir()
+	path = filepath.Join(dir, "stap")
+	text := `#!/bin/sh
+if [ "$1" = -V ]; then echo 'Systemtap translator/driver (version 4.8/0.188, fake)' >&2; exit 0; fi
+for w; do printf '%s\n' "$w"; done > ` + dir + `/words
+cat > ` + dir + `/input
+for w; do case $w in --tmpdir=*) d=${w#--tmpdir=};; esac; done
+if grep -q broken ` + dir + `/input; then echo 'semantic error: upstream says so' >&2; exit 1; fi
+echo module > $d/stap_fake.ko
+echo stap_fake.ko
+`
+	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	return path, func() []string { return strings.Split(strings.TrimSuffix(read("words"), "\n"), "\n") }, func() string { return read("input") }
+}
+
+func TestSystemtapArguments(t *testing.T) {
+	path, words, input := fakeStap(t)
+	for _, tt := range []struct {
+		name   string
+		change func(*Job)
+		want   string // between --client-options and the script
+	}{
+		{"plain", func(*Job) {}, "-p4"},
+		{"all of it", func(j *Job) {
+			j.Verbose, j.Guru, j.Suppress, j.Name, j.Defines, j.Globals, j.Target, j.Command = 2, true, 1, "x", []string{"A=1", "B"}, []string{"g=1"}, 7, "ls"
+		}, "-p4 -v -v -g -w -m x -D A=1 -D B -G g=1 -x 7 -c ls"},
+		{"a level", func(j *Job) { j.Privilege = privilege.StapUsr }, "-p4 --privilege=stapusr"},
+		{"words that look like options", func(j *Job) { j.Args = []string{"-B", "CC=x", "--sysroot=/", "-R/tmp", "; id"} }, "-p4"},
+	} {
+		j, stdout, stderr := job(t, "probe begin { exit() }")
+		j.Kernel = "6.1.0"
+		tt.change(j)
+		a, rc := Systemtap{Path: path, Environ: []string{"PATH=/usr/bin:/bin"}}.Translate(context.Background(), j)
+		if rc != 0 || a.Name != "stap_fake" || a.Translator != TranslatorSystemtap || stdout.Len() != 0 {
+			t.Errorf("%s: got %+v, %d, %q, %q", tt.name, a, rc, stdout, stderr)
+		}
+		var own []string
+		if j.Name == "" {
+			own = []string{"-m", jobName(j)}
+		}
+		want := append([]string{"--tmpdir=" + j.TempDir, "--disable-cache", "-r", "6.1.0"}, own...)
+		want = append(append(want, "--client-options"), strings.Fields(tt.want)...)
+		want = append(append(want, "-", "--"), j.Args...)
+		if got := words(); !slices.Equal(got, want) {
+			t.Errorf("%s: got\n%q, want\n%q", tt.name, got, want)
+		}
+		if input() != "probe begin { exit() }" {
+			t.Errorf("%s: the script was %q", tt.name, input())
+		}
+	}
+}
+
+func TestAuto(t *testing.T) {
+	path, _, _ := fakeStap(t)
+	lookup := func(p string) func(string) (string, bool) {
+		return func(name string) (string, bool) { return p, name == SystemtapVariable }
+	}
+	for _, tt := range []struct {
+		name, script, path string
+		rc                 int
+		made, want         string
+	}{
+		{"what the built-in translator knows", "probe begin { exit() }", path, 0, TranslatorBuiltin, "Pass 3"},
+		{"a probe it lacks", `probe kernel.function("vfs_read") { exit() }`, path, 0, TranslatorSystemtap, "trying SystemTap"},
+		{"a function it lacks", `probe begin { nosuchfunction() }`, path, 0, TranslatorSystemtap, "Translated by SystemTap"},
+		{"an error of the script", `probe begin { `, path, 1, "", "parse error"},
+		{"an error of upstream", `probe kernel.function("broken") { exit() }`, path, 1, "", "upstream says so"},
+		{"no upstream", `probe kernel.function("vfs_read") { exit() }`, "/nosuch/stap", 1, "", `hint: SystemTap might know it, but asking "/nosuch/stap"`},
+		{"not upstream", `probe kernel.function("vfs_read") { exit() }`, "/bin/true", 1, "", `"/bin/true" is not the stap of SystemTap`},
+		{"this program", `probe kernel.function("vfs_read") { exit() }`, "/proc/self/exe", 1, "", "is this program"},
+	} {
+		b, err := NewBackend(TranslatorAuto, lookup(tt.path), []string{"PATH=/usr/bin:/bin"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		j, _, stderr := job(t, tt.script)
+		j.Verbose = 1
+		if tt.made == TranslatorBuiltin {
+			j.LastPass = 3 // without headers
+		}
+		a, rc := b.Translate(context.Background(), j)
+		if rc != tt.rc || a.Translator != tt.made || !strings.Contains(stderr.String(), tt.want) {
+			t.Errorf("%s: got %+v, %d\n%s", tt.name, a, rc, stderr)
+		}
+	}
+	if _, err := NewBackend("x", nil, nil); err == nil {
+		t.Error("translator x")
+	}
+}
+
+// Which translator a request gets, and what is refused.
+func TestServiceTranslator(t *testing.T) {
+	for _, tt := range []struct {
+		own  string
+		sign bool
+		args []string
+		want string
+	}{
+		{"", false, nil, "builtin"},
+		{"", false, []string{"--translator=builtin"}, "builtin"},
+		{"", false, []string{"--translator=systemtap"}, "--translator=systemtap is refused: this server has --translator=builtin"},
+		{"systemtap", false, []string{"--translator=auto"}, "--translator=auto is refused"},
+		{"systemtap", false, nil, "systemtap"},
+		{"auto", false, nil, "auto"},
+		{"auto", false, []string{"--translator=systemtap"}, "systemtap"},
+		{"auto", false, []string{"--privilege=stapusr"}, "builtin"},
+		{"auto", true, []string{"--privilege=stapusr"}, "auto"},
+		{"auto", false, []string{"--translator=systemtap", "--privilege=stapusr"}, "--sign-systemtap would allow it"},
+		{"systemtap", false, []string{"--privilege=stapsys"}, "not signed for stapsys"},
+		{"systemtap", true, []string{"--privilege=stapsys"}, "systemtap"},
+	} {
+		o, err := ParseOptions(append([]string{"--client-options", "-e", "x"}, tt.args...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := (&Service{Translator: tt.own, SignSystemtap: tt.sign}).translator(o)
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, tt.want) {
+			t.Errorf("%+v: got %q", tt, got)
+		}
+	}
+	if _, err := ParseOptions([]string{"--translator=gcc", "-e", "x"}); err == nil {
+		t.Error("--translator=gcc")
+	}
+}
+
+// What the worker says about who made the module is in the log, and what
+// SystemTap made is not kept.
+func TestServiceTellsTranslator(t *testing.T) {
+	l := newCached(t)
+	l.Translator = TranslatorAuto
+	for _, tt := range []struct{ made, second string }{{TranslatorBuiltin, madeHit}, {TranslatorSystemtap, madeMiss}} {
+		for i, want := range []string{madeMiss, tt.second} {
+			if _, made := l.do(t, req61("-p4", fmt.Sprintf("-emodule stapdev %s", tt.made))); made != want {
+				t.Errorf("%s, request %d: got %s, want %s", tt.made, i, made, want)
+			}
+		}
+		if !strings.Contains(l.lines.String(), "translator="+tt.made) {
+			t.Errorf("the log lacks %s:\n%s", tt.made, l.lines)
+		}
+	}
+}
+
+// The real thing, where it is installed.
+func TestSystemtapItself(t *testing.T) {
+	path, err := FindSystemtap(context.Background(), os.LookupEnv)
+	dirs := filepath.SplitList(os.Getenv("STAPBOX_KERNEL_HEADERS"))
+	if err != nil || len(dirs) == 0 {
+		t.Skipf("missing: an installed SystemTap (%v) and STAPBOX_KERNEL_HEADERS", err)
+	}
+	j, _, stderr := job(t, "probe begin { exit() }")
+	j.Kernel = dirs[0]
+	if a, rc := (Systemtap{Path: path, Environ: os.Environ()}).Translate(context.Background(), j); rc != 0 || a.Path == "" {
+		t.Errorf("status %d\n%s", rc, stderr)
+	}
+}
