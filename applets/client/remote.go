@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"stapbox/core/compile"
@@ -21,7 +22,7 @@ func (c *client) remote(ctx context.Context) outcome {
 		c.say("Using a compile server.")
 	}
 	failed := func() outcome {
-		c.say("Passes: via server failed.  Try again with another '-v' option.")
+		c.passesFailed()
 		return outcome{rc: 1, server: true}
 	}
 	request, err := c.request()
@@ -57,9 +58,15 @@ func (c *client) remote(ctx context.Context) outcome {
 		c.say("Passes: via server%s using %dkb, in %dreal ms.", server, (len(archive)+len(answer)+1023)/1024, c.now().Sub(start).Milliseconds())
 	}
 	if out.rc != 0 {
-		c.say("Passes: via server failed.  Try again with another '-v' option.")
+		c.passesFailed()
 	}
 	return out
+}
+
+func (c *client) passesFailed() {
+	if c.opts.List == 0 {
+		c.say("Passes: via server failed.  Try again with another '-v' option.")
+	}
 }
 
 // exchange tries the servers in order.
@@ -119,12 +126,19 @@ func (c *client) request() (*wire.Request, error) {
 			r.Locale = append(r.Locale, name+"="+v)
 		}
 	}
-	if !c.opts.HasScript {
+	if c.opts.File != "" {
 		name, err := c.scriptMember(r)
 		if err != nil {
 			return nil, err
 		}
 		r.Args = append(r.Args, name)
+	}
+	for _, dir := range c.opts.Tapsets {
+		name, err := c.tapsetMembers(r, dir)
+		if err != nil {
+			return nil, err
+		}
+		r.Args = append(r.Args, "-I", name)
 	}
 	for _, f := range c.opts.Forward {
 		if !strings.HasPrefix(f, "-r/") {
@@ -163,6 +177,83 @@ func (c *client) scriptMember(r *wire.Request) (string, error) {
 	r.Files = append(r.Files, wire.File{Name: "script" + real, Data: text})
 	return "script" + real, nil
 }
+
+// Limits on what one request takes from -I directories; a server has its own.
+const (
+	maxTapsetFiles = 1500
+	maxTapsetBytes = 16 << 20
+)
+
+// tapsetMembers adds the library files of an -I directory to the request, below
+// its real name. Links are followed; what is no library file is not sent, as
+// servers take little.
+func (c *client) tapsetMembers(r *wire.Request, dir string) (string, error) {
+	path := c.path(dir)
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "tapset" + filepath.Clean(path), nil
+	}
+	if real == "/" {
+		if filepath.Clean(path) != "/" {
+			c.say("%s resolves to %s", dir, real)
+		}
+		return "", errors.New("Unable to send / to the server")
+	}
+	sent := map[string]bool{}
+	count, size := 0, 0
+	for _, f := range r.Files {
+		sent[f.Name] = true
+		if strings.HasPrefix(f.Name, "tapset/") {
+			count, size = count+1, size+len(f.Data)
+		}
+	}
+	var walk func(at, member string, open []string) error
+	walk = func(at, member string, open []string) error {
+		entries, err := os.ReadDir(at)
+		if err != nil {
+			return fmt.Errorf("ERROR: reading the tapset: %w", err)
+		}
+		for _, e := range entries {
+			name, as := filepath.Join(at, e.Name()), member+"/"+e.Name()
+			st, err := os.Stat(name)
+			if err != nil {
+				continue // a link to nowhere
+			}
+			if st.IsDir() {
+				target, err := filepath.EvalSymlinks(name)
+				if err != nil || slices.Contains(open, target) || len(open) > maxTapsetDepth {
+					continue // a link to a directory we are in
+				}
+				if err := walk(name, as, append(open[:len(open):len(open)], target)); err != nil {
+					return err
+				}
+				continue
+			}
+			ext := filepath.Ext(name)
+			if !st.Mode().IsRegular() || ext != ".stp" && ext != ".stpm" || sent[as] {
+				continue
+			}
+			if count, size = count+1, size+int(min(st.Size(), maxTapsetBytes+1)); count > maxTapsetFiles || size > maxTapsetBytes {
+				return fmt.Errorf("ERROR: -I %s holds more than a request can: %d library files, %d bytes", dir, maxTapsetFiles, maxTapsetBytes)
+			}
+			text, err := readScript(name)
+			if err != nil {
+				return fmt.Errorf("ERROR: reading the tapset: %w", err)
+			}
+			sent[as] = true
+			r.Files = append(r.Files, wire.File{Name: as, Data: text})
+		}
+		return nil
+	}
+	if st, err := os.Stat(real); err != nil || !st.IsDir() {
+		return "tapset" + real, nil
+	}
+	return "tapset" + real, walk(real, "tapset"+real, []string{real})
+}
+
+// maxTapsetDepth is how deep directories may lie in each other; upstream's
+// layout needs two.
+const maxTapsetDepth = 8
 
 // isModuleName accepts [A-Za-z0-9_]{1,60}: a file name and a module name that
 // mean nothing else to anybody.
@@ -216,6 +307,9 @@ func (c *client) response(answer []byte) (outcome, error) {
 		}
 	}
 	c.inv.Stdout.Write(withoutModules(r.Stdout))
+	if wire.CompareVersions(r.Version, "1.6") < 0 {
+		r.Stderr = withoutLines(r.Stderr, func(line []byte) bool { return bytes.HasPrefix(line, []byte("Keeping temporary directory")) })
+	}
 	c.inv.Stderr.Write(r.Stderr)
 	if !r.HasRC {
 		return outcome{rc: 1, server: true}, errors.New("The server refused the request without giving a status; it may not build for this kernel.")
@@ -225,9 +319,13 @@ func (c *client) response(answer []byte) (outcome, error) {
 
 // withoutModules drops the lines in which a translator names its module.
 func withoutModules(text []byte) []byte {
+	return withoutLines(text, func(line []byte) bool { return bytes.HasSuffix(line, []byte(".ko")) })
+}
+
+func withoutLines(text []byte, drop func(line []byte) bool) []byte {
 	var out []byte
 	for _, line := range bytes.SplitAfter(text, []byte("\n")) {
-		if !bytes.HasSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte(".ko")) {
+		if !drop(bytes.TrimSuffix(line, []byte("\n"))) {
 			out = append(out, line...)
 		}
 	}

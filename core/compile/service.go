@@ -363,6 +363,11 @@ func (s *Service) check(r *request) error {
 	if f := r.opts.File; f != "" && (!strings.HasPrefix(f, "script/") || filepath.Clean(f) != f) {
 		return refuse("ERROR: script %q is not part of the request: a server opens no file of its own by a client's word. Send the script with the request, as stap does.", f)
 	}
+	for _, dir := range r.opts.ClientTapsets {
+		if !strings.HasPrefix(dir, "tapset/") || filepath.Clean(dir) != dir {
+			return refuse("ERROR: tapset %q is not part of the request: a server reads no directory of its own by a client's word. Send it with the request, as stap -I does.", dir)
+		}
+	}
 	r.argv = spec.Words(own, words)
 	r.digest, r.contents = digest(r), contents(r.wire.Files)
 	r.complaints, r.key = r.stderr.String(), s.Key()

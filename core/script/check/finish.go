@@ -15,25 +15,52 @@ import (
 //	/* unprivileged */          every level
 //	/* myproc-unprivileged */   every level; the function itself looks at
 //	                            the owner of the process
-//	/* guru */                  guru mode only
 //
+// (/* guru */ is looked at where the call is: tapsets may call such functions.)
 // A function without C text is as privileged as what it calls.
 func (c *checker) privileges() {
 	for _, f := range c.order {
 		if f.C == nil {
 			continue
 		}
-		if annotated(f.C.Code, "guru") && !c.opts.Guru {
-			c.err(f.Tok, "function may not be used unless -g is specified")
-		}
 		if c.opts.Privilege != privilege.StapUsr {
 			continue // members of stapsys and stapdev may call everything
 		}
-		if !annotated(f.C.Code, "unprivileged") && !annotated(f.C.Code, "myproc-unprivileged") {
+		if !unprivileged(f.C) {
 			c.err(f.Tok, "function may not be used when --privilege=%s is specified", c.opts.Privilege)
 		}
 	}
+	if c.opts.Privilege != privilege.StapUsr {
+		return
+	}
+	look := func(body ast.Stmt, in *token.Token) {
+		refuse := func(e *ast.EmbedC) {
+			if !unprivileged(e) {
+				c.err(e.Tok, "embedded expression may not be used when --privilege=%s is specified", c.opts.Privilege).Tok2 = in
+			}
+		}
+		ast.Walk(body, func(s ast.Stmt) {
+			if e, ok := s.(*ast.EmbedStmt); ok {
+				refuse(e.C)
+			}
+		}, func(x ast.Expr) {
+			if e, ok := x.(*ast.Embed); ok {
+				refuse(e.C)
+			}
+		})
+	}
+	for _, p := range c.prog.Probes {
+		look(p.Body, nil)
+	}
+	for _, f := range c.order {
+		if f.Body != nil {
+			look(f.Body, f.Tok)
+		}
+	}
 }
+
+// unprivileged reports whether C text is annotated as fit for level stapusr.
+func unprivileged(e *ast.EmbedC) bool { return e.Has("unprivileged") || e.Has("myproc-unprivileged") }
 
 // display adds an end probe for each global that is written and never read,
 // as stap(1), VARIABLES documents.
@@ -41,7 +68,9 @@ func (c *checker) display() {
 	if c.opts.NoGlobalDisplay {
 		return
 	}
-	u := c.uses()
+	u := newUses()
+	u.script = true
+	u = c.collect(u)
 	added := false
 	for _, f := range c.user {
 		for _, g := range f.Globals {
@@ -127,6 +156,16 @@ type touched struct {
 	calls       []*ast.Function
 }
 
+// c adds what C text says it touches.
+func (t *touched) c(e *ast.EmbedC) {
+	for _, v := range e.Reads {
+		t.read[v] = true
+	}
+	for _, v := range e.Writes {
+		t.write[v] = true
+	}
+}
+
 func touch(body ast.Stmt, cond ast.Expr) *touched {
 	t := &touched{read: map[*ast.Var]bool{}, write: map[*ast.Var]bool{}}
 	store := func(x ast.Expr, read bool) {
@@ -162,11 +201,15 @@ func touch(body ast.Stmt, cond ast.Expr) *touched {
 			}
 		case *ast.Call:
 			t.calls = append(t.calls, x.Funcs...)
+		case *ast.Embed:
+			t.c(x.C)
 		}
 	}
 	ast.WalkExpr(cond, expr)
 	ast.Walk(body, func(s ast.Stmt) {
 		switch s := s.(type) {
+		case *ast.EmbedStmt:
+			t.c(s.C)
 		case *ast.Delete:
 			store(s.X, false)
 			lvalue(s.X)
@@ -184,7 +227,7 @@ func touch(body ast.Stmt, cond ast.Expr) *touched {
 
 // finish names everything, orders it and works out what touches what.
 func (c *checker) finish() {
-	taken := map[string]bool{}
+	taken, settable := map[string]bool{}, map[string]bool{}
 	unique := func(base string) string {
 		name := base
 		for i := 1; taken[name]; i++ {
@@ -205,7 +248,8 @@ func (c *checker) finish() {
 						base = "private_" + g.Name
 					}
 					g.Unique = unique(strings.ReplaceAll(base, "$", "_D_"))
-					g.Settable = g.Arity <= 0 && !f.Source.Tapset && !g.Private
+					g.Settable = g.Arity <= 0 && !f.Source.Tapset && !g.Private && !settable[g.Name]
+					settable[g.Name] = settable[g.Name] || g.Settable
 					g.Arity = max(g.Arity, 0)
 				}
 			}
@@ -239,6 +283,7 @@ func (c *checker) finish() {
 			facts[f] = touch(f.Body, nil)
 		} else {
 			facts[f] = &touched{read: map[*ast.Var]bool{}, write: map[*ast.Var]bool{}}
+			facts[f].c(f.C)
 		}
 	}
 	for again := true; again; {

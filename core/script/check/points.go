@@ -2,6 +2,7 @@ package check
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -61,30 +62,35 @@ func known(s string) bool {
 // derive resolves every probe point of the script.
 func (c *checker) derive() {
 	for _, f := range c.user {
-		for _, p := range f.Probes {
-			whole := pointList(p.Points, ",")
-			for _, q := range p.Points {
-				var found []*Probe
-				d := c.resolvePoint(q, p, p.Body, []string{whole}, nil, &found)
-				if d != nil {
-					if !q.Optional && len(c.errs) < maxMessages {
-						c.errs = append(c.errs, wrap(q, d))
-					}
-					continue
-				}
-				c.prog.Probes = append(c.prog.Probes, found...)
-				if len(found) > 0 && q.Sufficient {
-					break
-				}
-				if len(c.prog.Probes) > maxProbes {
-					c.err(q.Tok, "too many probes")
-					return
-				}
-			}
-		}
+		c.deriveFile(f)
 	}
 	if len(c.errs) == 0 && len(c.prog.Probes) == 0 {
 		c.err(nil, "no probes found")
+	}
+}
+
+// deriveFile resolves the probe points of one file.
+func (c *checker) deriveFile(f *ast.File) {
+	for _, p := range f.Probes {
+		whole := pointList(p.Points, ",")
+		for _, q := range p.Points {
+			var found []*Probe
+			d := c.resolvePoint(q, p, p.Body, []string{whole}, nil, &found)
+			if d != nil {
+				if !q.Optional && len(c.errs) < maxMessages {
+					c.errs = append(c.errs, wrap(q, d))
+				}
+				continue
+			}
+			c.prog.Probes = append(c.prog.Probes, found...)
+			if len(found) > 0 && q.Sufficient {
+				break
+			}
+			if len(c.prog.Probes) > maxProbes {
+				c.err(q.Tok, "too many probes")
+				return
+			}
+		}
 	}
 }
 
@@ -130,7 +136,8 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 						continue
 					}
 					matched = true
-					if d := c.expandAlias(a, n, q, src, body, chain, open, out); d != nil {
+					c.take(f.Source)
+					if d := c.expandAlias(a, n, q, src, body, chain, open, out); d != nil && !c.listing {
 						return d
 					}
 				}
@@ -320,6 +327,22 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 	}
 	mismatch := func(at *token.Token, name string, list []string) *diag.Diagnostic {
 		return cause(at, "probe point mismatch%s", similar(name, list))
+	}
+	if last := len(q.Components) - 1; first.Name == "procfs" && last > 0 && hasWildcard(q.Components[last].Name) {
+		found := false
+		for _, w := range []string{"read", "write"} {
+			if !parser.Match(q.Components[last].Name, w) {
+				continue
+			}
+			np, nc := *q, *q.Components[last]
+			nc.Name = w
+			np.Components = append(slices.Clone(q.Components[:last]), &nc)
+			found = c.builtin(&np, src, body, chain, open, out) == nil || found
+		}
+		if !found {
+			return mismatch(q.Components[last].Tok, q.Components[last].Name, []string{"read", "umask", "write"})
+		}
+		return nil
 	}
 	if first.Name == "procfs" {
 		p, point, d := c.procfs(q)

@@ -65,7 +65,9 @@ func (t *inference) all() {
 	}
 	for _, f := range t.c.order {
 		t.fn = f
-		if f.Body != nil {
+		if f.C != nil {
+			t.embed(f.C)
+		} else {
 			t.stmt(f.Body)
 		}
 	}
@@ -235,6 +237,8 @@ func (t *inference) stmt(s ast.Stmt) {
 		case *ast.Index:
 			t.index(x, ast.Unknown)
 		}
+	case *ast.EmbedStmt:
+		t.embed(s.C)
 	case *ast.TryCatch:
 		t.stmt(s.Try)
 		if s.Var != nil {
@@ -341,8 +345,24 @@ func (t *inference) value(x ast.Expr, want ast.Type, used bool) ast.Type {
 		return t.call(x, want, used)
 	case *ast.Print:
 		return t.print(x, want)
+	case *ast.Embed:
+		t.embed(x.C)
+		if x.C.Has("string") {
+			return t.fixed(x, ast.String, want)
+		}
+		return t.fixed(x, ast.Long, want)
 	}
 	return ast.Unknown
+}
+
+// embed refuses globals whose type only C text would tell.
+func (t *inference) embed(e *ast.EmbedC) {
+	for _, v := range append(e.Reads[:len(e.Reads):len(e.Reads)], e.Writes...) {
+		if v.Type == ast.Unknown && t.report && !t.unresolved[v] {
+			t.unresolved[v] = true
+			t.err(v.Tok, "unresolved type ")
+		}
+	}
 }
 
 func firstKnown(a, b ast.Type) ast.Type {
@@ -493,8 +513,6 @@ func (c *checker) constructs() {
 			lacks(x.Tok, "dereference of a pointer")
 		case *ast.AtOp:
 			lacks(x.Tok, "@"+x.Name)
-		case *ast.Embed:
-			lacks(x.Tok, "embedded C")
 		case *ast.Unary:
 			if x.Op == "&" {
 				lacks(x.Tok, "address operator &")
@@ -527,13 +545,6 @@ func (c *checker) constructs() {
 			}
 		case *ast.Delete:
 			c.deleting[s.X] = true
-		case *ast.EmbedStmt:
-			lacks(s.Tok, "embedded C")
-		}
-	}
-	for _, f := range c.user {
-		for _, e := range f.EmbedC {
-			lacks(e.Tok, "embedded C")
 		}
 	}
 	for _, p := range c.prog.Probes {
