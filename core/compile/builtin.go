@@ -29,7 +29,7 @@ type Builtin struct{}
 // Runtime is the kernel side of every module, as kbuild takes it.
 func Runtime() kbuild.Runtime {
 	rt := kbuild.Runtime{
-		Version: kruntime.Version(), Files: kruntime.Sources(), Headers: []string{kruntime.HeaderName}, Common: "runtime.h",
+		Version: kruntime.Version(), Files: kruntime.Sources(), Headers: []string{kruntime.HeaderName, kruntime.EmbedHeaderName}, Common: "runtime.h",
 		Always: kruntime.Always(), Defines: []string{"STP_PROBED"},
 	}
 	for _, p := range kruntime.Probes {
@@ -113,7 +113,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 		fmt.Fprintf(r.Stderr, "ERROR: %v\nhint: install the package with the headers of that kernel (Debian: linux-headers-%s), or name its build directory with -r /DIR\nPass 4: compilation failed.  [man error::pass4]\n", missing, r.kernel.Release)
 		return Artifact{}, errShown
 	}
-	path, err := r.build(ctx, name, unit)
+	path, err := r.build(ctx, kbuild.Unit{Name: name, Source: unit, KernelHeaders: translate.KernelHeaders(prog)})
 	if err != nil {
 		fmt.Fprintf(r.Stderr, "ERROR: %v\nPass 4: compilation failed.  [man error::pass4]\n", err)
 		return Artifact{}, errShown
@@ -276,7 +276,7 @@ func contentName(unit []byte, k kbuild.Kernel) string {
 	return fmt.Sprintf("stap_%s_%d", hex.EncodeToString(h.Sum(nil))[:32], len(unit))
 }
 
-func (r *builtinRun) build(ctx context.Context, name string, unit []byte) (string, error) {
+func (r *builtinRun) build(ctx context.Context, unit kbuild.Unit) (string, error) {
 	rt := Runtime()
 	p, err := kbuild.Open(r.StateDir, r.kernel, rt)
 	if errors.Is(err, kbuild.ErrNotPrepared) {
@@ -289,7 +289,7 @@ func (r *builtinRun) build(ctx context.Context, name string, unit []byte) (strin
 	if err != nil {
 		return "", err
 	}
-	return p.Build(ctx, kbuild.Unit{Name: name, Source: unit}, r.TempDir)
+	return p.Build(ctx, unit, r.TempDir)
 }
 
 // kernelConfig reads the CONFIG_ settings of a kernel.

@@ -130,7 +130,10 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 	case *ast.Target, *ast.AtCast, *ast.AutoCast, *ast.AtOp:
 		fail(x.Token(), "target variables are not supported by the builtin translator")
 	}
-	fail(x.Token(), "embedded C is not supported by the builtin translator")
+	if e, ok := x.(*ast.Embed); ok {
+		return b.embed(e)
+	}
+	fail(x.Token(), "this expression is not supported by the builtin translator")
 	return ""
 }
 
@@ -491,15 +494,13 @@ func (b *body) call(x *ast.Call, wanted bool) string {
 func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []string) {
 	list := []string{"c"}
 	name := "stp_fn_" + cname(f.Name)
-	if f.C == nil {
+	if f.C == nil || embedded(f) {
 		if !b.funcs[f] {
 			fail(x.Tok, "function '%s' is not part of the checked program", f.Name)
 		}
 		name = "fn_" + cname(f.Unique)
 		list = append(list, quote(where(x.Tok)))
 		b.called(f)
-	} else if f.File == nil || !f.File.Tapset || !kernelFunctions(f.Name) {
-		fail(x.Tok, "function '%s' is written in C, which the builtin translator does not support", f.Name)
 	}
 	if f.Ret == ast.String {
 		list = append(list, result)
@@ -511,7 +512,7 @@ func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []strin
 	}
 	b.line("%s", call)
 	switch {
-	case f.C == nil:
+	case f.C == nil || embedded(f):
 		b.check()
 	case f.Name == "error", f.Name == "stringat", f.Name == "ctime", f.Name == "randint":
 		b.line("c->where = %s;", quote(where(x.Tok)))

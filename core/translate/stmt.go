@@ -311,8 +311,11 @@ func (b *body) statement(s ast.Stmt) {
 		b.pending++
 	case *ast.TryCatch:
 		b.tryCatch(s)
+	case *ast.EmbedStmt:
+		b.embedStmt(s)
+		b.pending++
 	default:
-		fail(s.Token(), "embedded C is not supported by the builtin translator")
+		fail(s.Token(), "this statement is not supported by the builtin translator")
 	}
 }
 

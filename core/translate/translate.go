@@ -9,7 +9,8 @@
 // is followed by a jump to the innermost handler of errors: the end of the
 // function, a catch, or the end of a foreach that has to be left properly.
 //
-// Nothing from the script reaches the C text as it was written: names get a
+// Nothing but embedded C, which only guru mode and tapsets have, reaches the C
+// text as it was written: names get a
 // prefix, texts are octal escapes for all but plain characters, comments are
 // reduced to harmless characters.
 //
@@ -226,21 +227,29 @@ func (g *gen) unit() {
 	g.printf("/* The script unit of one script, written by core/translate. */\n")
 	g.printf("#pragma GCC diagnostic ignored \"-Wunused-but-set-variable\"\n")
 	g.printf("#pragma GCC diagnostic error \"-Wframe-larger-than=%d\"\n", maxFrame)
-	g.printf("#define STP_MAXSTRINGLEN %d\n#include \"%s\"\n\n", g.limits.stringLen, kruntime.HeaderName)
+	header := kruntime.HeaderName
+	if KernelHeaders(g.prog) {
+		header = kruntime.EmbedHeaderName
+		g.printf("#pragma GCC diagnostic ignored \"-Wunused-label\"\n")
+	}
+	g.printf("#define STP_MAXSTRINGLEN %d\n#include \"%s\"\n\n", g.limits.stringLen, header)
+	g.topC(false)
 	g.globals()
 	var bodies strings.Builder
 	for _, f := range g.prog.Functions {
 		g.funcs[f] = true
 	}
 	for _, f := range g.prog.Functions {
-		if f.C != nil {
-			continue
+		if f.C == nil || embedded(f) {
+			g.printf("%s;\n", signature(f))
 		}
-		g.printf("%s;\n", signature(f))
 	}
 	for _, f := range g.prog.Functions {
-		if f.C == nil {
+		switch {
+		case f.C == nil:
 			bodies.WriteString(g.function(f))
+		case embedded(f):
+			bodies.WriteString(g.cFunction(f))
 		}
 	}
 	g.printf("\n%s", bodies.String())
@@ -479,6 +488,7 @@ func (g *gen) probes() {
 	}
 	g.printf("STP_SCRIPT_PARTS(%d, %d, %d, %d, %s, %s)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], bit[len(g.files) > 0], bit[l.monitor],
 		name(l.relayHost), name(l.relayGuest), required(g.prog.Privilege))
+	g.topC(true)
 }
 
 // monitorSize is the most that a reader of monitor_status takes.

@@ -362,8 +362,11 @@ struct stp_param_string {
 	unsigned int size;
 };
 
-#ifndef _LINUX_MODULE_H
+#ifdef _LINUX_MODULE_H
+#define STP_THIS_MODULE (&__this_module)
+#else
 extern char __this_module[] __attribute__((visibility("hidden")));
+#define STP_THIS_MODULE __this_module
 #endif
 extern const char stp_param_ops_long[], stp_param_ops_string[];
 
@@ -377,7 +380,7 @@ extern const char stp_param_ops_long[], stp_param_ops_string[];
 	STP_MODINFO("parmtype=" name ":" type);						\
 	static const struct stp_param __stp_param_##cname				\
 		__attribute__((__used__, __section__("__param"), __aligned__(sizeof(void *)))) = \
-		{ name, __this_module, ops_, 0, -1, 0, arg_ }
+		{ name, STP_THIS_MODULE, ops_, 0, -1, 0, arg_ }
 #define STP_PARAM_LONG(cname, name)							\
 	__STP_PARAM(cname, name, stp_param_ops_long, &cname, "int64_t")
 #define STP_PARAM_STRING(cname, name)							\

@@ -155,6 +155,19 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 
 // aliasMatches compares the alias name with the first words of q.
 func aliasMatches(n, q *ast.Point) bool {
+	// "**" as the last word stands for any number of words.
+	if last := len(q.Components) - 1; strings.Contains(q.Components[last].Name, "**") && q.Components[last].Arg == nil && len(n.Components) > last {
+		var words []string
+		for _, k := range n.Components[last:] {
+			words = append(words, k.Name)
+		}
+		if !parser.Match(q.Components[last].Name, strings.Join(words, ".")) {
+			return false
+		}
+		head := *q
+		head.Components = q.Components[:last]
+		return last == 0 || aliasMatches(&ast.Point{Components: n.Components[:last]}, &head)
+	}
 	if len(q.Components) < len(n.Components) {
 		return false
 	}
@@ -174,7 +187,7 @@ func aliasMatches(n, q *ast.Point) bool {
 }
 
 func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, body *ast.Block, chain []string, open []*token.Token, out *[]*Probe) *diag.Diagnostic {
-	rest := q.Components[len(n.Components):]
+	rest := q.Components[min(len(n.Components), len(q.Components)):]
 	whole := &ast.Block{StmtBase: ast.StmtBase{Tok: body.Tok}}
 	written := writtenNames(body)
 	if a.Prologue != nil {
