@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"stapbox/core/compile"
 	"stapbox/core/kbuild"
+	"stapbox/core/script/tapset"
 	"stapbox/core/wire"
 )
 
@@ -185,8 +185,8 @@ const (
 )
 
 // tapsetMembers adds the library files of an -I directory to the request, below
-// its real name. Links are followed; what is no library file is not sent, as
-// servers take little.
+// its real name. Links are followed; what is no library file, or is one for
+// another kernel, is not sent: servers take little.
 func (c *client) tapsetMembers(r *wire.Request, dir string) (string, error) {
 	path := c.path(dir)
 	real, err := filepath.EvalSymlinks(path)
@@ -199,61 +199,29 @@ func (c *client) tapsetMembers(r *wire.Request, dir string) (string, error) {
 		}
 		return "", errors.New("Unable to send / to the server")
 	}
-	sent := map[string]bool{}
-	count, size := 0, 0
+	member := "tapset" + real
+	scripts, macros, err := tapset.Directory(member, real, r.Release, r.Arch)
+	if err != nil {
+		return "", fmt.Errorf("ERROR: %w", err)
+	}
+	sent, count, size := map[string]bool{}, 0, 0
 	for _, f := range r.Files {
 		sent[f.Name] = true
 		if strings.HasPrefix(f.Name, "tapset/") {
 			count, size = count+1, size+len(f.Data)
 		}
 	}
-	var walk func(at, member string, open []string) error
-	walk = func(at, member string, open []string) error {
-		entries, err := os.ReadDir(at)
-		if err != nil {
-			return fmt.Errorf("ERROR: reading the tapset: %w", err)
+	for _, t := range append(scripts, macros...) {
+		if sent[t.Name] {
+			continue
 		}
-		for _, e := range entries {
-			name, as := filepath.Join(at, e.Name()), member+"/"+e.Name()
-			st, err := os.Stat(name)
-			if err != nil {
-				continue // a link to nowhere
-			}
-			if st.IsDir() {
-				target, err := filepath.EvalSymlinks(name)
-				if err != nil || slices.Contains(open, target) || len(open) > maxTapsetDepth {
-					continue // a link to a directory we are in
-				}
-				if err := walk(name, as, append(open[:len(open):len(open)], target)); err != nil {
-					return err
-				}
-				continue
-			}
-			ext := filepath.Ext(name)
-			if !st.Mode().IsRegular() || ext != ".stp" && ext != ".stpm" || sent[as] {
-				continue
-			}
-			if count, size = count+1, size+int(min(st.Size(), maxTapsetBytes+1)); count > maxTapsetFiles || size > maxTapsetBytes {
-				return fmt.Errorf("ERROR: -I %s holds more than a request can: %d library files, %d bytes", dir, maxTapsetFiles, maxTapsetBytes)
-			}
-			text, err := readScript(name)
-			if err != nil {
-				return fmt.Errorf("ERROR: reading the tapset: %w", err)
-			}
-			sent[as] = true
-			r.Files = append(r.Files, wire.File{Name: as, Data: text})
+		if count, size = count+1, size+len(t.Text); count > maxTapsetFiles || size > maxTapsetBytes {
+			return "", fmt.Errorf("ERROR: -I %s holds more than a request can: %d library files, %d bytes", dir, maxTapsetFiles, maxTapsetBytes)
 		}
-		return nil
+		r.Files = append(r.Files, wire.File{Name: t.Name, Data: []byte(t.Text)})
 	}
-	if st, err := os.Stat(real); err != nil || !st.IsDir() {
-		return "tapset" + real, nil
-	}
-	return "tapset" + real, walk(real, "tapset"+real, []string{real})
+	return member, nil
 }
-
-// maxTapsetDepth is how deep directories may lie in each other; upstream's
-// layout needs two.
-const maxTapsetDepth = 8
 
 // isModuleName accepts [A-Za-z0-9_]{1,60}: a file name and a module name that
 // mean nothing else to anybody.
