@@ -81,6 +81,7 @@ type gen struct {
 	funcs  map[*ast.Function]bool
 	timers bool
 	files  []*procfsFile
+	kinds  map[*ast.Var]*ast.Hist // statistics: the histogram of a global, if it has one
 }
 
 // procfsFile is a file of procfs probes.
@@ -234,6 +235,7 @@ func (g *gen) unit() {
 	}
 	g.printf("#define STP_MAXSTRINGLEN %d\n#include \"%s\"\n\n", g.limits.stringLen, header)
 	g.topC(false)
+	g.histograms()
 	g.globals()
 	var bodies strings.Builder
 	for _, f := range g.prog.Functions {
@@ -283,9 +285,12 @@ func (g *gen) globals() {
 		c := "g_" + cname(name)
 		g.names[v] = c
 		switch {
-		case v.Type == ast.Stats:
-			fail(v.Tok, "statistics aggregates are not supported by the builtin translator")
+		case v.Type == ast.Stats && !v.IsArray():
+			g.kind(v, c)
 		case v.IsArray():
+			if v.Type == ast.Stats {
+				g.kind(v, c)
+			}
 			if v.Arity > maxKeys {
 				fail(v.Tok, "an array may have at most %d indexes, not %d", maxKeys, v.Arity)
 			}
@@ -449,7 +454,11 @@ func (g *gen) probes() {
 		for _, k := range v.Keys {
 			types = append(types, ctype(k))
 		}
-		g.printf("\t{ %s, &%s, %d, %d, %d, %d, { %s } },\n", quote(v.Name), g.names[v], size, bit[v.MaxSize != 0], bit[v.Wrap], len(v.Keys), strings.Join(types, ", "))
+		stat := "NULL"
+		if v.Type == ast.Stats {
+			stat = "&k" + g.names[v]
+		}
+		g.printf("\t{ %s, &%s, %d, %d, %d, %d, { %s }, %s },\n", quote(v.Name), g.names[v], size, bit[v.MaxSize != 0], bit[v.Wrap], len(v.Keys), strings.Join(types, ", "), stat)
 	}
 	g.printf("\t{ \"\" }\n};\n\n")
 	l := g.limits
@@ -501,6 +510,8 @@ func (g *gen) monitor(n int) {
 	for _, v := range g.prog.Globals {
 		name := g.names[v]
 		switch {
+		case v.Type == ast.Stats:
+			fail(v.Tok, "--monitor does not show statistics")
 		case v.IsArray():
 			g.printf("\t{ %s, .array = &arrays[%d] },\n", quote(v.Name), arrays)
 			arrays++
@@ -526,8 +537,11 @@ func required(l privilege.Level) uint32 {
 }
 
 func ctype(t ast.Type) string {
-	if t == ast.String {
+	switch t {
+	case ast.String:
 		return "STP_STRING"
+	case ast.Stats:
+		return "STP_STATS"
 	}
 	return "STP_LONG"
 }

@@ -64,7 +64,7 @@ func newToolchain(t *testing.T) *toolchain {
 	}
 	sources := kruntime.Sources()
 	files := []string{"harness.c"}
-	for _, name := range []string{"context.c", "print.c", "number.c", "format.c", "string.c", "text.c", "map.c", "log.c"} {
+	for _, name := range []string{"context.c", "print.c", "number.c", "format.c", "string.c", "text.c", "map.c", "stat.c", "log.c"} {
 		if err := os.WriteFile(filepath.Join(tc.dir, name), sources[name], 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -336,7 +336,8 @@ func FuzzTranslate(f *testing.F) {
 func TestUnsupported(t *testing.T) {
 	for _, tt := range []struct{ script, want string }{
 		{`probe begin { if ("a" =~ "b") println(1) }`, "regular expression"},
-		{`global a probe begin { a <<< 1 println(@count(a)) }`, "statistics"},
+		{`global a probe begin { a <<< 1 println(a) }`, "statistics have no value"},
+		{`global a probe begin { a[1] <<< 1 println(a[1]) }`, "statistics have no value"},
 	} {
 		p, err := load(t, "t.stp", tt.script)
 		if err == nil {

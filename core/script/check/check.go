@@ -44,11 +44,12 @@ type checker struct {
 	globalsByName   map[string][]declared[*ast.Var]
 	functionsByName map[string][]declared[*ast.Function]
 
-	listing  bool                   // -l: what does not resolve is left out
-	fixedRet map[*ast.Function]bool // return type given in the source
-	steps    int                    // probe points looked at
-	copied   int                    // size of the handlers
-	deleting map[ast.Expr]bool      // operands of delete
+	histograms map[*ast.Var]*ast.Hist // what is extracted of each global
+	listing    bool                   // -l: what does not resolve is left out
+	fixedRet   map[*ast.Function]bool // return type given in the source
+	steps      int                    // probe points looked at
+	copied     int                    // size of the handlers
+	deleting   map[ast.Expr]bool      // operands of delete
 }
 
 // Check resolves and types the script: pass 2. user are the files of the

@@ -74,7 +74,7 @@ func (c *checker) display() {
 	added := false
 	for _, f := range c.user {
 		for _, g := range f.Globals {
-			if !c.globals[g] || u.read[g] || !u.written[g] || g.Type == ast.Unknown || g.Type == ast.Stats {
+			if !c.globals[g] || u.read[g] || !u.written[g] || g.Type == ast.Unknown {
 				continue
 			}
 			c.prog.Probes = append(c.prog.Probes, c.displayProbe(g))
@@ -115,13 +115,25 @@ func (c *checker) displayProbe(g *ast.Var) *Probe {
 	text := func(s string) { add([]ast.FormatPart{literal(s)}, s) }
 	sym := func(v *ast.Var) *ast.Symbol { return &ast.Symbol{ExprBase: eb, Name: v.Name, Var: v} }
 	text(g.Name)
+	aggregate := func(x ast.Expr) {
+		for _, op := range []string{"count", "min", "max", "sum", "avg"} {
+			text(" @" + op + "=")
+			add(conv(ast.Long, false))
+			pr.Args = append(pr.Args, &ast.Stat{ExprBase: eb, Op: op, X: ast.CloneExpr(x)})
+		}
+	}
 	var stmt ast.Stmt
-	if g.Arity <= 0 {
-		text("=")
-		add(conv(g.Type, false))
-		pr.Args = []ast.Expr{sym(g)}
+	switch {
+	case g.Arity <= 0:
+		if g.Type == ast.Stats {
+			aggregate(sym(g))
+		} else {
+			text("=")
+			add(conv(g.Type, false))
+			pr.Args = []ast.Expr{sym(g)}
+		}
 		stmt = &ast.ExprStmt{StmtBase: sb, X: pr}
-	} else {
+	default:
 		fe := &ast.Foreach{StmtBase: sb, Array: sym(g), SortDir: -1}
 		text("[")
 		for i, k := range g.Keys {
@@ -134,7 +146,15 @@ func (c *checker) displayProbe(g *ast.Var) *Probe {
 			}
 			add(conv(k, true))
 		}
-		text("]=")
+		text("]")
+		if g.Type == ast.Stats {
+			fe.SortAggr = "count"
+			aggregate(&ast.Index{ExprBase: eb, Array: sym(g), Keys: append([]ast.Expr(nil), pr.Args...)})
+			fe.Body = &ast.ExprStmt{StmtBase: sb, X: pr}
+			stmt = fe
+			break
+		}
+		text("=")
 		v := &ast.Var{Name: "__val", Tok: tok, Type: g.Type, Synthetic: true}
 		p.Locals = append(p.Locals, v)
 		fe.Value = sym(v)
