@@ -454,11 +454,11 @@ func (g *gen) probes() {
 		for _, k := range v.Keys {
 			types = append(types, ctype(k))
 		}
-		stat := "NULL"
+		stat := ""
 		if v.Type == ast.Stats {
-			stat = "&k" + g.names[v]
+			stat = ", &k" + g.names[v]
 		}
-		g.printf("\t{ %s, &%s, %d, %d, %d, %d, { %s }, %s },\n", quote(v.Name), g.names[v], size, bit[v.MaxSize != 0], bit[v.Wrap], len(v.Keys), strings.Join(types, ", "), stat)
+		g.printf("\t{ %s, &%s, %d, %d, %d, %d, { %s }%s },\n", quote(v.Name), g.names[v], size, bit[v.MaxSize != 0], bit[v.Wrap], len(v.Keys), strings.Join(types, ", "), stat)
 	}
 	g.printf("\t{ \"\" }\n};\n\n")
 	l := g.limits

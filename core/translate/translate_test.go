@@ -321,6 +321,7 @@ func FuzzTranslate(f *testing.F) {
 	f.Add(`probe begin { x <<< 1 println(@count(x)) }`)
 	f.Add(`global a probe begin { a <<< 1 println(@hist_log(a)) }`)
 	f.Add(`probe begin { if ("a" =~ "b") println(1) }`)
+	f.Add(`global a, b probe begin { a["x"] <<< 3 foreach (k in a @avg- limit 1) print(@hist_linear(a[k], -5, 5, 2)) foreach (v = i in @hist_log(b)) println(v, @hist_log(b)[i]) delete b }`)
 	f.Fuzz(func(t *testing.T, text string) {
 		p, err := load(t, "t.stp", text)
 		if err != nil {
