@@ -346,12 +346,20 @@ func (c *client) local(ctx context.Context) outcome {
 	if c.opts.OnServerError {
 		stderr = &held
 	}
+	var scripts []compile.Source
+	for i, text := range c.opts.Scripts {
+		scripts = append(scripts, compile.Source{Name: fmt.Sprintf("<input%d>", i+1), Text: []byte(text)})
+	}
+	var tapsets []compile.Tapset
+	for _, dir := range c.opts.Tapsets {
+		tapsets = append(tapsets, compile.Tapset{Name: dir, Path: c.path(dir)})
+	}
 	arch := ""
 	if c.opts.Arch != "" {
 		arch = compile.Arch(c.opts.Arch)
 	}
 	job := &compile.Job{
-		Source: src, Args: c.opts.Args, LastPass: min(c.opts.LastPass, 4), Verbose: c.opts.Verbose, Keep: c.opts.Keep,
+		Source: src, Scripts: scripts, Tapsets: tapsets, List: c.opts.List, Compatible: c.opts.Compatible, Args: c.opts.Args, LastPass: min(c.opts.LastPass, 4), Verbose: c.opts.Verbose, Keep: c.opts.Keep,
 		Name: c.opts.Module, Kernel: c.opts.Kernel, Arch: arch, Defines: c.opts.Defines, Globals: c.opts.Globals,
 		Privilege: c.opts.Privilege, Guru: c.opts.Guru, Target: c.opts.Target, Command: c.opts.Command, Suppress: c.opts.Suppress,
 		TempDir: c.temp, StateDir: hostpaths.Kernels(c.data), Stdout: c.inv.Stdout, Stderr: stderr,
@@ -403,6 +411,9 @@ const maxScript = 16 << 20
 
 // source reads the script.
 func (c *client) source() (compile.Source, error) {
+	if c.opts.List != 0 {
+		return compile.Source{Name: "<input>", Text: []byte("probe " + c.opts.Pattern + " {}")}, nil
+	}
 	if c.opts.HasScript {
 		return compile.Source{Name: "<input>", Text: []byte(c.opts.Script)}, nil
 	}

@@ -554,10 +554,10 @@ func TestHelpAndVersion(t *testing.T) {
 		t.Errorf("status %d", code)
 	}
 	contains(t, "help", d.out.String(), "Usage: stap [options] FILE", "--trust-servers")
-	if code := d.stap("-I", "/x", "-e", hello); code != 1 {
+	if code := d.stap("-T", "1", "-e", hello); code != 1 {
 		t.Errorf("status %d", code)
 	}
-	contains(t, "stderr", d.err.String(), "option -I is not supported")
+	contains(t, "stderr", d.err.String(), "option -T is not supported")
 }
 
 func TestFindServers(t *testing.T) {

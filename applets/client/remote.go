@@ -11,6 +11,7 @@ import (
 
 	"stapbox/core/compile"
 	"stapbox/core/kbuild"
+	"stapbox/core/script/tapset"
 	"stapbox/core/wire"
 )
 
@@ -21,7 +22,7 @@ func (c *client) remote(ctx context.Context) outcome {
 		c.say("Using a compile server.")
 	}
 	failed := func() outcome {
-		c.say("Passes: via server failed.  Try again with another '-v' option.")
+		c.passesFailed()
 		return outcome{rc: 1, server: true}
 	}
 	request, err := c.request()
@@ -57,9 +58,15 @@ func (c *client) remote(ctx context.Context) outcome {
 		c.say("Passes: via server%s using %dkb, in %dreal ms.", server, (len(archive)+len(answer)+1023)/1024, c.now().Sub(start).Milliseconds())
 	}
 	if out.rc != 0 {
-		c.say("Passes: via server failed.  Try again with another '-v' option.")
+		c.passesFailed()
 	}
 	return out
+}
+
+func (c *client) passesFailed() {
+	if c.opts.List == 0 {
+		c.say("Passes: via server failed.  Try again with another '-v' option.")
+	}
 }
 
 // exchange tries the servers in order.
@@ -119,12 +126,19 @@ func (c *client) request() (*wire.Request, error) {
 			r.Locale = append(r.Locale, name+"="+v)
 		}
 	}
-	if !c.opts.HasScript {
+	if c.opts.File != "" {
 		name, err := c.scriptMember(r)
 		if err != nil {
 			return nil, err
 		}
 		r.Args = append(r.Args, name)
+	}
+	for _, dir := range c.opts.Tapsets {
+		name, err := c.tapsetMembers(r, dir)
+		if err != nil {
+			return nil, err
+		}
+		r.Args = append(r.Args, "-I", name)
 	}
 	for _, f := range c.opts.Forward {
 		if !strings.HasPrefix(f, "-r/") {
@@ -162,6 +176,51 @@ func (c *client) scriptMember(r *wire.Request) (string, error) {
 	}
 	r.Files = append(r.Files, wire.File{Name: "script" + real, Data: text})
 	return "script" + real, nil
+}
+
+// Limits on what one request takes from -I directories; a server has its own.
+const (
+	maxTapsetFiles = 1500
+	maxTapsetBytes = 16 << 20
+)
+
+// tapsetMembers adds the library files of an -I directory to the request, below
+// its real name. Links are followed; what is no library file, or is one for
+// another kernel, is not sent: servers take little.
+func (c *client) tapsetMembers(r *wire.Request, dir string) (string, error) {
+	path := c.path(dir)
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "tapset" + filepath.Clean(path), nil
+	}
+	if real == "/" {
+		if filepath.Clean(path) != "/" {
+			c.say("%s resolves to %s", dir, real)
+		}
+		return "", errors.New("Unable to send / to the server")
+	}
+	member := "tapset" + real
+	scripts, macros, err := tapset.Directory(member, real, r.Release, r.Arch)
+	if err != nil {
+		return "", fmt.Errorf("ERROR: %w", err)
+	}
+	sent, count, size := map[string]bool{}, 0, 0
+	for _, f := range r.Files {
+		sent[f.Name] = true
+		if strings.HasPrefix(f.Name, "tapset/") {
+			count, size = count+1, size+len(f.Data)
+		}
+	}
+	for _, t := range append(scripts, macros...) {
+		if sent[t.Name] {
+			continue
+		}
+		if count, size = count+1, size+len(t.Text); count > maxTapsetFiles || size > maxTapsetBytes {
+			return "", fmt.Errorf("ERROR: -I %s holds more than a request can: %d library files, %d bytes", dir, maxTapsetFiles, maxTapsetBytes)
+		}
+		r.Files = append(r.Files, wire.File{Name: t.Name, Data: []byte(t.Text)})
+	}
+	return member, nil
 }
 
 // isModuleName accepts [A-Za-z0-9_]{1,60}: a file name and a module name that
@@ -216,6 +275,9 @@ func (c *client) response(answer []byte) (outcome, error) {
 		}
 	}
 	c.inv.Stdout.Write(withoutModules(r.Stdout))
+	if wire.CompareVersions(r.Version, "1.6") < 0 {
+		r.Stderr = withoutLines(r.Stderr, func(line []byte) bool { return bytes.HasPrefix(line, []byte("Keeping temporary directory")) })
+	}
 	c.inv.Stderr.Write(r.Stderr)
 	if !r.HasRC {
 		return outcome{rc: 1, server: true}, errors.New("The server refused the request without giving a status; it may not build for this kernel.")
@@ -225,9 +287,13 @@ func (c *client) response(answer []byte) (outcome, error) {
 
 // withoutModules drops the lines in which a translator names its module.
 func withoutModules(text []byte) []byte {
+	return withoutLines(text, func(line []byte) bool { return bytes.HasSuffix(line, []byte(".ko")) })
+}
+
+func withoutLines(text []byte, drop func(line []byte) bool) []byte {
 	var out []byte
 	for _, line := range bytes.SplitAfter(text, []byte("\n")) {
-		if !bytes.HasSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte(".ko")) {
+		if !drop(bytes.TrimSuffix(line, []byte("\n"))) {
 			out = append(out, line...)
 		}
 	}

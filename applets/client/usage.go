@@ -5,6 +5,9 @@ const usageText = `Usage: stap [options] FILE                    Run script in f
    or: stap [options] -                       Run script on stdin.
    or: stap [options] -e SCRIPT               Run given script.
 
+   or: stap [options] -l PROBE                List matching probe points.
+   or: stap [options] -L PROBE                List matching probe points and their variables.
+
 Options (in ~/.systemtap/rc and on command line):
    --         end of translator options, script options follow
    -h --help  show help
@@ -16,6 +19,12 @@ Options (in ~/.systemtap/rc and on command line):
    -k         keep temporary directory
    -w         suppress warnings
    -g         guru mode
+   -I DIR     look in DIR for additional .stp script files
+   -E SCRIPT  run the SCRIPT in addition to the main script
+   --compatible=VERSION
+              suppress incompatible language changes after VERSION
+   --check-version
+              accepted; nothing depends on a version
    -s NUM     buffer size in megabytes
    -D NM=VAL  emit macro definition into generated C code
    -G VAR=VAL set global variable to value

@@ -19,6 +19,7 @@ import (
 	"stapbox/core/script"
 	"stapbox/core/script/check"
 	"stapbox/core/script/diag"
+	"stapbox/core/script/tapset"
 	"stapbox/core/translate"
 )
 
@@ -28,7 +29,7 @@ type Builtin struct{}
 // Runtime is the kernel side of every module, as kbuild takes it.
 func Runtime() kbuild.Runtime {
 	rt := kbuild.Runtime{
-		Version: kruntime.Version(), Files: kruntime.Sources(), Headers: []string{kruntime.HeaderName}, Common: "runtime.h",
+		Version: kruntime.Version(), Files: kruntime.Sources(), Headers: []string{kruntime.HeaderName, kruntime.EmbedHeaderName}, Common: "runtime.h",
 		Always: kruntime.Always(), Defines: []string{"STP_PROBED"},
 	}
 	for _, p := range kruntime.Probes {
@@ -123,7 +124,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 		fmt.Fprintf(r.Stderr, "ERROR: %v\nhint: install the package with the headers of that kernel (Debian: linux-headers-%s), or name its build directory with -r /DIR\nPass 4: compilation failed.  [man error::pass4]\n", missing, r.kernel.Release)
 		return Artifact{}, errShown
 	}
-	path, err := r.build(ctx, name, unit)
+	path, err := r.build(ctx, kbuild.Unit{Name: name, Source: unit, KernelHeaders: translate.KernelHeaders(prog)})
 	if err != nil {
 		fmt.Fprintf(r.Stderr, "ERROR: %v\nPass 4: compilation failed.  [man error::pass4]\n", err)
 		return Artifact{}, errShown
@@ -134,17 +135,25 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 
 // analyse is passes 1 and 2.
 func (r *builtinRun) analyse() (*check.Program, error) {
-	opts := script.Options{Args: r.Args, Release: r.kernel.Release, Arch: r.Arch, Privilege: r.Privilege, Guru: r.Guru}
+	opts := script.Options{Args: r.Args, Release: r.kernel.Release, Arch: r.Arch, Privilege: r.Privilege, Guru: r.Guru,
+		Compatible: r.Compatible, Unoptimized: r.List != 0}
 	if opts.Arch == "" {
 		_, opts.Arch, _ = Uname()
 	}
-	if bytes.Contains(r.Source.Text, []byte("CONFIG_")) && r.kernel.BuildDir != "" {
+	config, err := r.libraries(&opts)
+	if err != nil {
+		return nil, err
+	}
+	if config && r.kernel.BuildDir != "" {
 		var err error
 		if opts.Config, err = kernelConfig(r.kernel.BuildDir); err != nil {
 			return nil, err
 		}
 	}
 	parsed, err := script.Parse(script.Source{Name: r.Source.Name, Text: string(r.Source.Text)}, opts)
+	for _, p := range parsed.Problems {
+		r.messages.Problem(p.List, p.Macros)
+	}
 	if err != nil {
 		return nil, r.failure(err)
 	}
@@ -159,6 +168,9 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 	}
 
 	r.begin()
+	if r.List != 0 {
+		return nil, r.list(parsed.List())
+	}
 	prog, err := parsed.Check()
 	if prog != nil && r.Suppress == 0 {
 		r.messages.Warnings(prog.Warnings)
@@ -180,6 +192,55 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 	return prog, nil
 }
 
+// libraries adds the -E scripts and the files of -I directories. config tells
+// that a text may ask for the kernel's configuration.
+func (r *builtinRun) libraries(opts *script.Options) (config bool, err error) {
+	config = bytes.Contains(r.Source.Text, []byte("CONFIG_"))
+	for _, s := range r.Scripts {
+		config = config || bytes.Contains(s.Text, []byte("CONFIG_"))
+		opts.Scripts = append(opts.Scripts, script.Source{Name: s.Name, Text: string(s.Text)})
+	}
+	for _, t := range r.Tapsets {
+		scripts, macros, err := tapset.Directory(t.Name, t.Path, opts.Release, opts.Arch)
+		if err != nil {
+			return false, err
+		}
+		for _, s := range scripts {
+			config = config || strings.Contains(s.Text, "CONFIG_")
+			opts.Library = append(opts.Library, script.Source(s))
+		}
+		for _, s := range macros {
+			config = config || strings.Contains(s.Text, "CONFIG_")
+			opts.Macros = append(opts.Macros, script.Source(s))
+		}
+	}
+	return config, nil
+}
+
+// list writes what -l and -L show, each line once. With -v -L the lines name
+// resolved probe points.
+func (r *builtinRun) list(points []check.Listed) error {
+	last := ""
+	for _, p := range points {
+		line := p.Name
+		if r.List == 'L' {
+			if r.Verbose > 0 {
+				line = p.Point
+			}
+			line += p.Vars
+		}
+		if line != last {
+			fmt.Fprintln(r.Stdout, line)
+		}
+		last = line
+	}
+	r.end(2, fmt.Sprintf("analyzed script: %s, 0 functions, 0 embeds, 0 globals", count(len(points), "probe")))
+	if len(points) == 0 {
+		return errShown
+	}
+	return nil
+}
+
 func count(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
@@ -195,6 +256,10 @@ func (r *builtinRun) failure(err error) error {
 	}
 	if lacks(list) {
 		r.lack = &LackError{list}
+	}
+	if r.List != 0 {
+		r.messages.Problem(list, "") // no pass is said to have failed
+		return errShown
 	}
 	r.messages.Failure(list)
 	return errShown
@@ -225,7 +290,7 @@ func contentName(unit []byte, k kbuild.Kernel) string {
 	return fmt.Sprintf("stap_%s_%d", hex.EncodeToString(h.Sum(nil))[:32], len(unit))
 }
 
-func (r *builtinRun) build(ctx context.Context, name string, unit []byte) (string, error) {
+func (r *builtinRun) build(ctx context.Context, unit kbuild.Unit) (string, error) {
 	rt := Runtime()
 	p, err := kbuild.Open(r.StateDir, r.kernel, rt)
 	if errors.Is(err, kbuild.ErrNotPrepared) {
@@ -238,7 +303,7 @@ func (r *builtinRun) build(ctx context.Context, name string, unit []byte) (strin
 	if err != nil {
 		return "", err
 	}
-	return p.Build(ctx, kbuild.Unit{Name: name, Source: unit}, r.TempDir)
+	return p.Build(ctx, unit, r.TempDir)
 }
 
 // kernelConfig reads the CONFIG_ settings of a kernel.

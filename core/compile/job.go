@@ -21,25 +21,34 @@ type Source struct {
 	Text []byte
 }
 
+// Tapset is a directory of library files: the name that messages give it, as
+// the user wrote it with -I, and where it is.
+type Tapset struct{ Name, Path string }
+
 // Job is one translator run.
 type Job struct {
-	Source    Source
-	Args      []string // $1, @1 ... of the script
-	LastPass  int      // 1 to 4: stop after parse, semantic analysis, C, module
-	Verbose   int      // -v count: from 1 on, one timing line per pass on Stderr
-	Keep      bool     // -k: leave TempDir behind and say where
-	Name      string   // -m: name of the module, "" for one made from the content
-	Kernel    string   // -r: kernel release or build directory, "" for the running kernel
-	Arch      string   // -a: normalised architecture, "" for this machine's
-	Defines   []string // -D: NAME or NAME=VALUE, in order
-	Globals   []string // -G: NAME=VALUE, checked here, applied by staprun
-	Privilege privilege.Level
-	Guru      bool   // -g
-	Target    int    // -x PID, or 0
-	Command   string // -c COMMAND, or ""
-	Suppress  int    // -w count: warnings are not shown from 1 on
-	TempDir   string // private directory for intermediate files; the caller removes it unless Keep
-	StateDir  string // prepared kernels (recipes, runtime objects) live here
+	Source  Source
+	Scripts []Source // -E: scripts beside Source
+	Tapsets []Tapset // -I
+	List    rune     // 'l' or 'L': Source is "probe PATTERN {}", and what it stands for is listed
+	// Compatible is the language version of --compatible, "" for the newest.
+	Compatible string
+	Args       []string // $1, @1 ... of the script
+	LastPass   int      // 1 to 4: stop after parse, semantic analysis, C, module
+	Verbose    int      // -v count: from 1 on, one timing line per pass on Stderr
+	Keep       bool     // -k: leave TempDir behind and say where
+	Name       string   // -m: name of the module, "" for one made from the content
+	Kernel     string   // -r: kernel release or build directory, "" for the running kernel
+	Arch       string   // -a: normalised architecture, "" for this machine's
+	Defines    []string // -D: NAME or NAME=VALUE, in order
+	Globals    []string // -G: NAME=VALUE, checked here, applied by staprun
+	Privilege  privilege.Level
+	Guru       bool   // -g
+	Target     int    // -x PID, or 0
+	Command    string // -c COMMAND, or ""
+	Suppress   int    // -w count: warnings are not shown from 1 on
+	TempDir    string // private directory for intermediate files; the caller removes it unless Keep
+	StateDir   string // prepared kernels (recipes, runtime objects) live here
 
 	Colors         diag.Colors // of messages; the zero value is none
 	Stdout, Stderr io.Writer

@@ -11,6 +11,8 @@ import (
 	"stapbox/core/getopt"
 	"stapbox/core/privilege"
 	"stapbox/core/sandbox"
+	"stapbox/core/script"
+	"stapbox/core/script/parser"
 )
 
 // Options is a command line of stap, read once, by the client, by the server
@@ -59,6 +61,15 @@ type Options struct {
 	HasScript bool
 	File      string // the script file, "-" for standard input
 	Args      []string
+	Scripts   []string // -E
+	Tapsets   []string // -I
+	// ClientTapsets are those of Tapsets that stand after --client-options.
+	ClientTapsets []string
+	Compatible    string // --compatible
+	List          rune   // 'l' or 'L', 0 for neither
+	Pattern       string // of List
+
+	hasPass bool // -p
 
 	// Forward are the options that go to a server, one word each, in order
 	// (server-client 3.4).
@@ -113,6 +124,12 @@ var table = []optionDef{
 	{short: 'g', forward: true},
 	{short: 'w', forward: true},
 	{short: 'e', arg: req, forward: true},
+	{short: 'E', arg: req, forward: true},
+	{short: 'l', arg: req, forward: true},
+	{short: 'L', arg: req, forward: true},
+	{short: 'I', arg: req},
+	{long: "compatible", arg: req, forward: true},
+	{long: "check-version", forward: true},
 	{short: 'D', arg: req, forward: true, pattern: "^[a-z_][a-z_0-9]*(=-?[a-z_0-9]+)?$"},
 	{short: 'G', arg: req, pattern: "^[a-z_][a-z0-9_]*=[a-z0-9_.-]+$"},
 	{short: 'r', arg: req, forward: true, pattern: "^[a-z0-9_.+-]+$"},
@@ -152,13 +169,9 @@ var table = []optionDef{
 	{short: 'i', long: "interactive", client: invalidWith, missing: true},
 	{short: 't', forward: true, missing: true},
 	{short: 'q', client: invalidWith, missing: true},
-	{short: 'I', arg: req, missing: true},
 	{short: 'B', arg: req, client: invalidWith, missing: true},
 	{short: 'R', arg: req, client: invalidWith, missing: true},
 	{short: 'd', arg: req, forward: true, missing: true},
-	{short: 'E', arg: req, forward: true, missing: true},
-	{short: 'l', arg: req, forward: true, missing: true},
-	{short: 'L', arg: req, forward: true, missing: true},
 	{short: 'T', arg: req, missing: true},
 	{long: "debug", client: invalidWith, missing: true},
 	{long: "modinfo", arg: req, client: isInvalidWith, missing: true},
@@ -167,8 +180,6 @@ var table = []optionDef{
 	{long: "skip-badvars", forward: true, missing: true},
 	{long: "prologue-searching", arg: opt, missing: true},
 	{long: "suppress-handler-errors", missing: true},
-	{long: "compatible", arg: req, forward: true, missing: true},
-	{long: "check-version", forward: true, missing: true},
 	{long: "clean-cache", client: isInvalidWith, missing: true},
 	{long: "poison-cache", client: isInvalidWith, missing: true},
 	{long: "semantic-keep-going", forward: true, missing: true},
@@ -266,7 +277,7 @@ func ParseOptions(args []string) (*Options, error) {
 	if err != nil {
 		return o, &UsageError{"stap: " + err.Error()}
 	}
-	if o.HasScript {
+	if o.HasScript || o.List != 0 {
 		o.Args = words
 	} else if len(words) > 0 {
 		o.File, o.Args = words[0], words[1:]
@@ -288,7 +299,7 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		if err != nil || n < 1 || n > 5 {
 			return errors.New("Invalid pass number (should be 1-5).")
 		}
-		o.LastPass = n
+		o.LastPass, o.hasPass = n, true
 	case "v":
 		o.Verbose++
 	case "k":
@@ -302,6 +313,25 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 			return &UsageError{"Only one script can be given on the command line."}
 		}
 		o.Script, o.HasScript = g.Value, true
+	case "E":
+		o.Scripts = append(o.Scripts, g.Value)
+	case "l", "L":
+		if o.List != 0 {
+			return errors.New("ERROR: only one of the -l/-L/--dump-* switches may be specified")
+		}
+		o.List, o.Pattern = d.short, g.Value
+	case "I":
+		o.Tapsets = append(o.Tapsets, g.Value)
+		if o.ClientOptions {
+			o.ClientTapsets = append(o.ClientTapsets, g.Value)
+		}
+	case "compatible":
+		if parser.CompareVersions(g.Value, script.Compatible) > 0 {
+			return fmt.Errorf("ERROR: systemtap version %s cannot be compatible with future version %s", script.Compatible, g.Value)
+		}
+		o.Compatible = g.Value
+	case "check-version":
+		// Nothing in the language of this translator has changed between versions.
 	case "D":
 		o.Defines = append(o.Defines, g.Value)
 	case "G":
@@ -425,7 +455,16 @@ func (o *Options) check(clientOnly []string) error {
 	if len(o.ListServers) > 0 || len(o.TrustServers) > 0 {
 		return nil
 	}
-	if !o.HasScript && o.File == "" {
+	switch {
+	case o.List == 0:
+	case o.HasScript:
+		return &UsageError{"Cannot specify a script with -l/-L/--dump-* switches."}
+	case o.hasPass:
+		return &UsageError{"Cannot specify -p with -l/-L/--dump-* switches."}
+	default:
+		o.LastPass = 2
+	}
+	if !o.HasScript && o.File == "" && o.List == 0 {
 		return &UsageError{"A script must be specified."}
 	}
 	if o.HasCmd && o.Target != 0 {

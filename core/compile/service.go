@@ -388,6 +388,11 @@ func (s *Service) check(r *request) error {
 	if r.translator, err = s.translator(r.opts); err != nil {
 		return err
 	}
+	for _, dir := range r.opts.ClientTapsets {
+		if !strings.HasPrefix(dir, "tapset/") || filepath.Clean(dir) != dir {
+			return refuse("ERROR: tapset %q is not part of the request: a server reads no directory of its own by a client's word. Send it with the request, as stap -I does.", dir)
+		}
+	}
 	r.argv = spec.Words(own, words)
 	r.digest, r.contents = digest(r), contents(r.wire.Files)
 	r.complaints, r.key = r.stderr.String(), s.Key()

@@ -22,6 +22,8 @@ const MaxName = len(nameSlot)
 type Unit struct {
 	Name   string // of the module
 	Source []byte
+	// KernelHeaders: the source includes them. It takes ten times as long.
+	KernelHeaders bool
 }
 
 // Build makes NAME.ko in dir, which must be empty and private. Errors of the
@@ -35,8 +37,13 @@ func (p *Prepared) Build(ctx context.Context, u Unit, dir string) (string, error
 	if err := os.WriteFile(path(".c"), u.Source, 0o600); err != nil {
 		return "", err
 	}
-	compile := withoutHeaders(p.recipe.Compile, filepath.Join(p.Dir, "include"))
-	if err := command(ctx, dir, expand(compile, map[string]string{varSource: path(".c"), varObject: path(".unit.o")})...); err != nil {
+	include := filepath.Join(p.Dir, "include")
+	compile, at := withoutHeaders(p.recipe.Compile, include), dir
+	if u.KernelHeaders {
+		// The kernel's headers are named relative to its build directory.
+		compile, at = append(slices.Clone(p.recipe.Compile), "-Wno-unused", "-Wno-declaration-after-statement", "-I"+include), build
+	}
+	if err := command(ctx, at, expand(compile, map[string]string{varSource: path(".c"), varObject: path(".unit.o"), varName: u.Name})...); err != nil {
 		return "", err
 	}
 	link := expand(p.recipe.Link, map[string]string{varObject: path(".o")}, path(".unit.o"), filepath.Join(p.Dir, runtimeName), filepath.Join(p.Dir, archiveName))

@@ -84,7 +84,7 @@ func TestPrepareAndBuild(t *testing.T) {
 				t.Fatal(err)
 			}
 			build := func(name, source string) (string, error) {
-				return p.Build(ctx, Unit{name, []byte(source)}, t.TempDir())
+				return p.Build(ctx, Unit{Name: name, Source: []byte(source)}, t.TempDir())
 			}
 			ko, err := build("hello_unit", "#include \"tiny.h\"\nconst char *tiny_text(void) { return \"hi\"; }\n")
 			if err != nil {

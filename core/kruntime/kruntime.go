@@ -27,6 +27,10 @@ var files embed.FS
 // HeaderName is the file name under which a script unit includes Header.
 const HeaderName = "stp.h"
 
+// EmbedHeaderName is what a script unit with C of the script includes instead:
+// it includes the kernel's headers.
+const EmbedHeaderName = "embed.h"
+
 // always are the sources whose objects every module needs.
 var always = []string{"control.c", "data.c", "files.c", "main.c", "print.c", "probe.c"}
 

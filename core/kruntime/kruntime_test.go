@@ -22,7 +22,7 @@ func TestSources(t *testing.T) {
 			t.Errorf("%s: does not include runtime.h", name)
 		}
 	}
-	if got, want := len(Always())+len(Optional())+2, len(sources); got != want {
+	if got, want := len(Always())+len(Optional())+3, len(sources); got != want {
 		t.Errorf("%d files are accounted for, want %d", got, want)
 	}
 	if !bytes.Contains(sources["main.c"], []byte(`MODULE_LICENSE("Dual MIT/GPL")`)) {

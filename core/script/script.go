@@ -7,11 +7,14 @@
 package script
 
 import (
+	"errors"
+	"fmt"
 	"io"
 
 	"stapbox/core/privilege"
 	"stapbox/core/script/ast"
 	"stapbox/core/script/check"
+	"stapbox/core/script/diag"
 	"stapbox/core/script/parser"
 	"stapbox/core/script/tapset"
 	"stapbox/core/script/token"
@@ -36,6 +39,10 @@ type Options struct {
 	Guru            bool // -g
 	Unoptimized     bool // -u
 	NoGlobalDisplay bool // --no-global-var-display
+
+	Scripts []Source // -E: scripts beside the main one
+	Library []Source // .stp files of the -I directories, in the order they are searched
+	Macros  []Source // .stpm files of the -I directories
 }
 
 func (o Options) parser() parser.Options {
@@ -53,32 +60,92 @@ func (o Options) parser() parser.Options {
 
 // Parsed is the result of pass 1.
 type Parsed struct {
-	Script  *ast.File
-	Library []*ast.File
-	opts    Options
+	Scripts []*ast.File // the script, and those of Options.Scripts
+	Library []*ast.File // -I directories, then the tapset of the translator
+	// Problems are messages to show whether there is an error or not: library
+	// files that cannot be read are left out.
+	Problems []Problem
+	opts     Options
 }
 
-// Parse is pass 1.
+// Problem is the failure of one file.
+type Problem struct {
+	*diag.List
+	Macros string // name of the file, when it is one of macros
+}
+
+// Parse is pass 1. The result is never nil.
 func Parse(src Source, opts Options) (*Parsed, error) {
-	f, err := parser.Parse(&token.File{Name: src.Name, Text: src.Text}, opts.parser())
-	if err != nil {
-		return nil, err
+	p := &Parsed{opts: opts}
+	po := opts.parser()
+	clash := false
+	for _, s := range opts.Macros {
+		if po.Macros == nil {
+			po.Macros = &parser.Macros{}
+		}
+		c, failure := po.Macros.Add(&token.File{Name: s.Name, Text: s.Text, Library: true}, po)
+		clash = clash || c
+		if failure != nil {
+			p.Problems = append(p.Problems, Problem{failure, s.Name})
+		}
 	}
-	lib, err := tapset.Parse(opts.parser())
-	if err != nil {
-		return nil, err
+	if clash {
+		return p, &diag.List{Pass: 1}
 	}
-	return &Parsed{f, lib, opts}, nil
+	for _, s := range opts.Library {
+		lo := po
+		lo.Args = nil
+		f, err := parser.Parse(&token.File{Name: s.Name, Text: s.Text, Library: true}, lo)
+		var failure *diag.List
+		switch {
+		case err == nil:
+			p.Library = append(p.Library, f)
+		case errors.As(err, &failure) && len(failure.Errors) > 0:
+			p.Problems = append(p.Problems, Problem{List: failure})
+		}
+	}
+	var last *diag.List
+	for i, s := range append([]Source{src}, opts.Scripts...) {
+		f, err := parser.Parse(&token.File{Name: s.Name, Text: s.Text}, po)
+		var failure *diag.List
+		switch {
+		case err == nil:
+			p.Scripts = append(p.Scripts, f)
+		case errors.As(err, &failure):
+			if last != nil {
+				p.Problems = append(p.Problems, Problem{List: last})
+			}
+			last = failure
+		default:
+			return p, fmt.Errorf("parsing script %d: %w", i+1, err)
+		}
+	}
+	if last != nil {
+		return p, last
+	}
+	own, err := tapset.Parse(opts.parser())
+	p.Library = append(p.Library, own...)
+	return p, err
 }
 
-// Dump writes the parsed script as -p1 shows it.
-func (p *Parsed) Dump(w io.Writer) error { return ast.Dump(w, p.Script) }
+// Dump writes the parsed scripts as -p1 shows them.
+func (p *Parsed) Dump(w io.Writer) error { return ast.Dump(w, p.Scripts...) }
+
+func (p *Parsed) options() check.Options {
+	return check.Options{Privilege: p.opts.Privilege, Guru: p.opts.Guru,
+		Unoptimized: p.opts.Unoptimized, NoGlobalDisplay: p.opts.NoGlobalDisplay}
+}
 
 // Check is pass 2. It uses the parsed trees up. The program holds the
 // warnings also when there is an error.
 func (p *Parsed) Check() (*check.Program, error) {
-	return check.Check([]*ast.File{p.Script}, p.Library, check.Options{Privilege: p.opts.Privilege, Guru: p.opts.Guru,
-		Unoptimized: p.opts.Unoptimized, NoGlobalDisplay: p.opts.NoGlobalDisplay})
+	return check.Check(p.Scripts, p.Library, p.options())
+}
+
+// List is pass 2 of -l and -L: the probe points of the first script. It uses the
+// parsed trees up.
+func (p *Parsed) List() []check.Listed {
+	return check.List(p.Scripts, p.Library, p.options())
 }
 
 // Load runs both passes.
@@ -88,5 +155,5 @@ func Load(src Source, opts Options) (*ast.File, *check.Program, error) {
 		return nil, nil, err
 	}
 	prog, err := p.Check()
-	return p.Script, prog, err
+	return p.Scripts[0], prog, err
 }

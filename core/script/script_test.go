@@ -104,9 +104,9 @@ func TestListingsLikeUpstream(t *testing.T) {
 func TestConstructsWithoutMeaning(t *testing.T) {
 	const by = " is not supported by the built-in translator"
 	for _, test := range []struct{ script, want string }{
-		{`global a probe begin { a <<< 1 println(@count(a)) }`, "operator <<<" + by},
-		{`global a probe begin { println(@hist_log(a)) }`, "histogram @hist_log" + by},
-		{`global a probe begin { foreach (k in a @sum+) println(k) }`, "sorting by @sum" + by},
+		{`global a probe begin { a <<< 1 println(@variance(a)) }`, "statistics extraction @variance" + by},
+		{`global a probe begin { a <<< 1 println(5 in @hist_log(a)) }`, "in of a histogram" + by},
+		{`global a probe begin { a[1] <<< 1 foreach (k in a @variance+) println(k) }`, "sorting by @variance" + by},
 		{`probe kernel.function("vfs_read") { println(1) }`, `probe point kernel.function("vfs_read")` + by},
 		{`probe process("x").begin { println(1) }`, "probe point process" + "(\"x\").begin" + by},
 		{`probe begin { println($foo) }`, "context variable $foo" + by},
@@ -117,16 +117,36 @@ func TestConstructsWithoutMeaning(t *testing.T) {
 		{`probe begin { println("a" =~ "b") }`, "regular expression operator =~" + by},
 		{`probe begin { println(@defined($x)) }`, "@defined" + by},
 		{`probe begin { println(@enum("X")) }`, "@enum" + by},
-		{`%{ int x; %} probe begin { println(1) }`, "embedded C" + by},
-		{`function f() %{ STAP_RETURN(); %} probe begin { f() }`, "embedded C" + by},
-		{`probe begin { %{ ; %} }`, "embedded C" + by},
-		{`probe begin { println(%{ 1 %}) }`, "embedded C" + by},
 	} {
 		o := opts
 		o.Guru = true
 		if got := say(test.script, 2, o); !strings.Contains(got, "semantic error: ") || !strings.Contains(got, test.want) {
 			t.Errorf("%s: got\n%s\nwant %q", test.script, got, test.want)
 		}
+	}
+}
+
+func TestStatistics(t *testing.T) {
+	for _, test := range []struct{ script, want string }{
+		{`global a probe begin { a <<< "x" }`, "type mismatch: expected long but found string"},
+		{`global a probe begin { a <<< 1; a = 3 }`, "type was first inferred here (stats)"},
+		{`global a=3 probe begin { a <<< 1 }`, "type mismatch"},
+		{`probe begin { println(@count(z)) }`, "stat locals not supported, missing global declaration? "},
+		{`global a probe begin { a <<< 1 print(@hist_log(a)) print(@hist_linear(a, 0, 1, 1)) }`, "multiple histogram types declared on 'a': operator '@hist_linear'"},
+		{`global a probe begin { a <<< 1 print(@hist_linear(a, 0, 1, 0)) }`, "interval of a histogram must be greater than 0"},
+		{`global a probe begin { a <<< 1 print(@hist_linear(a, 5, 1, 1)) }`, "must not be less than its start"},
+		{`global a probe begin { a <<< 1 print(@hist_linear(a, 0, 1000000, 1)) }`, "at most"},
+		{`global a probe begin { a[1] <<< 1 println(@count(a[*])) }`, "wildcard not allowed in array index"},
+		{`global a probe begin { a[1] <<< 1 foreach (v = k in a) println(k, v) }`, "invalid type stats: identifier 'v'"},
+		{`global a probe begin { println(@count(a + 1)) }`, "semantic error: "},
+	} {
+		if got := say(test.script, 2, opts); !strings.Contains(got, "semantic error: ") || !strings.Contains(got, test.want) {
+			t.Errorf("%s: got\n%s\nwant %q", test.script, got, test.want)
+		}
+	}
+	got := say(`global a, b, u probe begin { a <<< 1; b["x"] <<< a_count(); u <<< 3 foreach (k in b @sum- limit 2) println(@avg(b[k])) foreach (i in @hist_log(a)) println(@hist_log(a)[i]) } function a_count() { return @count(a) }`, 2, opts)
+	if !strings.HasPrefix(got, "# globals\na:stats\nb:stats [string]\nu:stats\n# functions\na_count:long ()\n# probes\n") || !strings.Contains(got, "end /*") {
+		t.Errorf("got\n%s", got)
 	}
 }
 
@@ -204,7 +224,7 @@ func TestPrivilege(t *testing.T) {
 		{usr, `probe begin { println(_stdin_line()) }`, "function may not be used when --privilege=stapusr"},
 		{sys, `probe input.line { print(line) } probe procfs("x").read { $value = "" }`, ""},
 		{usr, `function f() %{ %} probe begin { f() }`, "embedded code in unprivileged script; need stap -g"},
-		{usr, `probe begin { println(%{ 1 %}) }`, "embedded code in unprivileged script; need stap -g"},
+		{usr, `probe begin { println(%{ 1 %}) }`, "embedded expression code in unprivileged script; need stap -g"},
 	} {
 		o := opts
 		o.Privilege = test.level

@@ -91,6 +91,9 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 		if x.Var == nil || x.Var.IsArray() {
 			fail(x.Tok, "array '%s' is used as a scalar", x.Name)
 		}
+		if x.Var.Type == ast.Stats {
+			fail(x.Tok, "statistics have no value of their own: extract one with @count, @sum and so on")
+		}
 		if x.Var.Kind == ast.Value {
 			return "stp_value(c)"
 		}
@@ -115,7 +118,13 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 		}
 		return t
 	case *ast.Index:
+		if h, ok := x.Array.(*ast.Hist); ok {
+			return b.bucket(x, h)
+		}
 		v := b.array(x.Array)
+		if v.Type == ast.Stats {
+			fail(x.Tok, "statistics have no value of their own: extract one with @count, @sum and so on")
+		}
 		keys, any := b.keys(v, x.Keys, false)
 		if any != "0" {
 			fail(x.Tok, "'*' is not an index that has a value")
@@ -125,12 +134,17 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 		return b.call(x, wanted)
 	case *ast.Print:
 		return b.print(x)
-	case *ast.Stat, *ast.Hist:
-		fail(x.Token(), "statistics aggregates are not supported by the builtin translator")
+	case *ast.Stat:
+		return b.extract(x)
+	case *ast.Hist:
+		fail(x.Tok, "a histogram is no value")
 	case *ast.Target, *ast.AtCast, *ast.AutoCast, *ast.AtOp:
 		fail(x.Token(), "target variables are not supported by the builtin translator")
 	}
-	fail(x.Token(), "embedded C is not supported by the builtin translator")
+	if e, ok := x.(*ast.Embed); ok {
+		return b.embed(e)
+	}
+	fail(x.Token(), "this expression is not supported by the builtin translator")
 	return ""
 }
 
@@ -364,7 +378,7 @@ func (b *body) incDec(x *ast.IncDec, wanted bool) string {
 func (b *body) assign(x *ast.Assign, wanted bool) string {
 	op := strings.TrimSuffix(x.Op, "=")
 	if x.Op == "<<<" {
-		fail(x.Tok, "statistics aggregates are not supported by the builtin translator")
+		return b.accumulate(x)
 	}
 	if i, ok := x.L.(*ast.Index); ok {
 		return b.assignIndex(x, i, op)
@@ -491,15 +505,13 @@ func (b *body) call(x *ast.Call, wanted bool) string {
 func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []string) {
 	list := []string{"c"}
 	name := "stp_fn_" + cname(f.Name)
-	if f.C == nil {
+	if f.C == nil || embedded(f) {
 		if !b.funcs[f] {
 			fail(x.Tok, "function '%s' is not part of the checked program", f.Name)
 		}
 		name = "fn_" + cname(f.Unique)
 		list = append(list, quote(where(x.Tok)))
 		b.called(f)
-	} else if f.File == nil || !f.File.Tapset || !kernelFunctions(f.Name) {
-		fail(x.Tok, "function '%s' is written in C, which the builtin translator does not support", f.Name)
 	}
 	if f.Ret == ast.String {
 		list = append(list, result)
@@ -511,7 +523,7 @@ func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []strin
 	}
 	b.line("%s", call)
 	switch {
-	case f.C == nil:
+	case f.C == nil || embedded(f):
 		b.check()
 	case f.Name == "error", f.Name == "stringat", f.Name == "ctime", f.Name == "randint":
 		b.line("c->where = %s;", quote(where(x.Tok)))
@@ -520,6 +532,11 @@ func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []strin
 }
 
 func (b *body) print(x *ast.Print) string {
+	if len(x.Args) == 1 {
+		if h, ok := x.Args[0].(*ast.Hist); ok {
+			return b.printHist(x, h)
+		}
+	}
 	args := b.values(x.Args...)
 	out := ""
 	if x.String {

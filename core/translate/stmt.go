@@ -311,8 +311,11 @@ func (b *body) statement(s ast.Stmt) {
 		b.pending++
 	case *ast.TryCatch:
 		b.tryCatch(s)
+	case *ast.EmbedStmt:
+		b.embedStmt(s)
+		b.pending++
 	default:
-		fail(s.Token(), "embedded C is not supported by the builtin translator")
+		fail(s.Token(), "this statement is not supported by the builtin translator")
 	}
 }
 
@@ -380,6 +383,10 @@ func (b *body) leaveLoops(n int) {
 }
 
 func (b *body) foreach(s *ast.Foreach) {
+	if h, ok := s.Array.(*ast.Hist); ok {
+		b.foreachHist(s, h)
+		return
+	}
 	array := b.array(s.Array)
 	m := b.gen.names[array]
 	if len(s.Keys) != len(array.Keys) {
@@ -400,7 +407,11 @@ func (b *body) foreach(s *ast.Foreach) {
 	if len(s.Slice) > 0 {
 		b.line("const union stp_key k%d[] = %s;", id, slice)
 	}
-	b.line("struct stp_node *%s = stp_map_first(c, %s, %d, %d, %s);\n", node, m, s.SortColumn, s.SortDir, quote(where(s.Token())))
+	column := fmt.Sprint(s.SortColumn)
+	if array.Type == ast.Stats && s.SortColumn == 0 {
+		column = "-" + statOp(s.SortAggr)
+	}
+	b.line("struct stp_node *%s = stp_map_first(c, %s, %s, %d, %s);\n", node, m, column, s.SortDir, quote(where(s.Token())))
 	b.line("for (; %s; %s = stp_map_next(%s, %s)) {", node, node, m, node)
 	b.indent++
 	b.onError = fmt.Sprintf("unwind_%d", id)
@@ -484,6 +495,9 @@ func (b *body) del(s *ast.Delete) {
 		switch {
 		case x.Var.IsArray():
 			b.line("if (!stp_map_clear(c, %s, %s))\n%s\t%s", b.name(x.Var), quote(where(x.Tok)), strings.Repeat("\t", b.indent), b.goTo(b.onError))
+		case x.Var.Type == ast.Stats:
+			name := b.name(x.Var)
+			b.line("stp_stat_clear((struct stp_aggr *)%s, &k%s);", name, name)
 		case x.Var.Type == ast.String:
 			b.line("%s[0] = 0;", b.name(x.Var))
 		default:

@@ -9,7 +9,8 @@
 // is followed by a jump to the innermost handler of errors: the end of the
 // function, a catch, or the end of a foreach that has to be left properly.
 //
-// Nothing from the script reaches the C text as it was written: names get a
+// Nothing but embedded C, which only guru mode and tapsets have, reaches the C
+// text as it was written: names get a
 // prefix, texts are octal escapes for all but plain characters, comments are
 // reduced to harmless characters.
 //
@@ -80,6 +81,7 @@ type gen struct {
 	funcs  map[*ast.Function]bool
 	timers bool
 	files  []*procfsFile
+	kinds  map[*ast.Var]*ast.Hist // statistics: the histogram of a global, if it has one
 }
 
 // procfsFile is a file of procfs probes.
@@ -226,21 +228,30 @@ func (g *gen) unit() {
 	g.printf("/* The script unit of one script, written by core/translate. */\n")
 	g.printf("#pragma GCC diagnostic ignored \"-Wunused-but-set-variable\"\n")
 	g.printf("#pragma GCC diagnostic error \"-Wframe-larger-than=%d\"\n", maxFrame)
-	g.printf("#define STP_MAXSTRINGLEN %d\n#include \"%s\"\n\n", g.limits.stringLen, kruntime.HeaderName)
+	header := kruntime.HeaderName
+	if KernelHeaders(g.prog) {
+		header = kruntime.EmbedHeaderName
+		g.printf("#pragma GCC diagnostic ignored \"-Wunused-label\"\n")
+	}
+	g.printf("#define STP_MAXSTRINGLEN %d\n#include \"%s\"\n\n", g.limits.stringLen, header)
+	g.topC(false)
+	g.histograms()
 	g.globals()
 	var bodies strings.Builder
 	for _, f := range g.prog.Functions {
 		g.funcs[f] = true
 	}
 	for _, f := range g.prog.Functions {
-		if f.C != nil {
-			continue
+		if f.C == nil || embedded(f) {
+			g.printf("%s;\n", signature(f))
 		}
-		g.printf("%s;\n", signature(f))
 	}
 	for _, f := range g.prog.Functions {
-		if f.C == nil {
+		switch {
+		case f.C == nil:
 			bodies.WriteString(g.function(f))
+		case embedded(f):
+			bodies.WriteString(g.cFunction(f))
 		}
 	}
 	g.printf("\n%s", bodies.String())
@@ -274,9 +285,12 @@ func (g *gen) globals() {
 		c := "g_" + cname(name)
 		g.names[v] = c
 		switch {
-		case v.Type == ast.Stats:
-			fail(v.Tok, "statistics aggregates are not supported by the builtin translator")
+		case v.Type == ast.Stats && !v.IsArray():
+			g.kind(v, c)
 		case v.IsArray():
+			if v.Type == ast.Stats {
+				g.kind(v, c)
+			}
 			if v.Arity > maxKeys {
 				fail(v.Tok, "an array may have at most %d indexes, not %d", maxKeys, v.Arity)
 			}
@@ -443,7 +457,11 @@ func (g *gen) probes() {
 		for _, k := range v.Keys {
 			types = append(types, ctype(k))
 		}
-		g.printf("\t{ %s, &%s, %d, %d, %d, %d, { %s } },\n", quote(v.Name), g.names[v], size, bit[v.MaxSize != 0], bit[v.Wrap], len(v.Keys), strings.Join(types, ", "))
+		stat := ""
+		if v.Type == ast.Stats {
+			stat = ", &k" + g.names[v]
+		}
+		g.printf("\t{ %s, &%s, %d, %d, %d, %d, { %s }%s },\n", quote(v.Name), g.names[v], size, bit[v.MaxSize != 0], bit[v.Wrap], len(v.Keys), strings.Join(types, ", "), stat)
 	}
 	g.printf("\t{ \"\" }\n};\n\n")
 	l := g.limits
@@ -482,6 +500,7 @@ func (g *gen) probes() {
 	}
 	g.printf("STP_SCRIPT_PARTS(%d, %d, %d, %d, %s, %s)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], bit[len(g.files) > 0], bit[l.monitor],
 		name(l.relayHost), name(l.relayGuest), required(g.prog.Privilege))
+	g.topC(true)
 }
 
 // monitorSize is the most that a reader of monitor_status takes.
@@ -494,6 +513,8 @@ func (g *gen) monitor(n int) {
 	for _, v := range g.prog.Globals {
 		name := g.names[v]
 		switch {
+		case v.Type == ast.Stats:
+			fail(v.Tok, "--monitor does not show statistics")
 		case v.IsArray():
 			g.printf("\t{ %s, .array = &arrays[%d] },\n", quote(v.Name), arrays)
 			arrays++
@@ -519,8 +540,11 @@ func required(l privilege.Level) uint32 {
 }
 
 func ctype(t ast.Type) string {
-	if t == ast.String {
+	switch t {
+	case ast.String:
 		return "STP_STRING"
+	case ast.Stats:
+		return "STP_STATS"
 	}
 	return "STP_LONG"
 }

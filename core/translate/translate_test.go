@@ -64,7 +64,7 @@ func newToolchain(t *testing.T) *toolchain {
 	}
 	sources := kruntime.Sources()
 	files := []string{"harness.c"}
-	for _, name := range []string{"context.c", "print.c", "number.c", "format.c", "string.c", "text.c", "map.c", "log.c"} {
+	for _, name := range []string{"context.c", "print.c", "number.c", "format.c", "string.c", "text.c", "map.c", "stat.c", "log.c"} {
 		if err := os.WriteFile(filepath.Join(tc.dir, name), sources[name], 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -322,6 +322,7 @@ func FuzzTranslate(f *testing.F) {
 	f.Add(`probe begin { x <<< 1 println(@count(x)) }`)
 	f.Add(`global a probe begin { a <<< 1 println(@hist_log(a)) }`)
 	f.Add(`probe begin { if ("a" =~ "b") println(1) }`)
+	f.Add(`global a, b probe begin { a["x"] <<< 3 foreach (k in a @avg- limit 1) print(@hist_linear(a[k], -5, 5, 2)) foreach (v = i in @hist_log(b)) println(v, @hist_log(b)[i]) delete b }`)
 	f.Fuzz(func(t *testing.T, text string) {
 		p, err := load(t, "t.stp", text)
 		if err != nil {
@@ -337,7 +338,8 @@ func FuzzTranslate(f *testing.F) {
 func TestUnsupported(t *testing.T) {
 	for _, tt := range []struct{ script, want string }{
 		{`probe begin { if ("a" =~ "b") println(1) }`, "regular expression"},
-		{`global a probe begin { a <<< 1 println(@count(a)) }`, "statistics"},
+		{`global a probe begin { a <<< 1 println(a) }`, "statistics have no value"},
+		{`global a probe begin { a[1] <<< 1 println(a[1]) }`, "statistics have no value"},
 	} {
 		p, err := load(t, "t.stp", tt.script)
 		if err == nil {

@@ -27,7 +27,7 @@ struct stp_map {
 	u32 mask, seed;
 	unsigned int used;		/* nodes in order */
 	atomic_t iterating;
-	int column, dir;		/* of the sort in progress */
+	int column, dir, op;		/* of the sort in progress */
 	unsigned int at[MAX_COLUMNS];	/* offsets in data */
 };
 
@@ -61,7 +61,10 @@ STP_COLD static int stp_map_init(const struct stp_array *a)
 	m->a = a;
 	for (i = 0; i <= a->nkeys; i++) {
 		m->at[i] = node - sizeof(struct stp_node);
-		node += a->types[i] == STP_STRING ? ALIGN(stp_script.string_size, 8) : 8;
+		if (!i && a->types[0] == STP_STATS)
+			node += ALIGN(stp_stat_size(a->stat), 8);
+		else
+			node += a->types[i] == STP_STRING ? ALIGN(stp_script.string_size, 8) : 8;
 	}
 	buckets = roundup_pow_of_two(a->size);
 	m->mask = buckets - 1;
@@ -244,6 +247,19 @@ int stp_map_set_str(struct stp_context *c, struct stp_map *m, const union stp_ke
 	return 1;
 }
 
+struct stp_aggr *stp_map_stat(struct stp_context *c, struct stp_map *m, const union stp_key *k, int add,
+			      const char *where)
+{
+	struct stp_node *n = stp_find(m, k, stp_bucket(m, k));
+
+	if (!n && add) {
+		n = stp_find_or_add(c, m, k, where);
+		if (n)
+			memset(n->data, 0, stp_stat_size(m->a->stat));
+	}
+	return n ? (struct stp_aggr *)n->data : NULL;
+}
+
 int64_t stp_map_in(struct stp_context *c, struct stp_map *m, const union stp_key *k, unsigned int any,
 		   const char *where)
 {
@@ -301,8 +317,13 @@ static int stp_order(void *priv, const struct list_head *a, const struct list_he
 	if (stp_is_str(m, m->column)) {
 		d = strcmp(stp_str(m, x, m->column), stp_str(m, y, m->column));
 	} else {
-		i = *stp_int(m, x, m->column);
-		j = *stp_int(m, y, m->column);
+		if (!m->column && m->a->types[0] == STP_STATS) {
+			i = stp_stat_value((struct stp_aggr *)x->data, m->op);
+			j = stp_stat_value((struct stp_aggr *)y->data, m->op);
+		} else {
+			i = *stp_int(m, x, m->column);
+			j = *stp_int(m, y, m->column);
+		}
 		d = i < j ? -1 : i > j;
 	}
 	return m->dir * d;
@@ -314,7 +335,8 @@ struct stp_node *stp_map_first(struct stp_context *c, struct stp_map *m, int col
 	if (stp_charge(c, m, dir, where))
 		return NULL;
 	if (dir) {
-		m->column = column;
+		m->column = column < 0 ? 0 : column;
+		m->op = -column;
 		m->dir = dir;
 		list_sort(m, &m->order, stp_order);
 	}

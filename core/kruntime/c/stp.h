@@ -46,7 +46,14 @@ struct stp_probe {
 
 struct stp_map;
 
-enum stp_type { STP_LONG = 1, STP_STRING = 2 };
+enum stp_type { STP_LONG = 1, STP_STRING = 2, STP_STATS = 3 };
+
+/* What is collected of a statistics global beside the plain numbers. */
+struct stp_stat_kind {
+	unsigned char log;		/* has @hist_log */
+	unsigned int linear;		/* number of buckets of @hist_linear, the two outside included, or 0 */
+	int64_t start, stop, interval;	/* of @hist_linear */
+};
 
 /* One global array. types: value type, then one per key. */
 struct stp_array {
@@ -56,6 +63,7 @@ struct stp_array {
 	unsigned char sized;		/* size is the declaration's, not MAXMAPENTRIES */
 	unsigned char wrap, nkeys;
 	unsigned char types[14];
+	const struct stp_stat_kind *stat; /* of values of type STP_STATS */
 };
 
 /* Everything the runtime needs to know about a script. The const part is in
@@ -340,7 +348,7 @@ int64_t stp_map_in(struct stp_context *c, struct stp_map *m, const union stp_key
 		   const char *where);
 int stp_map_del(struct stp_context *c, struct stp_map *m, const union stp_key *k, unsigned int any, const char *where);
 int stp_map_clear(struct stp_context *c, struct stp_map *m, const char *where);
-/* column 0 is the value, else the number of a key; dir 0 is insertion order.
+/* column 0 is the value, -OP what @op says of statistics, else the number of a key; dir 0 is insertion order.
  * NULL for none, or with an error set. */
 struct stp_node *stp_map_first(struct stp_context *c, struct stp_map *m, int column, int dir, const char *where);
 struct stp_node *stp_map_next(struct stp_map *m, struct stp_node *n);
@@ -348,6 +356,52 @@ void stp_map_done(struct stp_map *m);
 int stp_node_match(struct stp_map *m, struct stp_node *n, const union stp_key *k, unsigned int any);
 int64_t stp_node_int(struct stp_map *m, struct stp_node *n, int column);
 const char *stp_node_str(struct stp_map *m, struct stp_node *n, int column);
+
+/* ---- statistics ------------------------------------------------------------ */
+
+#define STP_LOG_BUCKETS 128
+
+struct stp_aggr {
+	int64_t count, sum, min, max;
+	int64_t buckets[];	/* of @hist_log, then of @hist_linear */
+};
+
+enum stp_stat_op { STP_COUNT = 1, STP_SUM, STP_MIN, STP_MAX, STP_AVG };
+
+static inline unsigned int stp_stat_size(const struct stp_stat_kind *k)
+{
+	return sizeof(struct stp_aggr) + ((k->log ? STP_LOG_BUCKETS : 0) + k->linear) * sizeof(int64_t);
+}
+
+static inline int64_t stp_stat_value(const struct stp_aggr *s, int op)
+{
+	switch (op) {
+	case STP_COUNT:
+		return s->count;
+	case STP_SUM:
+		return s->sum;
+	case STP_MIN:
+		return s->min;
+	case STP_MAX:
+		return s->max;
+	}
+	return s->count ? s->sum / s->count : 0;
+}
+
+void stp_stat_add(struct stp_aggr *s, const struct stp_stat_kind *k, int64_t v);
+void stp_stat_clear(struct stp_aggr *s, const struct stp_stat_kind *k);
+/* s may be NULL: an element that is not there. An error is set for what an empty
+ * aggregate does not have. */
+int64_t stp_stat_get(struct stp_context *c, const struct stp_aggr *s, const struct stp_stat_kind *k, int op,
+		     const char *where);
+int64_t stp_hist_size(const struct stp_stat_kind *k, int log);
+int64_t stp_hist_get(struct stp_context *c, const struct stp_aggr *s, const struct stp_stat_kind *k, int log, int64_t i,
+		     const char *where);
+void stp_hist_print(struct stp_context *c, const struct stp_aggr *s, const struct stp_stat_kind *k, int log,
+		    const char *where);
+/* The element of an array; add makes one that is not there, or sets an error. */
+struct stp_aggr *stp_map_stat(struct stp_context *c, struct stp_map *m, const union stp_key *k, int add,
+			      const char *where);
 
 /* ---- module parameters and metadata --------------------------------------- */
 
@@ -367,8 +421,11 @@ struct stp_param_string {
 	unsigned int size;
 };
 
-#ifndef _LINUX_MODULE_H
+#ifdef _LINUX_MODULE_H
+#define STP_THIS_MODULE (&__this_module)
+#else
 extern char __this_module[] __attribute__((visibility("hidden")));
+#define STP_THIS_MODULE __this_module
 #endif
 extern const char stp_param_ops_long[], stp_param_ops_string[];
 
@@ -382,7 +439,7 @@ extern const char stp_param_ops_long[], stp_param_ops_string[];
 	STP_MODINFO("parmtype=" name ":" type);						\
 	static const struct stp_param __stp_param_##cname				\
 		__attribute__((__used__, __section__("__param"), __aligned__(sizeof(void *)))) = \
-		{ name, __this_module, ops_, 0, -1, 0, arg_ }
+		{ name, STP_THIS_MODULE, ops_, 0, -1, 0, arg_ }
 #define STP_PARAM_LONG(cname, name)							\
 	__STP_PARAM(cname, name, stp_param_ops_long, &cname, "int64_t")
 #define STP_PARAM_STRING(cname, name)							\

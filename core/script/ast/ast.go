@@ -5,7 +5,11 @@
 // walks checked trees only and never has to look a name up.
 package ast
 
-import "stapbox/core/script/token"
+import (
+	"strings"
+
+	"stapbox/core/script/token"
+)
 
 // Type is the type of a value.
 type Type int
@@ -87,6 +91,28 @@ func (v *Var) IsArray() bool { return v.Arity > 0 }
 type EmbedC struct {
 	Tok  *token.Token
 	Code string
+	// Reads and Writes are the globals that the text names with
+	// /* pragma:read:NAME */ and /* pragma:write:NAME */. Set by check.
+	Reads, Writes []*Var
+}
+
+// Has reports whether the text holds the comment "/* word */".
+func (c *EmbedC) Has(word string) bool { return strings.Contains(c.Code, "/* "+word+" */") }
+
+// Pragmas are the names in comments "/* pragma:KIND:NAME */", in order.
+func (c *EmbedC) Pragmas(kind string) []string {
+	var names []string
+	for rest := c.Code; ; {
+		_, after, ok := strings.Cut(rest, "/* pragma:"+kind+":")
+		if !ok {
+			return names
+		}
+		name, _, ok := strings.Cut(after, " */")
+		if ok {
+			names = append(names, name)
+		}
+		rest = after
+	}
 }
 
 // Function is a function declaration.
@@ -240,7 +266,7 @@ type (
 	// EmbedStmt is a %{ %} statement.
 	EmbedStmt struct {
 		StmtBase
-		Code string
+		C *EmbedC
 	}
 )
 
@@ -284,7 +310,7 @@ type (
 	// Embed is %{ %} as a value.
 	Embed struct {
 		ExprBase
-		Code string
+		C *EmbedC
 	}
 	// Binary is L Op R for + - * / % & | ^ << >> && || < > <= >= == != and
 	// "." (string concatenation) and =~ !~ (R a *Str).

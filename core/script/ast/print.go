@@ -53,8 +53,8 @@ func Dump(w io.Writer, files ...*File) error {
 				b.WriteString(StmtString(fn.Body) + "\n")
 			}
 		}
-		b.WriteString("\n")
 	}
+	b.WriteString("\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -149,7 +149,7 @@ func ExprString(x Expr) string {
 	case *Str:
 		return `"` + x.Raw + `"`
 	case *Embed:
-		return "%{ " + x.Code + " %}"
+		return "%{ " + x.C.Code + " %}"
 	case *Binary:
 		if x.Op == "." {
 			l := ExprString(x.L)
@@ -307,7 +307,7 @@ func StmtString(s Stmt) string {
 		}
 		return out + "{\n" + StmtString(s.Catch) + "\n}\n"
 	case *EmbedStmt:
-		return "%{ " + s.Code + " %}"
+		return "%{ " + s.C.Code + " %}"
 	}
 	return ""
 }

@@ -79,6 +79,8 @@ func CloneExpr(x Expr) Expr {
 		return &c
 	case *Embed:
 		c := *x
+		text := *x.C
+		c.C = &text
 		return &c
 	case *Symbol:
 		c := *x
@@ -188,6 +190,9 @@ func CloneStmt(s Stmt) Stmt {
 		return &Return{s.StmtBase, CloneExpr(s.Value)}
 	case *Delete:
 		return &Delete{s.StmtBase, CloneExpr(s.X)}
+	case *EmbedStmt:
+		text := *s.C
+		return &EmbedStmt{s.StmtBase, &text}
 	case *TryCatch:
 		return &TryCatch{s.StmtBase, CloneStmt(s.Try), CloneStmt(s.Catch), cloneSymbol(s.Var)}
 	}

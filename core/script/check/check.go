@@ -37,13 +37,19 @@ type checker struct {
 	typeAt  map[any]*token.Token      // where a type was first inferred
 	globals map[*ast.Var]bool         // in use
 
+	files    map[*token.File]*ast.File
+	selected map[*token.File]bool // library files that are part of the script
+	fresh    []*ast.File          // of them, those whose probes are still to be derived
+
 	globalsByName   map[string][]declared[*ast.Var]
 	functionsByName map[string][]declared[*ast.Function]
 
-	fixedRet map[*ast.Function]bool // return type given in the source
-	steps    int                    // probe points looked at
-	copied   int                    // size of the handlers
-	deleting map[ast.Expr]bool      // operands of delete
+	histograms map[*ast.Var]*ast.Hist // what is extracted of each global
+	listing    bool                   // -l: what does not resolve is left out
+	fixedRet   map[*ast.Function]bool // return type given in the source
+	steps      int                    // probe points looked at
+	copied     int                    // size of the handlers
+	deleting   map[ast.Expr]bool      // operands of delete
 }
 
 // Check resolves and types the script: pass 2. user are the files of the
@@ -57,7 +63,7 @@ func Check(user, library []*ast.File, opts Options) (*Program, error) {
 		done: map[*ast.Function]bool{}, firstAt: map[*ast.Var]*token.Token{}, typeAt: map[any]*token.Token{},
 		globals: map[*ast.Var]bool{}}
 	for _, step := range []func(){
-		c.index, c.derive, c.procfsFiles, c.duplicates, c.resolveAll, c.privileges, c.neverAssigned, c.elide, c.constructs, c.types, c.display, c.finish,
+		c.index, c.derive, c.duplicates, c.resolveAll, c.procfsFiles, c.privileges, c.neverAssigned, c.elide, c.constructs, c.types, c.display, c.finish,
 	} {
 		step()
 		if len(c.errs) > 0 {
@@ -79,7 +85,7 @@ func (c *checker) err(t *token.Token, format string, args ...any) *diag.Diagnost
 }
 
 func (c *checker) warn(t *token.Token, format string, args ...any) {
-	if t != nil && t.Pos.File != nil && t.Pos.File.Tapset || len(c.prog.Warnings) >= maxMessages {
+	if t != nil && t.Pos.File != nil && (t.Pos.File.Tapset || t.Pos.File.Library) || len(c.prog.Warnings) >= maxMessages {
 		return
 	}
 	c.prog.Warnings = append(c.prog.Warnings, &diag.Diagnostic{Severity: diag.Warning, Message: fmt.Sprintf(format, args...), Tok: t})
@@ -128,8 +134,10 @@ func newScope(file *token.File, params []*ast.Var) *scope {
 func (c *checker) index() {
 	c.globalsByName = map[string][]declared[*ast.Var]{}
 	c.functionsByName = map[string][]declared[*ast.Function]{}
+	c.files, c.selected = map[*token.File]*ast.File{}, map[*token.File]bool{}
 	for _, list := range [][]*ast.File{c.user, c.library} {
 		for _, f := range list {
+			c.files[f.Source] = f
 			for _, g := range f.Globals {
 				c.globalsByName[g.Name] = append(c.globalsByName[g.Name], declared[*ast.Var]{f.Source, g})
 			}
@@ -146,17 +154,28 @@ type declared[T any] struct {
 	what T
 }
 
+// take makes a library file that declares something the script needs a part of
+// it, with its probes and its C (stap(1), PROCESSING).
+func (c *checker) take(file *token.File) {
+	if file == nil || !file.Library || c.selected[file] {
+		return
+	}
+	c.selected[file] = true
+	c.fresh = append(c.fresh, c.files[file])
+}
+
 func (c *checker) global(file *token.File, name string) *ast.Var {
-	var found *ast.Var
+	var found declared[*ast.Var]
 	for _, d := range c.globalsByName[name] {
 		if d.file == file {
 			return d.what
 		}
-		if !d.what.Private && found == nil && (!d.file.Tapset || file.Tapset) {
-			found = d.what
+		if !d.what.Private && found.what == nil && (!d.file.Tapset || file.Tapset) {
+			found = d
 		}
 	}
-	return found
+	c.take(found.file)
+	return found.what
 }
 
 // functions are the candidates for a call, in the order they are tried.
@@ -172,29 +191,64 @@ func (c *checker) functions(file *token.File, name string) []*ast.Function {
 }
 
 func (c *checker) resolveAll() {
-	for _, p := range c.prog.Probes {
-		s := newScope(p.Source.Tok.Pos.File, nil)
-		if p.Cond != nil {
-			c.condition(s, p)
+	for done := 0; ; {
+		for ; done < len(c.prog.Probes); done++ {
+			p := c.prog.Probes[done]
+			s := newScope(p.Source.Tok.Pos.File, nil)
+			if p.Cond != nil {
+				c.condition(s, p)
+			}
+			c.resolveStmt(s, p.Body)
+			p.Locals = s.locals
 		}
-		c.resolveStmt(s, p.Body)
-		p.Locals = s.locals
+		c.resolveFunctions()
+		if len(c.fresh) == 0 || len(c.errs) > 0 {
+			break
+		}
+		for ; len(c.fresh) > 0; c.fresh = c.fresh[1:] {
+			c.deriveFile(c.fresh[0])
+		}
 	}
+	for _, list := range [][]*ast.File{c.library, c.user} {
+		for _, f := range list {
+			if !f.Source.Library || c.selected[f.Source] {
+				c.prog.TopC = append(c.prog.TopC, f.EmbedC...)
+			}
+		}
+	}
+}
+
+func (c *checker) resolveFunctions() {
 	for len(c.queue) > 0 {
 		f := c.queue[0]
 		c.queue = c.queue[1:]
 		c.order = append(c.order, f)
 		if f.C != nil {
 			f.Next = strings.Contains(f.C.Code, "STAP_NEXT")
-			if !f.File.Tapset {
-				c.err(f.C.Tok, "embedded C is not supported by the built-in translator")
-			}
+			c.pragmas(newScope(f.File, nil), f.C)
 			continue
 		}
 		s := newScope(f.File, f.Params)
 		c.resolveStmt(s, f.Body)
 		f.Locals = s.locals
 	}
+}
+
+// pragmas resolves the globals that C text names.
+func (c *checker) pragmas(s *scope, e *ast.EmbedC) {
+	resolve := func(kind string) (list []*ast.Var) {
+		for _, name := range e.Pragmas(kind) {
+			v := c.global(s.file, name)
+			if v == nil {
+				c.err(e.Tok, "unresolved pragma:%s global %s", kind, name)
+				continue
+			}
+			c.globals[v] = true
+			list = append(list, v)
+		}
+		return list
+	}
+	e.Reads, e.Writes = resolve("read"), resolve("write")
 }
 
 // condition resolves the arming condition of a probe: globals only, without
@@ -316,6 +370,9 @@ func (c *checker) resolveStmt(s *scope, st ast.Stmt) {
 			c.err(x.Token(), "invalid operand of delete expression")
 		}
 		return
+	case *ast.EmbedStmt:
+		c.pragmas(s, st.C)
+		return
 	case *ast.TryCatch:
 		c.resolveStmt(s, st.Try)
 		if st.Var != nil {
@@ -345,6 +402,9 @@ func (c *checker) resolveExpr(s *scope, x ast.Expr) {
 		return
 	case *ast.Symbol:
 		c.symbol(s, x, true)
+		return
+	case *ast.Embed:
+		c.pragmas(s, x.C)
 		return
 	case *ast.Index:
 		c.array(s, x.Array, len(x.Keys))
@@ -407,6 +467,12 @@ func (c *checker) call(s *scope, x *ast.Call) {
 		}
 	}
 	for _, f := range x.Funcs {
+		// What a library calls, it is presumed to call safely.
+		if f.C != nil && f.C.Has("guru") && !c.opts.Guru && !s.file.Tapset && !s.file.Library &&
+			(c.opts.Privilege != privilege.StapUsr || unprivileged(f.C)) {
+			c.err(x.Tok, "function may not be used unless -g is specified")
+		}
+		c.take(f.File)
 		if !c.done[f] {
 			c.done[f] = true
 			c.queue = append(c.queue, f)
@@ -515,13 +581,31 @@ func (c *checker) bodies(f func(body ast.Stmt, locals []*ast.Var)) {
 
 // uses collects which variables are read and which are written. A plain
 // assignment and the clearing of a variable count as writes only.
-type uses struct{ read, written map[*ast.Var]bool }
+type uses struct {
+	read, written map[*ast.Var]bool
+	script        bool // C text does not count
+}
 
-func newUses() *uses { return &uses{map[*ast.Var]bool{}, map[*ast.Var]bool{}} }
+func newUses() *uses { return &uses{read: map[*ast.Var]bool{}, written: map[*ast.Var]bool{}} }
+
+// c notes what C text says it uses.
+func (u *uses) c(e *ast.EmbedC) {
+	if u.script {
+		return
+	}
+	for _, v := range e.Reads {
+		u.read[v] = true
+	}
+	for _, v := range e.Writes {
+		u.written[v] = true
+	}
+}
 
 func (u *uses) stmt(s ast.Stmt) {
 	ast.Walk(s, func(s ast.Stmt) {
 		switch s := s.(type) {
+		case *ast.EmbedStmt:
+			u.c(s.C)
 		case *ast.Foreach:
 			for _, k := range s.Keys {
 				u.written[k.Var] = true
@@ -595,6 +679,9 @@ func (u *uses) expr(x ast.Expr, used bool) {
 	case *ast.Symbol:
 		u.read[x.Var] = true
 		return
+	case *ast.Embed:
+		u.c(x.C)
+		return
 	case *ast.Assign:
 		sym, ok := x.L.(*ast.Symbol)
 		if u.target(x.L, x.Op != "=" && x.Op != "<<<" && (used || ok && sym.Var.Kind != ast.Global)) {
@@ -612,12 +699,18 @@ func (u *uses) expr(x ast.Expr, used bool) {
 	}
 }
 
-func (c *checker) uses() *uses {
-	u := newUses()
+func (c *checker) uses() *uses { return c.collect(newUses()) }
+
+func (c *checker) collect(u *uses) *uses {
 	for _, p := range c.prog.Probes {
 		u.expr(p.Cond, true)
 	}
 	c.bodies(func(b ast.Stmt, _ []*ast.Var) { u.stmt(b) })
+	for _, f := range c.order {
+		if f.C != nil {
+			u.c(f.C)
+		}
+	}
 	return u
 }
 

@@ -12,6 +12,12 @@ import (
 // as -p2 -v.
 func (p *Program) Dump(w io.Writer, verbose bool) error {
 	var b strings.Builder
+	if len(p.TopC) > 0 {
+		b.WriteString("# global embedded code\n")
+		for _, e := range p.TopC {
+			b.WriteString("%{" + e.Code + "%}\n")
+		}
+	}
 	if len(p.Globals) > 0 {
 		b.WriteString("# globals\n")
 		for _, g := range p.Globals {

@@ -1,10 +1,6 @@
 package check
 
-import (
-	"strings"
-
-	"stapbox/core/script/ast"
-)
+import "stapbox/core/script/ast"
 
 // elide removes code without effect, as upstream does before it looks at
 // types: so an ill-typed assignment to a variable nobody reads is only a
@@ -63,10 +59,17 @@ func (c *checker) reach() {
 			globals[v] = true
 		}
 	}
+	embed := func(e *ast.EmbedC) {
+		for _, v := range append(e.Reads[:len(e.Reads):len(e.Reads)], e.Writes...) {
+			note(v)
+		}
+	}
 	expr := func(x ast.Expr) {
 		switch x := x.(type) {
 		case *ast.Symbol:
 			note(x.Var)
+		case *ast.Embed:
+			embed(x.C)
 		case *ast.Call:
 			for _, f := range x.Funcs {
 				if !seen[f] {
@@ -79,6 +82,8 @@ func (c *checker) reach() {
 	visit = func(s ast.Stmt) {
 		ast.Walk(s, func(s ast.Stmt) {
 			switch s := s.(type) {
+			case *ast.EmbedStmt:
+				embed(s.C)
 			case *ast.Foreach:
 				for _, k := range s.Keys {
 					note(k.Var)
@@ -98,7 +103,9 @@ func (c *checker) reach() {
 		visit(p.Body)
 	}
 	for i := 0; i < len(order); i++ {
-		if order[i].Body != nil {
+		if order[i].C != nil {
+			embed(order[i].C)
+		} else {
 			visit(order[i].Body)
 		}
 	}
@@ -175,7 +182,7 @@ func empty(s ast.Stmt) bool {
 func (c *checker) pureFunctions() map[*ast.Function]bool {
 	pure := map[*ast.Function]bool{}
 	for _, f := range c.order {
-		pure[f] = f.C == nil || annotated(f.C.Code, "pure")
+		pure[f] = f.C == nil || f.C.Has("pure")
 	}
 	for again := true; again; {
 		again = false
@@ -204,7 +211,7 @@ func (c *checker) pureFunctions() map[*ast.Function]bool {
 				case *ast.Print:
 					bad = bad || !x.String
 				case *ast.Embed:
-					bad = bad || !annotated(x.Code, "pure")
+					bad = bad || !x.C.Has("pure")
 				}
 			})
 			if bad {
@@ -215,9 +222,6 @@ func (c *checker) pureFunctions() map[*ast.Function]bool {
 	}
 	return pure
 }
-
-// annotated reports whether C text holds the comment "/* word */".
-func annotated(code, word string) bool { return strings.Contains(code, "/* "+word+" */") }
 
 func deleteTarget(x ast.Expr) *ast.Var {
 	switch x := x.(type) {
@@ -294,7 +298,7 @@ func (e *eliding) sideEffects(x ast.Expr) bool {
 		case *ast.Print:
 			found = found || !x.String
 		case *ast.Embed:
-			found = found || !annotated(x.Code, "pure")
+			found = found || !x.C.Has("pure")
 		}
 	})
 	return found

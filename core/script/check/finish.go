@@ -15,25 +15,52 @@ import (
 //	/* unprivileged */          every level
 //	/* myproc-unprivileged */   every level; the function itself looks at
 //	                            the owner of the process
-//	/* guru */                  guru mode only
 //
+// (/* guru */ is looked at where the call is: tapsets may call such functions.)
 // A function without C text is as privileged as what it calls.
 func (c *checker) privileges() {
 	for _, f := range c.order {
 		if f.C == nil {
 			continue
 		}
-		if annotated(f.C.Code, "guru") && !c.opts.Guru {
-			c.err(f.Tok, "function may not be used unless -g is specified")
-		}
 		if c.opts.Privilege != privilege.StapUsr {
 			continue // members of stapsys and stapdev may call everything
 		}
-		if !annotated(f.C.Code, "unprivileged") && !annotated(f.C.Code, "myproc-unprivileged") {
+		if !unprivileged(f.C) {
 			c.err(f.Tok, "function may not be used when --privilege=%s is specified", c.opts.Privilege)
 		}
 	}
+	if c.opts.Privilege != privilege.StapUsr {
+		return
+	}
+	look := func(body ast.Stmt, in *token.Token) {
+		refuse := func(e *ast.EmbedC) {
+			if !unprivileged(e) {
+				c.err(e.Tok, "embedded expression may not be used when --privilege=%s is specified", c.opts.Privilege).Tok2 = in
+			}
+		}
+		ast.Walk(body, func(s ast.Stmt) {
+			if e, ok := s.(*ast.EmbedStmt); ok {
+				refuse(e.C)
+			}
+		}, func(x ast.Expr) {
+			if e, ok := x.(*ast.Embed); ok {
+				refuse(e.C)
+			}
+		})
+	}
+	for _, p := range c.prog.Probes {
+		look(p.Body, nil)
+	}
+	for _, f := range c.order {
+		if f.Body != nil {
+			look(f.Body, f.Tok)
+		}
+	}
 }
+
+// unprivileged reports whether C text is annotated as fit for level stapusr.
+func unprivileged(e *ast.EmbedC) bool { return e.Has("unprivileged") || e.Has("myproc-unprivileged") }
 
 // display adds an end probe for each global that is written and never read,
 // as stap(1), VARIABLES documents.
@@ -41,11 +68,13 @@ func (c *checker) display() {
 	if c.opts.NoGlobalDisplay {
 		return
 	}
-	u := c.uses()
+	u := newUses()
+	u.script = true
+	u = c.collect(u)
 	added := false
 	for _, f := range c.user {
 		for _, g := range f.Globals {
-			if !c.globals[g] || u.read[g] || !u.written[g] || g.Type == ast.Unknown || g.Type == ast.Stats {
+			if !c.globals[g] || u.read[g] || !u.written[g] || g.Type == ast.Unknown {
 				continue
 			}
 			c.prog.Probes = append(c.prog.Probes, c.displayProbe(g))
@@ -86,13 +115,25 @@ func (c *checker) displayProbe(g *ast.Var) *Probe {
 	text := func(s string) { add([]ast.FormatPart{literal(s)}, s) }
 	sym := func(v *ast.Var) *ast.Symbol { return &ast.Symbol{ExprBase: eb, Name: v.Name, Var: v} }
 	text(g.Name)
+	aggregate := func(x ast.Expr) {
+		for _, op := range []string{"count", "min", "max", "sum", "avg"} {
+			text(" @" + op + "=")
+			add(conv(ast.Long, false))
+			pr.Args = append(pr.Args, &ast.Stat{ExprBase: eb, Op: op, X: ast.CloneExpr(x)})
+		}
+	}
 	var stmt ast.Stmt
-	if g.Arity <= 0 {
-		text("=")
-		add(conv(g.Type, false))
-		pr.Args = []ast.Expr{sym(g)}
+	switch {
+	case g.Arity <= 0:
+		if g.Type == ast.Stats {
+			aggregate(sym(g))
+		} else {
+			text("=")
+			add(conv(g.Type, false))
+			pr.Args = []ast.Expr{sym(g)}
+		}
 		stmt = &ast.ExprStmt{StmtBase: sb, X: pr}
-	} else {
+	default:
 		fe := &ast.Foreach{StmtBase: sb, Array: sym(g), SortDir: -1}
 		text("[")
 		for i, k := range g.Keys {
@@ -105,7 +146,15 @@ func (c *checker) displayProbe(g *ast.Var) *Probe {
 			}
 			add(conv(k, true))
 		}
-		text("]=")
+		text("]")
+		if g.Type == ast.Stats {
+			fe.SortAggr = "count"
+			aggregate(&ast.Index{ExprBase: eb, Array: sym(g), Keys: append([]ast.Expr(nil), pr.Args...)})
+			fe.Body = &ast.ExprStmt{StmtBase: sb, X: pr}
+			stmt = fe
+			break
+		}
+		text("=")
 		v := &ast.Var{Name: "__val", Tok: tok, Type: g.Type, Synthetic: true}
 		p.Locals = append(p.Locals, v)
 		fe.Value = sym(v)
@@ -125,6 +174,16 @@ func (c *checker) displayProbe(g *ast.Var) *Probe {
 type touched struct {
 	read, write map[*ast.Var]bool
 	calls       []*ast.Function
+}
+
+// c adds what C text says it touches.
+func (t *touched) c(e *ast.EmbedC) {
+	for _, v := range e.Reads {
+		t.read[v] = true
+	}
+	for _, v := range e.Writes {
+		t.write[v] = true
+	}
 }
 
 func touch(body ast.Stmt, cond ast.Expr) *touched {
@@ -162,11 +221,15 @@ func touch(body ast.Stmt, cond ast.Expr) *touched {
 			}
 		case *ast.Call:
 			t.calls = append(t.calls, x.Funcs...)
+		case *ast.Embed:
+			t.c(x.C)
 		}
 	}
 	ast.WalkExpr(cond, expr)
 	ast.Walk(body, func(s ast.Stmt) {
 		switch s := s.(type) {
+		case *ast.EmbedStmt:
+			t.c(s.C)
 		case *ast.Delete:
 			store(s.X, false)
 			lvalue(s.X)
@@ -184,7 +247,7 @@ func touch(body ast.Stmt, cond ast.Expr) *touched {
 
 // finish names everything, orders it and works out what touches what.
 func (c *checker) finish() {
-	taken := map[string]bool{}
+	taken, settable := map[string]bool{}, map[string]bool{}
 	unique := func(base string) string {
 		name := base
 		for i := 1; taken[name]; i++ {
@@ -205,7 +268,8 @@ func (c *checker) finish() {
 						base = "private_" + g.Name
 					}
 					g.Unique = unique(strings.ReplaceAll(base, "$", "_D_"))
-					g.Settable = g.Arity <= 0 && !f.Source.Tapset && !g.Private
+					g.Settable = g.Arity <= 0 && !f.Source.Tapset && !g.Private && !settable[g.Name]
+					settable[g.Name] = settable[g.Name] || g.Settable
 					g.Arity = max(g.Arity, 0)
 				}
 			}
@@ -239,6 +303,7 @@ func (c *checker) finish() {
 			facts[f] = touch(f.Body, nil)
 		} else {
 			facts[f] = &touched{read: map[*ast.Var]bool{}, write: map[*ast.Var]bool{}}
+			facts[f].c(f.C)
 		}
 	}
 	for again := true; again; {

@@ -2,6 +2,7 @@ package check
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -61,30 +62,35 @@ func known(s string) bool {
 // derive resolves every probe point of the script.
 func (c *checker) derive() {
 	for _, f := range c.user {
-		for _, p := range f.Probes {
-			whole := pointList(p.Points, ",")
-			for _, q := range p.Points {
-				var found []*Probe
-				d := c.resolvePoint(q, p, p.Body, []string{whole}, nil, &found)
-				if d != nil {
-					if !q.Optional && len(c.errs) < maxMessages {
-						c.errs = append(c.errs, wrap(q, d))
-					}
-					continue
-				}
-				c.prog.Probes = append(c.prog.Probes, found...)
-				if len(found) > 0 && q.Sufficient {
-					break
-				}
-				if len(c.prog.Probes) > maxProbes {
-					c.err(q.Tok, "too many probes")
-					return
-				}
-			}
-		}
+		c.deriveFile(f)
 	}
 	if len(c.errs) == 0 && len(c.prog.Probes) == 0 {
 		c.err(nil, "no probes found")
+	}
+}
+
+// deriveFile resolves the probe points of one file.
+func (c *checker) deriveFile(f *ast.File) {
+	for _, p := range f.Probes {
+		whole := pointList(p.Points, ",")
+		for _, q := range p.Points {
+			var found []*Probe
+			d := c.resolvePoint(q, p, p.Body, []string{whole}, nil, &found)
+			if d != nil {
+				if !q.Optional && len(c.errs) < maxMessages {
+					c.errs = append(c.errs, wrap(q, d))
+				}
+				continue
+			}
+			c.prog.Probes = append(c.prog.Probes, found...)
+			if len(found) > 0 && q.Sufficient {
+				break
+			}
+			if len(c.prog.Probes) > maxProbes {
+				c.err(q.Tok, "too many probes")
+				return
+			}
+		}
 	}
 }
 
@@ -130,7 +136,8 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 						continue
 					}
 					matched = true
-					if d := c.expandAlias(a, n, q, src, body, chain, open, out); d != nil {
+					c.take(f.Source)
+					if d := c.expandAlias(a, n, q, src, body, chain, open, out); d != nil && !c.listing {
 						return d
 					}
 				}
@@ -148,6 +155,19 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 
 // aliasMatches compares the alias name with the first words of q.
 func aliasMatches(n, q *ast.Point) bool {
+	// "**" as the last word stands for any number of words.
+	if last := len(q.Components) - 1; strings.Contains(q.Components[last].Name, "**") && q.Components[last].Arg == nil && len(n.Components) > last {
+		var words []string
+		for _, k := range n.Components[last:] {
+			words = append(words, k.Name)
+		}
+		if !parser.Match(q.Components[last].Name, strings.Join(words, ".")) {
+			return false
+		}
+		head := *q
+		head.Components = q.Components[:last]
+		return last == 0 || aliasMatches(&ast.Point{Components: n.Components[:last]}, &head)
+	}
 	if len(q.Components) < len(n.Components) {
 		return false
 	}
@@ -167,7 +187,7 @@ func aliasMatches(n, q *ast.Point) bool {
 }
 
 func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, body *ast.Block, chain []string, open []*token.Token, out *[]*Probe) *diag.Diagnostic {
-	rest := q.Components[len(n.Components):]
+	rest := q.Components[min(len(n.Components), len(q.Components)):]
 	whole := &ast.Block{StmtBase: ast.StmtBase{Tok: body.Tok}}
 	written := writtenNames(body)
 	if a.Prologue != nil {
@@ -320,6 +340,22 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 	}
 	mismatch := func(at *token.Token, name string, list []string) *diag.Diagnostic {
 		return cause(at, "probe point mismatch%s", similar(name, list))
+	}
+	if last := len(q.Components) - 1; first.Name == "procfs" && last > 0 && hasWildcard(q.Components[last].Name) {
+		found := false
+		for _, w := range []string{"read", "write"} {
+			if !parser.Match(q.Components[last].Name, w) {
+				continue
+			}
+			np, nc := *q, *q.Components[last]
+			nc.Name = w
+			np.Components = append(slices.Clone(q.Components[:last]), &nc)
+			found = c.builtin(&np, src, body, chain, open, out) == nil || found
+		}
+		if !found {
+			return mismatch(q.Components[last].Tok, q.Components[last].Name, []string{"read", "umask", "write"})
+		}
+		return nil
 	}
 	if first.Name == "procfs" {
 		p, point, d := c.procfs(q)

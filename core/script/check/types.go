@@ -65,7 +65,9 @@ func (t *inference) all() {
 	}
 	for _, f := range t.c.order {
 		t.fn = f
-		if f.Body != nil {
+		if f.C != nil {
+			t.embed(f.C)
+		} else {
 			t.stmt(f.Body)
 		}
 	}
@@ -187,7 +189,18 @@ func (t *inference) stmt(s ast.Stmt) {
 		t.stmt(s.Body)
 	case *ast.Foreach:
 		v := arrayVar(s.Array)
+		if h, ok := s.Array.(*ast.Hist); ok {
+			t.hist(h)
+			for _, k := range append(s.Keys[:len(s.Keys):len(s.Keys)], s.Value) {
+				if k != nil {
+					t.variable(k, k.Var, ast.Long)
+				}
+			}
+		}
 		if v != nil {
+			if s.SortAggr != "" {
+				t.learn(v, &v.Type, ast.Stats, s.Array.Token())
+			}
 			s.Array.SetType(v.Type)
 			for i, k := range s.Keys {
 				if i >= len(v.Keys) {
@@ -200,7 +213,9 @@ func (t *inference) stmt(s ast.Stmt) {
 					t.changed = true
 				}
 			}
-			if s.Value != nil {
+			if s.Value != nil && v.Type == ast.Stats {
+				t.err(s.Value.Tok, "invalid type stats")
+			} else if s.Value != nil {
 				have := t.variable(s.Value, s.Value.Var, v.Type)
 				if v.Type == ast.Unknown {
 					t.learn(v, &v.Type, have, s.Value.Tok)
@@ -235,6 +250,8 @@ func (t *inference) stmt(s ast.Stmt) {
 		case *ast.Index:
 			t.index(x, ast.Unknown)
 		}
+	case *ast.EmbedStmt:
+		t.embed(s.C)
 	case *ast.TryCatch:
 		t.stmt(s.Try)
 		if s.Var != nil {
@@ -245,6 +262,15 @@ func (t *inference) stmt(s ast.Stmt) {
 }
 
 func (t *inference) index(x *ast.Index, want ast.Type) ast.Type {
+	if h, ok := x.Array.(*ast.Hist); ok {
+		t.hist(h)
+		for _, k := range x.Keys {
+			if k != nil {
+				t.expr(k, ast.Long)
+			}
+		}
+		return t.fixed(x, ast.Long, want)
+	}
 	v := arrayVar(x.Array)
 	if v == nil {
 		return ast.Unknown
@@ -253,6 +279,24 @@ func (t *inference) index(x *ast.Index, want ast.Type) ast.Type {
 	ty := t.variable(x, v, want)
 	x.Array.SetType(ty)
 	return ty
+}
+
+// hist types the operand of a histogram.
+func (t *inference) hist(h *ast.Hist) {
+	t.stats(h.X)
+	for _, a := range h.Args {
+		t.expr(a, ast.Long)
+	}
+	h.SetType(ast.Stats)
+}
+
+// stats types the operand of an extraction or aggregation: a global.
+func (t *inference) stats(x ast.Expr) {
+	if s, ok := x.(*ast.Symbol); ok && s.Var != nil && s.Var.Kind != ast.Global {
+		t.err(s.Tok, "stat locals not supported, missing global declaration? ")
+		return
+	}
+	t.expr(x, ast.Stats)
 }
 
 // expr types a value that is used.
@@ -323,7 +367,14 @@ func (t *inference) value(x ast.Expr, want ast.Type, used bool) ast.Type {
 			return t.fixed(x, ast.String, want)
 		}
 		t.expr(x.R, ast.Long)
-		t.expr(x.L, ast.Long)
+		if x.Op == "<<<" {
+			t.stats(x.L)
+		} else {
+			t.expr(x.L, ast.Long)
+		}
+		return t.fixed(x, ast.Long, want)
+	case *ast.Stat:
+		t.stats(x.X)
 		return t.fixed(x, ast.Long, want)
 	case *ast.Ternary:
 		t.expr(x.Cond, ast.Long)
@@ -341,8 +392,24 @@ func (t *inference) value(x ast.Expr, want ast.Type, used bool) ast.Type {
 		return t.call(x, want, used)
 	case *ast.Print:
 		return t.print(x, want)
+	case *ast.Embed:
+		t.embed(x.C)
+		if x.C.Has("string") {
+			return t.fixed(x, ast.String, want)
+		}
+		return t.fixed(x, ast.Long, want)
 	}
 	return ast.Unknown
+}
+
+// embed refuses globals whose type only C text would tell.
+func (t *inference) embed(e *ast.EmbedC) {
+	for _, v := range append(e.Reads[:len(e.Reads):len(e.Reads)], e.Writes...) {
+		if v.Type == ast.Unknown && t.report && !t.unresolved[v] {
+			t.unresolved[v] = true
+			t.err(v.Tok, "unresolved type ")
+		}
+	}
 }
 
 func firstKnown(a, b ast.Type) ast.Type {
@@ -406,6 +473,15 @@ func (t *inference) call(x *ast.Call, want ast.Type, used bool) ast.Type {
 	return ty
 }
 
+// histogram is the argument of print and println that is one.
+func histogram(x *ast.Print) (*ast.Hist, bool) {
+	if len(x.Args) != 1 {
+		return nil, false
+	}
+	h, ok := x.Args[0].(*ast.Hist)
+	return h, ok
+}
+
 // print types the arguments of the print family and completes its parts.
 func (t *inference) print(x *ast.Print, want ast.Type) ast.Type {
 	if x.Format {
@@ -434,6 +510,8 @@ func (t *inference) print(x *ast.Print, want ast.Type) ast.Type {
 				p.Arg = take(ast.Long)
 			}
 		}
+	} else if h, ok := histogram(x); ok {
+		t.hist(h)
 	} else {
 		var parts []ast.FormatPart
 		lit := func(s string) {
@@ -478,13 +556,18 @@ func (c *checker) constructs() {
 		switch x := x.(type) {
 		case *ast.Assign:
 			c.lvalue(x.L, x.Tok)
-			if x.Op == "<<<" {
-				lacks(x.Tok, "statistics aggregation operator <<<")
-			}
 		case *ast.Stat:
-			lacks(x.Tok, "statistics extraction @"+x.Op)
+			if x.Op == "variance" {
+				lacks(x.Tok, "statistics extraction @"+x.Op)
+			}
+			c.extraction(x.X)
 		case *ast.Hist:
-			lacks(x.Tok, "histogram @"+x.Op)
+			c.extraction(x.X)
+			c.histogram(x)
+		case *ast.In:
+			if _, ok := x.Array.(*ast.Hist); ok {
+				lacks(x.Tok, "in of a histogram")
+			}
 		case *ast.Target:
 			lacks(x.Tok, "context variable "+x.Name)
 		case *ast.AtCast:
@@ -493,8 +576,6 @@ func (c *checker) constructs() {
 			lacks(x.Tok, "dereference of a pointer")
 		case *ast.AtOp:
 			lacks(x.Tok, "@"+x.Name)
-		case *ast.Embed:
-			lacks(x.Tok, "embedded C")
 		case *ast.Unary:
 			if x.Op == "&" {
 				lacks(x.Tok, "address operator &")
@@ -522,18 +603,15 @@ func (c *checker) constructs() {
 	stmt := func(s ast.Stmt) {
 		switch s := s.(type) {
 		case *ast.Foreach:
-			if s.SortAggr != "" {
+			h, hist := s.Array.(*ast.Hist)
+			switch {
+			case s.SortAggr == "variance":
 				lacks(s.Tok, "sorting by @"+s.SortAggr)
+			case hist && (s.SortDir != 0 || s.Slice != nil || len(s.Keys) != 1):
+				lacks(h.Tok, "foreach over a histogram with a slice, an order or several keys")
 			}
 		case *ast.Delete:
 			c.deleting[s.X] = true
-		case *ast.EmbedStmt:
-			lacks(s.Tok, "embedded C")
-		}
-	}
-	for _, f := range c.user {
-		for _, e := range f.EmbedC {
-			lacks(e.Tok, "embedded C")
 		}
 	}
 	for _, p := range c.prog.Probes {
@@ -543,6 +621,60 @@ func (c *checker) constructs() {
 		ast.Walk(b, stmt, expr)
 		c.loops(b, 0)
 	})
+}
+
+// maxBuckets bounds @hist_linear: memory that is taken for every element.
+const maxBuckets = 4096
+
+// extraction refuses operands that are no global.
+func (c *checker) extraction(x ast.Expr) {
+	switch x := x.(type) {
+	case *ast.Symbol:
+		return
+	case *ast.Index:
+		if _, ok := x.Array.(*ast.Symbol); ok {
+			for _, k := range x.Keys {
+				if k == nil {
+					c.err(x.Tok, "wildcard not allowed in array index")
+				}
+			}
+			return
+		}
+	}
+	c.err(x.Token(), "expected a statistics global")
+}
+
+// histogram holds the parameters of a histogram against each other and against
+// those of other histograms of the global: it can have one.
+func (c *checker) histogram(h *ast.Hist) {
+	v := deleteTarget(h.X)
+	if v.Tok == nil {
+		return
+	}
+	if old := c.histograms[v]; old != nil && ast.ExprString(&ast.Hist{Op: old.Op, X: &ast.Number{}, Args: old.Args}) != ast.ExprString(&ast.Hist{Op: h.Op, X: &ast.Number{}, Args: h.Args}) {
+		c.err(h.Tok, "multiple histogram types declared on '%s'", v.Name)
+		return
+	}
+	if c.histograms == nil {
+		c.histograms = map[*ast.Var]*ast.Hist{}
+	}
+	c.histograms[v] = h
+	if h.Op != "hist_linear" {
+		return
+	}
+	var n [3]int64
+	for i, a := range h.Args {
+		n[i] = a.(*ast.Number).Value
+	}
+	start, stop, interval := n[0], n[1], n[2]
+	switch {
+	case interval <= 0:
+		c.err(h.Tok, "the interval of a histogram must be greater than 0")
+	case stop < start:
+		c.err(h.Tok, "the stop of a histogram must not be less than its start")
+	case uint64(stop-start)/uint64(interval) >= maxBuckets:
+		c.err(h.Tok, "a histogram may have %d buckets at most", maxBuckets)
+	}
 }
 
 // loops refuses break and continue outside of loops.

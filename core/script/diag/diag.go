@@ -254,12 +254,38 @@ func (l *List) Error() string {
 	return fmt.Sprintf("%s: %s%s%s", word, first.Message, at, more)
 }
 
+// Problem writes the messages of a file that does not end the pass. macros is the
+// name of a library file of macros, which is then left out.
+func (r *Renderer) Problem(l *List, macros string) {
+	suppressed := r.list(l, macros == "")
+	if macros != "" {
+		fmt.Fprintf(r.W, "%s macro tapset \"%s\" has errors, and will be skipped.\n", paint(r.Colors.Warning, "WARNING:"), macros)
+	}
+	r.suppressedErrors(suppressed)
+}
+
 // Failure writes the messages of a pass that failed and its closing lines.
 // Of errors with one text only the first is shown, unless Verbose is set.
 func (r *Renderer) Failure(l *List) {
+	suppressed := r.list(l, true)
+	if l.Pass == 1 {
+		io.WriteString(r.W, "Pass 1: parse failed.  [man error::pass1]\n")
+	} else {
+		io.WriteString(r.W, "Pass 2: analysis failed.  [man error::pass2]\n")
+	}
+	r.suppressedErrors(suppressed)
+}
+
+func (r *Renderer) suppressedErrors(n int) {
+	if n > 0 {
+		fmt.Fprintf(r.W, "Number of similar error messages suppressed: %d.\nRerun with -v to see them.\n", n)
+	}
+}
+
+// list writes messages, and how many there are, and answers how many it left out.
+func (r *Renderer) list(l *List, count bool) (suppressed int) {
 	w, verbose := r.W, r.Verbose
 	seen := map[string]bool{}
-	suppressed := 0
 	for _, d := range l.Errors {
 		key := d.Message + "\n" + d.Site
 		for x := d.Cause; x != nil; x = x.Cause {
@@ -275,7 +301,7 @@ func (r *Renderer) Failure(l *List) {
 	for _, n := range l.Notes {
 		io.WriteString(w, n+"\n")
 	}
-	if l.Pass == 1 {
+	if l.Pass == 1 && count {
 		switch n := len(l.Errors); {
 		case len(l.Notes) > 0:
 		case n == 1:
@@ -283,11 +309,6 @@ func (r *Renderer) Failure(l *List) {
 		case n > 1:
 			fmt.Fprintf(w, "%d parse errors.\n", n)
 		}
-		io.WriteString(w, "Pass 1: parse failed.  [man error::pass1]\n")
-	} else {
-		io.WriteString(w, "Pass 2: analysis failed.  [man error::pass2]\n")
 	}
-	if suppressed > 0 {
-		fmt.Fprintf(w, "Number of similar error messages suppressed: %d.\nRerun with -v to see them.\n", suppressed)
-	}
+	return suppressed
 }

@@ -231,8 +231,7 @@ func (p *parser) value() ast.Expr {
 	case token.String:
 		return p.str("expected literal string or number")
 	case token.EmbedC:
-		c := p.embedC()
-		return &ast.Embed{ExprBase: base(t), Code: c.Code}
+		return &ast.Embed{ExprBase: base(t), C: p.embedC("embedded expression code")}
 	case token.Ident:
 		if t.Text[0] == '$' {
 			return p.target()

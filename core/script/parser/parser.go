@@ -25,6 +25,7 @@ type Options struct {
 	Compatible string            // systemtap_v
 	Privilege  string            // systemtap_privilege
 	Guru       bool              // guru_mode, embedded C
+	Macros     *Macros           // of the library; nil for none
 
 	errors *[]*diag.Diagnostic
 }
@@ -55,7 +56,7 @@ type parser struct {
 func Parse(f *token.File, opts Options) (*ast.File, error) {
 	var errs []*diag.Diagnostic
 	opts.errors = &errs
-	if f.Tapset {
+	if f.Tapset || f.Library {
 		opts.Guru = true
 	}
 	if len(f.Text) > token.MaxSource {
@@ -132,7 +133,7 @@ func (p *parser) toplevel(out *ast.File) (done bool, failure *diag.Diagnostic) {
 	case t.IsKeyword("function"):
 		p.function(out, false)
 	case t.Kind == token.EmbedC:
-		out.EmbedC = append(out.EmbedC, p.embedC())
+		out.EmbedC = append(out.EmbedC, p.embedC("embedded code"))
 	default:
 		p.fail("expected 'probe', 'global', 'private', 'function', or '%{'")
 	}
@@ -233,10 +234,11 @@ func (p *parser) enter() {
 }
 func (p *parser) leave() { p.depth-- }
 
-func (p *parser) embedC() *ast.EmbedC {
+// embedC reads C text; what names it in the message of a script without -g.
+func (p *parser) embedC(what string) *ast.EmbedC {
 	t := p.peek()
 	if !p.opts.Guru {
-		p.fail("embedded code in unprivileged script; need stap -g")
+		p.fail(what + " in unprivileged script; need stap -g")
 	}
 	p.next()
 	return &ast.EmbedC{Tok: t, Code: t.Text}
@@ -377,7 +379,7 @@ func (p *parser) function(out *ast.File, private bool) {
 	}
 	name := p.ident()
 	f := &ast.Function{Name: name.Text, Tok: name, Private: private, File: p.file, Priority: 0}
-	if p.file.Tapset {
+	if p.file.Tapset || p.file.Library {
 		f.Priority = 1
 	}
 	t := p.next()
@@ -424,7 +426,7 @@ func (p *parser) function(out *ast.File, private bool) {
 	p.inFunc = true
 	switch t := p.peek(); {
 	case t.Kind == token.EmbedC:
-		f.C = p.embedC()
+		f.C = p.embedC("embedded code")
 	default:
 		f.Body = p.block()
 	}

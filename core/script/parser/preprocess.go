@@ -43,6 +43,8 @@ type preprocessor struct {
 	conds    []*token.Token // open %( whose true part is being passed on
 	emitted  int
 	skipping bool // in the part of a conditional that does not count
+	library  bool // a file of macros: those in a part that does not count are none
+	defined  []string
 }
 
 // fail raises a parse error about t.
@@ -132,6 +134,9 @@ func (p *preprocessor) expanded() *token.Token {
 			continue
 		}
 		m := p.macros[name]
+		if m == nil && p.opts.Macros != nil {
+			m = p.opts.Macros.byName[name]
+		}
 		if m == nil {
 			return t
 		}
@@ -206,11 +211,15 @@ func (p *preprocessor) define() {
 		}
 		m.body = append(m.body, t)
 	}
+	if p.library && p.skipping {
+		return
+	}
 	if old := p.macros[name.Text]; old != nil {
 		p.opts.report(&diag.Diagnostic{Message: "attempt to redefine macro '@" + name.Text + "' in the same file", Tok: name})
 		failAt(old.tok, "macro '@"+name.Text+"' first defined here")
 	}
 	p.macros[name.Text] = m
+	p.defined = append(p.defined, name.Text)
 }
 
 // arguments reads the parenthesised arguments of an invocation.

@@ -52,8 +52,7 @@ func (p *parser) stmtOnly() ast.Stmt {
 	case t.IsOp("{"):
 		return p.block()
 	case t.Kind == token.EmbedC:
-		c := p.embedC()
-		return &ast.EmbedStmt{StmtBase: base, Code: c.Code}
+		return &ast.EmbedStmt{StmtBase: base, C: p.embedC("embedded code")}
 	case t.Kind == token.EOF:
 		p.fail("expected statement")
 	case t.Kind != token.Keyword:

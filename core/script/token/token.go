@@ -52,6 +52,9 @@ type File struct {
 	// Tapset marks files of the embedded library: they may hold embedded C
 	// and their private names are not visible to scripts.
 	Tapset bool
+	// Library marks files of -I directories: they may hold embedded C, and
+	// only those that declare something the script needs are part of it.
+	Library bool
 	// Synthetic marks text the translator made up itself.
 	Synthetic bool
 
