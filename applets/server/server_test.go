@@ -326,7 +326,7 @@ func TestServerClientsThatStop(t *testing.T) {
 }
 
 func TestServerShutdownEndsWorkers(t *testing.T) {
-	r := start(t)
+	r := start(t, "--drain-time=2")
 	ended := make(chan error, 1)
 	go func() {
 		_, err := (&wire.Client{Address: r.addr, Verify: anybody, Attempts: 1}).Exchange(context.Background(), request(t, "-p2", "-esleep"))
@@ -334,7 +334,7 @@ func TestServerShutdownEndsWorkers(t *testing.T) {
 	}()
 	r.wait(t, "Processing 1 request...")
 	begin := time.Now()
-	if code := r.stop(); code != 0 || time.Since(begin) > drainTime+5*time.Second {
+	if code := r.stop(); code != 0 || time.Since(begin) > r.limits().drain+5*time.Second {
 		t.Errorf("status %d after %v", code, time.Since(begin))
 	}
 	<-ended
@@ -369,7 +369,7 @@ func TestServerCache(t *testing.T) {
 	if got, err := wire.DecodeResponse(answers[0]); err != nil || !strings.HasPrefix(string(got.Stdout), "worker ") {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	r.service.Wait()
+	r.compiler().Wait()
 	began := time.Now()
 	again := ask(archive)
 	t.Logf("a known request took %v", time.Since(began))

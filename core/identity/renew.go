@@ -111,19 +111,17 @@ func Renew(dir string, o Options, before time.Duration, log func(format string, 
 	if err := finish(dir); err != nil {
 		return nil, nil, err
 	}
-	id, err = Load(dir, o.Now)
+	id, _ = Load(dir, o.Now)
 	if id != nil && !o.Now.Before(id.Certificate.NotAfter.Add(-ChangeBefore)) {
 		if n, nerr := Next(dir, o.Now); n != nil && nerr == nil {
 			log("Certificate ends at %s UTC, the next one takes over", id.Certificate.NotAfter.UTC().Format(timeLayout))
-			if id, err = Promote(dir, o.Now); err != nil {
+			if _, err := Promote(dir, o.Now); err != nil {
 				return nil, nil, err
 			}
 		}
 	}
-	if id == nil || err != nil {
-		if id, err = Ensure(dir, o, log); err != nil {
-			return nil, nil, err
-		}
+	if id, err = Ensure(dir, o, log); err != nil {
+		return nil, nil, err
 	}
 	if o.Now.Before(id.Certificate.NotAfter.Add(-before)) {
 		return id, nil, nil
