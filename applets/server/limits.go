@@ -137,7 +137,7 @@ func (a *accounts) begin(name string, l limits, now time.Time) (end func(), err 
 	}
 	if l.clientRate > 0 {
 		c.fill(size, rate, now)
-		if c.left < 1 {
+		if c.left < 1-1e-9 {
 			wait := time.Duration((1 - c.left) / rate * float64(time.Second))
 			return nil, &limitError{"rate", fmt.Sprintf("this client may make %d requests a minute (--client-rate). Try again in %v.", l.clientRate, (wait + time.Second - 1).Truncate(time.Second))}
 		}

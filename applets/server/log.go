@@ -47,8 +47,19 @@ func openLogFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// useJSON makes all lines JSON.
-func (l *logger) useJSON() { l.json = slog.NewJSONHandler(l, nil) }
+// useJSON makes all lines JSON. An object has each name once: the level and the
+// time of a request are not those of the line.
+func (l *logger) useJSON() {
+	l.json = slog.NewJSONHandler(l, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		switch {
+		case a.Key == slog.LevelKey && a.Value.Kind() == slog.KindString:
+			a.Key = "privilege"
+		case a.Key == slog.TimeKey && a.Value.Kind() == slog.KindDuration:
+			return slog.Float64("seconds", a.Value.Duration().Seconds())
+		}
+		return a
+	}})
+}
 
 // reopen opens the file under its name again.
 func (l *logger) reopen() error {

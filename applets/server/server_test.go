@@ -112,7 +112,7 @@ func start(t *testing.T, args ...string) *running {
 		return *code
 	}
 	t.Cleanup(func() { r.stop() })
-	port := regexp.MustCompile(`Using network address \[::\]:(\d+)\n`)
+	port := regexp.MustCompile(`Using network address \[::\]:(\d+)`)
 	r.wait(t, "Kernel "+testRelease+" is ready")
 	r.addr = "127.0.0.1:" + port.FindStringSubmatch(r.out.String())[1]
 	return r
