@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"stapbox/core/identity"
 	"stapbox/core/metrics/metricstest"
 	"stapbox/core/wire"
 	"stapbox/e2e/lab"
@@ -414,5 +416,72 @@ func TestServerSystemdRefuses(t *testing.T) {
 		if code := o.cmd.ProcessState.ExitCode(); code != 1 {
 			t.Errorf("%s: status %d", want, code)
 		}
+	}
+}
+
+// A client shows the certificate in its data directory; without it the server
+// that wants one refuses, with words.
+func TestServerClientCertificate(t *testing.T) {
+	id, err := identity.New(identity.Options{NodeName: "client", KeyType: identity.ECDSA, Now: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: id.Certificate.Raw})
+	der, err := x509.MarshalPKCS8PrivateKey(id.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := filepath.Join(stage.dir, "accepted.pem")
+	if err := os.WriteFile(accepted, cert, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o := operate(t, "client-certificate", nil, nil, "--client-ca="+accepted, "--require-client-cert", "--metrics="+filepath.Join(stage.dir, "operate-client-certificate", "metrics")).listens(t)
+	home := filepath.Join(o.Dir, "tmp")
+	stap := func(args ...string) (string, error) {
+		cmd := o.net.Command(lab.ServerUID, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home}, append([]string{stage.programs.Applet("stap"), fmt.Sprintf("--use-server=127.0.0.1:%d", o.Port)}, args...)...)
+		cmd.Dir = home
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := stap("--trust-servers=ssl,no-prompt"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	compile := []string{"-p2", "-r", o.kernel.Release, "-e", hello}
+	if out, err := stap(compile...); err == nil || !strings.Contains(out, "Server: this server answers only clients that show a certificate (--require-client-cert).\n") {
+		t.Errorf("got %v\n%s", err, out)
+	}
+	own := filepath.Join(home, ".systemtap", "ssl", "own")
+	if err := os.MkdirAll(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{"client.crt": cert, "client.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})} {
+		path := filepath.Join(own, name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(path, lab.ServerUID, lab.ServerUID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := stap(compile...); err != nil {
+		t.Errorf("got %v\n%s", err, out)
+	}
+	o.wait(t, `msg=request peer=127\.0\.0\.1:\d+ .* certificate=`+identity.Fingerprint(id.Certificate)+` subject="`)
+	o.wait(t, `msg=refused peer=127\.0\.0\.1:\d+ reason=certificate `)
+	// The metrics have counted both.
+	conn, err := net.Dial("unix", filepath.Join(o.Dir, "metrics"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /metrics HTTP/1.1\r\n\r\n")
+	page, _ := io.ReadAll(conn)
+	_, body, _ := strings.Cut(string(page), "\r\n\r\n")
+	samples, err := metricstest.Parse(body)
+	if n, ok := samples.Get("stapbox_refusals_total", "reason", "certificate"); err != nil || !ok || n != 1 {
+		t.Errorf("refusals %v, %v, %v", n, ok, err)
+	}
+	if n, ok := samples.Get("stapbox_pass_seconds_count", "pass", "2"); !ok || n != 1 {
+		t.Errorf("pass 2: %v, %v in\n%s", n, ok, body)
 	}
 }
