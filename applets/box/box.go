@@ -1,5 +1,6 @@
 // Package box is the applet of the box itself: stapbox --list, --version,
-// --help, stapbox install, stapbox uninstall, stapbox doctor and stapbox cache.
+// --help, stapbox install, stapbox uninstall, stapbox doctor, stapbox cache
+// and stapbox trust.
 package box
 
 import (
@@ -66,6 +67,8 @@ func Main(ctx context.Context, inv *invocation.Invocation, table []Applet) int {
 			rest, err = plain(doctorSpec(), words[1:])
 		case "cache":
 			rest, err = cacheArgs(words[1:])
+		case "trust":
+			rest, err = trustArgs(words[1:])
 		default:
 			return unknown(inv, words[0], table)
 		}
@@ -115,6 +118,7 @@ func (b *box) app() *cli.App {
 stapbox install | uninstall [OPTIONS]
 stapbox doctor [--json]
 stapbox cache ls | show | verify | prune [OPTIONS]
+stapbox trust list | revoke [OPTIONS]
 stapbox --list | --version | --help`,
 		Writer: b.inv.Stdout, ErrWriter: b.inv.Stderr,
 		HideVersion: true, HideHelpCommand: true,
@@ -150,6 +154,7 @@ stapbox --list | --version | --help`,
 				Action: func(c *cli.Context) error { return b.examine(hostDoctor(), c.Bool("json")) },
 			},
 			b.cacheCommand(),
+			b.trustCommand(),
 		},
 	}
 }

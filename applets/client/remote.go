@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"stapbox/core/compile"
+	"stapbox/core/hostpaths"
+	"stapbox/core/identity"
 	"stapbox/core/kbuild"
 	"stapbox/core/script/tapset"
 	"stapbox/core/wire"
@@ -71,6 +73,11 @@ func (c *client) passesFailed() {
 
 // exchange tries the servers in order.
 func (c *client) exchange(ctx context.Context, s *servers, list []record, archive []byte) ([]byte, record, bool) {
+	own, err := identity.LoadClient(hostpaths.ClientIdentity(c.data))
+	if err != nil {
+		c.say("ERROR: %v", err)
+		return nil, record{}, false
+	}
 	var last error
 	for _, r := range list {
 		if !r.addr.IsValid() || r.port == 0 {
@@ -80,7 +87,7 @@ func (c *client) exchange(ctx context.Context, s *servers, list []record, archiv
 			c.say("Attempting SSL connection with%s\n  using certificates from the database in %s", r, c.userStore().dir)
 		}
 		cl := c.wireClient(r)
-		cl.Verify = s.verify(r)
+		cl.Verify, cl.Certificate = s.verify(r), own
 		answer, err := cl.Exchange(ctx, archive)
 		if err == nil {
 			return answer, r, true

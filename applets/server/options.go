@@ -7,12 +7,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"stapbox/core/cache"
 	"stapbox/core/compile"
 	"stapbox/core/getopt"
 	"stapbox/core/identity"
 	"stapbox/core/kbuild"
+	"stapbox/core/metrics"
 	"stapbox/core/wire"
 )
 
@@ -37,7 +39,15 @@ type options struct {
 	readable   []string // --allow-path
 	backend    string   // --translator
 	sign       bool     // --sign-systemtap
+	json       bool     // the log
+	metrics    string   // where --metrics listens
+	clientCA   string   // certificates of clients that are accepted, or of their issuers
 	ignored    []string // words that mean nothing
+
+	metricsAnywhere, requireCert bool
+
+	limits limits
+	given  []getopt.Option // the limits among the options
 }
 
 var spec = getopt.Spec{Defs: []getopt.Def{
@@ -64,7 +74,27 @@ var spec = getopt.Spec{Defs: []getopt.Def{
 	{Long: "allow-path", Arg: getopt.RequiredArg},
 	{Long: "translator", Arg: getopt.RequiredArg},
 	{Long: "sign-systemtap"},
+	{Long: "log-format", Arg: getopt.RequiredArg},
+	{Long: "metrics", Arg: getopt.RequiredArg},
+	{Long: "metrics-anywhere"},
+	{Long: "client-ca", Arg: getopt.RequiredArg},
+	{Long: "require-client-cert"},
+	{Long: "client-threads", Arg: getopt.RequiredArg},
+	{Long: "client-requests", Arg: getopt.RequiredArg},
+	{Long: "client-rate", Arg: getopt.RequiredArg},
+	{Long: "queue", Arg: getopt.RequiredArg},
+	{Long: "drain-time", Arg: getopt.RequiredArg},
+	{Long: "renew-before", Arg: getopt.RequiredArg},
 }}
+
+// limitDefs are the options that may be in DATA/limits.
+func limitDefs() []getopt.Def {
+	var list []getopt.Def
+	for _, name := range []string{"client-threads", "client-requests", "client-rate", "queue", "drain-time", "renew-before"} {
+		list = append(list, getopt.Def{Long: name, Arg: getopt.RequiredArg})
+	}
+	return list
+}
 
 // defaultCacheSize is room for some thousand modules.
 const defaultCacheSize = 256 << 20
@@ -101,6 +131,18 @@ Compile and sign scripts for clients on other hosts.
       --sign-systemtap          sign modules of SystemTap for stapusr and stapsys
       --max-request-size=NUM    bytes of a request, unpacked (50000)
       --max-compressed-request=NUM  bytes of a request, packed (5000)
+      --client-ca=FILE|DIR      ask clients for certificates, and accept those in
+                                FILE or DIR and those their authorities issued
+      --require-client-cert     serve nobody without one
+      --client-threads=NUM      requests of one client compiled at once (all but one)
+      --client-requests=NUM     requests of one client under way (128)
+      --client-rate=NUM         requests of one client in a minute (0: any number)
+      --queue=NUM               requests that wait to be compiled (64 for each at once)
+      --drain-time=SECONDS      for requests under way at the end (10)
+      --renew-before=DAYS       before its end, make the next certificate (30)
+      --log-format=text|json    how messages look
+      --metrics=ADDR            show metrics at 127.0.0.1:PORT or the socket /PATH
+      --metrics-anywhere        any address will do for --metrics
   -h, --help                    show this help
   -V, --version                 show the version
 `
@@ -118,7 +160,8 @@ func parse(args []string, processors int) (*options, error) {
 	o := &options{
 		threads: processors, maxRequest: wire.DefaultMaxUncompressed,
 		maxArchive: wire.DefaultMaxCompressed, keyType: identity.RSA,
-		cacheSize: defaultCacheSize, sandbox: sandboxAuto, backend: compile.TranslatorBuiltin,
+		cacheSize: defaultCacheSize, limits: defaultLimits(),
+		sandbox: sandboxAuto, backend: compile.TranslatorBuiltin,
 	}
 	list, words, err := getopt.Parse(spec, args)
 	if err != nil {
@@ -130,6 +173,14 @@ func parse(args []string, processors int) (*options, error) {
 	for _, g := range list {
 		if err := o.set(g); err != nil {
 			return nil, err
+		}
+	}
+	if o.requireCert && o.clientCA == "" {
+		return nil, errors.New("option --require-client-cert needs --client-ca, which says whose certificates are accepted")
+	}
+	if o.metrics != "" {
+		if _, _, err := metrics.Network(o.metrics, o.metricsAnywhere); err != nil {
+			return nil, fmt.Errorf("option '--metrics=%s': %w (see --metrics-anywhere)", o.metrics, err)
 		}
 	}
 	return o, nil
@@ -203,7 +254,26 @@ func (o *options) set(g getopt.Option) error {
 			return err
 		}
 		o.keyType = t
+	case "log-format":
+		if g.Value != "text" && g.Value != "json" {
+			return fmt.Errorf("option '--log-format=%s': the formats are text and json", g.Value)
+		}
+		o.json = g.Value == "json"
+	case "metrics":
+		o.metrics = g.Value
+	case "metrics-anywhere":
+		o.metricsAnywhere = true
+	case "client-ca":
+		if g.Value == "" {
+			return errors.New("option '--client-ca=' names no file")
+		}
+		o.clientCA = g.Value
+	case "require-client-cert":
+		o.requireCert = true
 	default:
+		if slices.ContainsFunc(limitDefs(), func(d getopt.Def) bool { return d.Long == g.Name }) {
+			o.given = append(o.given, g)
+		}
 		return o.setNumber(g)
 	}
 	return nil
@@ -236,6 +306,39 @@ func (o *options) setNumber(g getopt.Option) error {
 			return bad("max compressed request size must be greater than 0")
 		}
 		o.maxArchive = n
+	default:
+		return o.limits.set(g.Name, n, bad)
+	}
+	return nil
+}
+
+func (l *limits) set(name string, n int64, bad func(string) error) error {
+	const most = 1 << 20
+	switch {
+	case n < 0:
+		return bad("the number must not be negative")
+	case n > most:
+		return bad(fmt.Sprintf("the number must not be greater than %d", most))
+	}
+	switch name {
+	case "client-threads":
+		l.clientThreads = int(n)
+	case "client-requests":
+		if n < 1 {
+			return bad("a client needs at least one request")
+		}
+		l.clientRequests = int(n)
+	case "client-rate":
+		l.clientRate = int(n)
+	case "queue":
+		l.queue = int(n)
+	case "drain-time":
+		l.drain = time.Duration(n) * time.Second
+	case "renew-before":
+		if n > 300 {
+			return bad("a certificate lasts a year, its successor is made at most 300 days before its end")
+		}
+		l.renew = time.Duration(n) * 24 * time.Hour
 	}
 	return nil
 }

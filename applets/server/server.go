@@ -5,39 +5,46 @@
 //
 // Connections are cheap and have deadlines, translations are dear and have
 // slots: a peer that says nothing, or says it slowly, never holds a slot.
+//
+//	server.go        start: options to a running server
+//	listen.go        sockets, accepting
+//	connection.go    one client from handshake to answer
+//	certificates.go  certificates of clients
+//	limits.go        what one client, or one host, may take
+//	queue.go         whose turn it is to translate
+//	serve.go         signals and the end
+//	reload.go        settings that are read again
+//	certificate.go   the server's own certificate, its renewal, its announcement
+//	figures.go       metrics
+//	log.go           the log
 package server
 
 import (
 	"context"
 	"crypto"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"os/user"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"stapbox/core/cache"
 	"stapbox/core/compile"
-	"stapbox/core/config"
 	"stapbox/core/discovery"
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/invocation"
 	"stapbox/core/sandbox"
-	"stapbox/core/trust"
-	"stapbox/core/trust/edit"
+	"stapbox/core/systemd"
 	"stapbox/core/version"
 	"stapbox/core/wire"
 )
@@ -51,7 +58,7 @@ const (
 	lingerTime     = 2 * time.Second
 	lingerBytes    = 4 << 20
 	wallClock      = 120 * time.Second
-	drainTime      = 4 * time.Second
+	drainTime      = 4 * time.Second // for what is not a request
 	maxConnections = 512
 	maxPerPeer     = maxConnections / 4
 	queuePerSlot   = 64
@@ -73,17 +80,56 @@ type server struct {
 	// the network alone.
 	publish func(host string, services []discovery.Service, log func(string, ...any)) (io.Closer, error)
 
-	log     *logger
-	service *compile.Service
-	port    int
+	log      *logger
+	audit    *slog.Logger // a line for each request
+	figures  *figures
+	notifier *systemd.Notifier
+	watchdog time.Duration // how often the service manager wants to hear of us
+	started  time.Time
+	release  string // of the running kernel
+	home     string
+	temp     string
+
+	sandbox   *sandbox.Sandbox // of workers
+	systemtap string           // an installed stap, when it may be used
+
+	listeners []net.Listener
+	activated bool         // the service manager opened them
+	scrapes   net.Listener // for metrics, or nil
+	port      int
+
+	open     openConnections
+	accounts accounts
+	queue    queue
+	work     work
 
 	mu        sync.Mutex
-	id        *identity.Identity
+	lim       limits       // as read last
+	clients   *clientTrust // nil: certificates of clients are not asked for
+	service   *compile.Service
+	former    []*compile.Service // that served before a reload
+	id, next  *identity.Identity
+	signers   map[crypto.Signer]string
 	responder io.Closer
-	active    int // requests that are not answered yet
+}
 
-	slots chan struct{}
-	queue chan struct{}
+// compiler is the compile service with the settings of now.
+func (s *server) compiler() *compile.Service {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.service
+}
+
+func (s *server) allCompilers() []*compile.Service {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]*compile.Service{s.service}, s.former...)
+}
+
+func (s *server) limits() limits {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lim
 }
 
 // Main runs stap-serverd.
@@ -127,6 +173,13 @@ func (s *server) run(ctx context.Context, release string) int {
 		return 1
 	}
 	defer s.log.Close()
+	if s.opts.json {
+		s.log.useJSON()
+	}
+	s.audit = s.log.requests()
+	s.started = s.now()
+	s.figures = newFigures(s)
+	s.work.changed = make(chan struct{}, 1)
 	for _, w := range s.opts.ignored {
 		s.inv.Errorf("%s", w)
 	}
@@ -139,26 +192,16 @@ func (s *server) run(ctx context.Context, release string) int {
 		s.log.errorf("%v", err)
 		return 1
 	}
-	l, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(s.opts.port)))
-	if err != nil {
-		s.log.errorf("Error setting socket address: %v", err)
+	if err := s.listen(); err != nil {
+		s.log.errorf("%v", err)
 		return 1
 	}
-	defer l.Close()
-	s.port = l.Addr().(*net.TCPAddr).Port
-	s.log.printf("Using network address [::]:%d", s.port)
+	defer s.closeListeners()
 	if s.opts.threads > 0 {
 		s.log.printf("Using a maximum of %d threads", s.opts.threads)
 	} else {
 		s.log.printf("Concurrency disabled")
 	}
-	if err := s.confine(); err != nil {
-		s.log.errorf("%v", err)
-		return 1
-	}
-	s.slots = make(chan struct{}, max(s.opts.threads, 1))
-	s.queue = make(chan struct{}, queuePerSlot*cap(s.slots))
-
 	if err := s.openCache(); err != nil {
 		s.log.errorf("%v", err)
 		return 1
@@ -173,7 +216,7 @@ func (s *server) run(ctx context.Context, release string) int {
 		s.log.errorf("Cannot check/create certificate, giving up.")
 		return 1
 	}
-	return s.serve(ctx, l)
+	return s.serve(ctx)
 }
 
 // setup fills in the compile service.
@@ -199,46 +242,51 @@ func (s *server) setup(release string) error {
 	} else if !filepath.IsAbs(s.opts.ssl) {
 		s.opts.ssl = filepath.Join(s.inv.Dir, s.opts.ssl)
 	}
-	temp := s.inv.Getenv("TMPDIR")
-	if temp == "" {
-		temp = "/tmp"
+	s.home, s.temp = home, s.inv.Getenv("TMPDIR")
+	if s.temp == "" {
+		s.temp = "/tmp"
 	}
-	options, limits, err := s.rc()
+	s.release = release
+	var err error
+	if s.notifier, err = systemd.NewNotifier(s.inv.Getenv("NOTIFY_SOCKET")); err != nil {
+		return err
+	}
+	if s.watchdog, err = systemd.WatchdogTime(s.inv.Getenv("WATCHDOG_USEC"), s.inv.Getenv("WATCHDOG_PID"), os.Getpid()); err != nil {
+		return err
+	}
+	n, err := s.read()
 	if err != nil {
 		return err
 	}
-	environ := []string{"HOME=" + home}
+	if err := s.confine(); err != nil {
+		return err
+	}
+	if err := s.findSystemtap(); err != nil {
+		return err
+	}
+	s.apply(n)
+	return nil
+}
+
+// newService makes a compile service.
+func (s *server) newService(options []string, rlimits []compile.Rlimit) *compile.Service {
+	environ := []string{"HOME=" + s.home}
 	if dir := s.inv.Getenv("SYSTEMTAP_DIR"); dir != "" {
 		environ = append(environ, "SYSTEMTAP_DIR="+s.data)
 	}
-	if s.opts.backend != compile.TranslatorBuiltin {
-		path, err := compile.FindSystemtap(context.Background(), s.inv.LookupEnv)
-		switch {
-		case err == nil:
-			s.log.printf("SystemTap is %s", path)
-			environ = append(environ, compile.SystemtapVariable+"="+path)
-		case s.opts.backend == compile.TranslatorSystemtap:
-			return fmt.Errorf("--translator=systemtap: %w", err)
-		default:
-			s.log.printf("Only the built-in translator is here: %v", err)
-		}
+	if s.systemtap != "" {
+		environ = append(environ, compile.SystemtapVariable+"="+s.systemtap)
 	}
-	s.service = &compile.Service{
-		Releases: s.opts.kernels(release), Arch: s.arch,
-		Options: append(options, s.opts.translator...), Rlimits: limits,
-		Environ: environ, Home: home, TempDir: temp, StateDir: hostpaths.Kernels(s.data), WallClock: s.clock,
+	return &compile.Service{
+		Releases: s.opts.kernels(s.release), Arch: s.arch,
+		Options: options, Rlimits: rlimits,
+		Environ: environ, Home: s.home, TempDir: s.temp, StateDir: hostpaths.Kernels(s.data), WallClock: s.clock,
 		Limits: wire.RequestLimits(s.opts.maxRequest), Keep: s.opts.keep,
-		Worker: compile.Self, Slot: s.slot, Readable: s.opts.readable,
+		Worker: compile.Self, Slot: s.slot, Sandbox: s.sandbox, Readable: s.opts.readable,
 		Translator: s.opts.backend, SignSystemtap: s.opts.sign,
-		Key: func() crypto.Signer {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return s.id.Key
-		},
-		Log:      s.log.printf,
-		Requests: slog.New(slog.NewTextHandler(s.log, nil)),
+		Key: s.key, SignerName: s.signerName, Log: s.log.printf, Requests: s.audit,
+		Done: s.figures.done, Phase: s.figures.phase,
 	}
-	return nil
 }
 
 // openCache opens the cache of answers. A directory that was asked for must be
@@ -272,384 +320,4 @@ func (s *server) openCache() error {
 	}
 	s.log.errorf("Answers are not cached: %v", err)
 	return nil
-}
-
-// confine finds out how workers can be confined, and whether that is enough.
-func (s *server) confine() error {
-	if s.opts.sandbox == sandboxOff {
-		s.service.Sandbox = sandbox.Off(s.service.Worker)
-		s.log.errorf("WARNING: workers are not confined (--sandbox=off): whoever may send requests can reach what this user can")
-		return nil
-	}
-	c := s.service.Confinement()
-	s.log.printf("Workers are confined by %v", c.Layers)
-	if c.Layers&sandbox.Landlock != 0 {
-		s.log.printf("Landlock has version %d", sandbox.LandlockABI())
-	}
-	if len(c.Missing) == 0 {
-		return nil
-	}
-	for _, m := range c.Missing {
-		s.log.errorf("WARNING: workers are less confined than they could be, this host lacks %s", m)
-	}
-	if s.opts.sandbox == sandboxRequire {
-		return errors.New("this host does not confine workers as --sandbox=require demands")
-	}
-	return nil
-}
-
-// rc reads the server user's DATA/rc, where an administrator sets limits for
-// the translator. Without limits there, some are set all the same.
-func (s *server) rc() ([]string, []compile.Rlimit, error) {
-	limits := map[string]uint64{"cpu": 60, "as": 3 << 30, "fsize": 256 << 20}
-	path := filepath.Join(s.data, "rc")
-	data, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, nil, err
-	}
-	words, err := config.Words(data)
-	if err != nil {
-		return nil, nil, fmt.Errorf("reading %q: %w", path, err)
-	}
-	if len(words) > 0 {
-		o, err := compile.ParseOptions(append(append([]string{}, words...), "-e", ""))
-		if err != nil {
-			return nil, nil, fmt.Errorf("reading %q: %w", path, err)
-		}
-		for _, l := range o.Rlimits {
-			delete(limits, l.Name)
-		}
-	}
-	var list []compile.Rlimit
-	for _, name := range []string{"as", "cpu", "fsize"} {
-		if v, ok := limits[name]; ok {
-			list = append(list, compile.Rlimit{Name: name, Value: v})
-		}
-	}
-	return words, list, nil
-}
-
-// identity is the server's certificate as of now. When its time is over it is
-// made anew, trusted in the user's own store, and advertised.
-func (s *server) identity() (*identity.Identity, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.id != nil && s.id.Valid(s.now()) == nil {
-		return s.id, nil
-	}
-	id, err := identity.Ensure(s.opts.ssl, identity.Options{NodeName: s.node, KeyType: s.opts.keyType, Now: s.now()}, s.log.printf)
-	if err != nil {
-		return nil, err
-	}
-	s.id = id
-	s.log.printf("Certificate %s sha256=%s", identity.CertInfo(id.Certificate), identity.Fingerprint(id.Certificate))
-	store := hostpaths.UserPeerStore(s.data)
-	_, err = edit.Add(store, trust.UserRules(s.uid, s.data), id.Certificate, edit.Note{
-		Host: s.node, When: s.now(), By: "stap-serverd", Scope: "peer, current user",
-	})
-	if err != nil {
-		s.log.errorf("Unable to authorize certificate for the local client: %v", err)
-	}
-	s.advertise()
-	return id, nil
-}
-
-// advertise publishes the services, replacing what was published before. A
-// server that cannot be found by browsing still serves those who know it.
-func (s *server) advertise() {
-	s.withdraw()
-	var services []discovery.Service
-	for _, k := range s.service.Releases {
-		services = append(services, discovery.Service{Port: s.port,
-			TXT: discovery.TXT(k.Name, s.arch, s.opts.translator, version.Protocol, identity.CertInfo(s.id.Certificate), nil)})
-	}
-	r, err := s.publish(s.node, services, s.log.printf)
-	if err != nil {
-		s.log.errorf("Failed to add %s service: %v", discovery.Type, err)
-		return
-	}
-	s.responder = r
-}
-
-func (s *server) withdraw() {
-	if s.responder != nil {
-		s.responder.Close()
-		s.responder = nil
-	}
-}
-
-// serve accepts connections until a signal comes or ctx ends, then drains.
-func (s *server) serve(ctx context.Context, l net.Listener) int {
-	// SIGPIPE is not among them: to ask for it would bring it for every client
-	// that goes away.
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM,
-		syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGXFSZ, syscall.SIGXCPU)
-	defer signal.Stop(signals)
-
-	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer cancel(nil)
-	var warming, connections sync.WaitGroup
-	warming.Go(s.service.Warm(work))
-	accepting := make(chan struct{})
-	go func() {
-		defer close(accepting)
-		s.accept(work, l, &connections)
-	}()
-
-	select {
-	case sig := <-signals:
-		s.log.printf("Received signal %d, exiting", sig)
-	case <-ctx.Done():
-		s.log.printf("Exiting")
-	case <-accepting:
-		s.log.errorf("Accepting connections ended")
-	}
-	l.Close()
-	<-accepting
-	s.mu.Lock()
-	s.withdraw()
-	active := s.active
-	s.mu.Unlock()
-
-	done := make(chan struct{})
-	if active > 0 {
-		s.log.printf("Waiting for %d outstanding requests to complete...", active)
-	}
-	go func() {
-		connections.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-time.After(drainTime):
-		s.log.printf("Timeout reached, exiting (forced)")
-	case sig := <-signals:
-		s.log.printf("Received another signal %d, exiting (forced)", sig)
-	}
-	// Ends workers and, through their deadlines, connections that say nothing.
-	cancel(errors.New("the server is shutting down"))
-	warming.Wait()
-	select {
-	case <-done:
-		// Answers that are on their way to the cache.
-		stored := make(chan struct{})
-		go func() {
-			s.service.Wait()
-			close(stored)
-		}()
-		select {
-		case <-stored:
-		case <-time.After(drainTime):
-		}
-	case <-time.After(drainTime):
-	}
-	return 0
-}
-
-func (s *server) accept(ctx context.Context, l net.Listener, connections *sync.WaitGroup) {
-	config := wire.ServerTLS(func() (*tls.Certificate, error) {
-		id, err := s.identity()
-		if err != nil {
-			s.log.errorf("%v", err)
-			return nil, err
-		}
-		cert := id.TLS()
-		return &cert, nil
-	})
-	open := openConnections{of: make(map[string]int)}
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			// Out of descriptors, or the peer is gone already: both pass.
-			s.log.errorf("Accepting a connection: %v", err)
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(100 * time.Millisecond):
-			}
-			continue
-		}
-		host := peerOf(c.RemoteAddr())
-		if err := open.add(host); err != nil {
-			s.log.printf("Refused connection from %s: %v", c.RemoteAddr(), err)
-			c.Close()
-			continue
-		}
-		connections.Go(func() {
-			defer open.remove(host)
-			s.connection(ctx, c, config)
-		})
-	}
-}
-
-// openConnections counts connections, in all and by host: one host that opens
-// them and says nothing must not keep the others out.
-type openConnections struct {
-	mu  sync.Mutex
-	all int
-	of  map[string]int
-}
-
-func (o *openConnections) add(host string) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	switch {
-	case o.all >= maxConnections:
-		return fmt.Errorf("%d connections are open", o.all)
-	case o.of[host] >= maxPerPeer:
-		return fmt.Errorf("%d connections from this host are open", o.of[host])
-	}
-	o.all++
-	o.of[host]++
-	return nil
-}
-
-func (o *openConnections) remove(host string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.all--
-	if o.of[host]--; o.of[host] == 0 {
-		delete(o.of, host)
-	}
-}
-
-// peerOf is the host of an address: all of a /64 network is one, as a host may
-// choose freely there.
-func peerOf(a net.Addr) string {
-	t, ok := a.(*net.TCPAddr)
-	if !ok {
-		return a.String()
-	}
-	if ip := t.AddrPort().Addr().Unmap(); ip.Is6() && !ip.IsLinkLocalUnicast() {
-		if p, err := ip.WithZone("").Prefix(64); err == nil {
-			return p.String()
-		}
-	}
-	return t.AddrPort().Addr().Unmap().String()
-}
-
-// connection serves one client.
-func (s *server) connection(ctx context.Context, raw net.Conn, config *tls.Config) {
-	peer := raw.RemoteAddr().String()
-	s.log.printf("Accepted connection from %s", peer)
-	defer s.log.printf("Request from %s complete", peer)
-	low := &wire.DeadlineConn{Conn: raw, Idle: idleTime}
-	conn := tls.Server(low, config)
-	defer conn.Close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	// A shutdown ends the connection whatever it waits for.
-	defer context.AfterFunc(ctx, func() { raw.SetDeadline(time.Now()) })()
-
-	low.Phase(handshakeTime)
-	if err := conn.HandshakeContext(ctx); err != nil {
-		s.log.printf("Handshake with %s: %v", peer, err)
-		return
-	}
-	low.Phase(requestTime)
-	archive, err := wire.ReadFrame(conn, s.opts.maxArchive)
-	var frame *wire.FrameError
-	switch {
-	case errors.Is(err, wire.ErrTrustContact):
-		return
-	case errors.As(err, &frame):
-		s.log.errorf("%v", err)
-		s.refuse(conn, low, err.Error())
-		return
-	case err != nil:
-		s.log.errorf("%v", err)
-		return
-	}
-	defer s.begin()()
-
-	// From here on the client only waits. The end of its TCP stream means that
-	// it is gone, and nobody wants the answer any more; close_notify alone ends
-	// the other direction only (RFC 8446, 6.1).
-	low.Phase(0)
-	low.Idle = 0
-	go func() {
-		n, err := io.Copy(io.Discard, io.LimitReader(conn, lingerBytes))
-		if err == nil && n < lingerBytes {
-			n, err = io.Copy(io.Discard, io.LimitReader(raw, lingerBytes))
-		}
-		if n == lingerBytes {
-			err = errors.New("the client sends more than its request")
-		} else if err == nil {
-			err = io.EOF
-		}
-		cancel(fmt.Errorf("the client is gone: %w", err))
-	}()
-	answer, err := s.service.Do(ctx, archive, peer)
-	if err != nil {
-		s.log.printf("Request from %s ended: %v", peer, err)
-		return
-	}
-	s.answer(conn, low, answer)
-}
-
-// begin counts a request until the function it returns is called.
-func (s *server) begin() (end func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.active++
-	if s.active == 1 {
-		s.log.printf("Processing 1 request...")
-	} else {
-		s.log.printf("Processing %d concurrent requests...", s.active)
-	}
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.active--
-	}
-}
-
-// slot waits for the right to translate.
-func (s *server) slot(ctx context.Context) (release func(), err error) {
-	select {
-	case s.queue <- struct{}{}:
-	default:
-		return nil, errors.New("Server is overloaded, try again later.")
-	}
-	defer func() { <-s.queue }()
-	select {
-	case s.slots <- struct{}{}:
-	default:
-		s.log.printf("Server is overloaded. Processing times may be longer than normal.")
-		select {
-		case s.slots <- struct{}{}:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
-	return func() { <-s.slots }, nil
-}
-
-// refuse answers what never became a request.
-func (s *server) refuse(conn *tls.Conn, low *wire.DeadlineConn, reason string) {
-	answer, err := (&wire.Response{Version: version.Protocol, RC: 1, Stderr: []byte("Server: " + reason + "\n")}).Encode()
-	if err != nil {
-		s.log.errorf("%v", err)
-		return
-	}
-	s.answer(conn, low, answer)
-	// The client may still be sending: closing now would reset the connection
-	// and take the answer with it.
-	low.Phase(lingerTime)
-	io.Copy(io.Discard, io.LimitReader(conn, lingerBytes))
-}
-
-func (s *server) answer(conn *tls.Conn, low *wire.DeadlineConn, answer []byte) {
-	low.Phase(answerTime)
-	_, err := conn.Write(answer)
-	if err == nil {
-		err = conn.CloseWrite()
-	}
-	if err != nil && !strings.Contains(err.Error(), "broken pipe") {
-		s.log.printf("Answering %s: %v", conn.RemoteAddr(), err)
-	}
 }

@@ -119,7 +119,7 @@ func start(t *testing.T, args ...string) *running {
 		return *code
 	}
 	t.Cleanup(func() { r.stop() })
-	port := regexp.MustCompile(`Using network address \[::\]:(\d+)\n`)
+	port := regexp.MustCompile(`Using network address \[::\]:(\d+)`)
 	r.wait(t, "Kernel "+testRelease+" is ready")
 	r.addr = "127.0.0.1:" + port.FindStringSubmatch(r.out.String())[1]
 	return r
@@ -333,7 +333,7 @@ func TestServerClientsThatStop(t *testing.T) {
 }
 
 func TestServerShutdownEndsWorkers(t *testing.T) {
-	r := start(t)
+	r := start(t, "--drain-time=2")
 	ended := make(chan error, 1)
 	go func() {
 		_, err := (&wire.Client{Address: r.addr, Verify: anybody, Attempts: 1}).Exchange(context.Background(), request(t, "-p2", "-esleep"))
@@ -341,7 +341,7 @@ func TestServerShutdownEndsWorkers(t *testing.T) {
 	}()
 	r.wait(t, "Processing 1 request...")
 	begin := time.Now()
-	if code := r.stop(); code != 0 || time.Since(begin) > drainTime+5*time.Second {
+	if code := r.stop(); code != 0 || time.Since(begin) > r.limits().drain+5*time.Second {
 		t.Errorf("status %d after %v", code, time.Since(begin))
 	}
 	<-ended
@@ -376,7 +376,7 @@ func TestServerCache(t *testing.T) {
 	if got, err := wire.DecodeResponse(answers[0]); err != nil || !strings.HasPrefix(string(got.Stdout), "worker ") {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	r.service.Wait()
+	r.compiler().Wait()
 	began := time.Now()
 	again := ask(archive)
 	t.Logf("a known request took %v", time.Since(began))

@@ -83,7 +83,9 @@ type Note struct {
 	Release   string    `json:"release"`
 	Level     string    `json:"level"`
 	Module    string    `json:"module,omitempty"`
-	Signature string    `json:"signature"` // "signed" or "unsigned"
+	Signature string    `json:"signature"`        // "signed" or "unsigned"
+	SHA256    string    `json:"sha256,omitempty"` // of the module
+	Signer    string    `json:"signer,omitempty"` // SHA-256 of the certificate whose key signed
 }
 
 const (

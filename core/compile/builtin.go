@@ -328,8 +328,9 @@ func (r *builtinRun) begin() {
 	unix.Getrusage(unix.RUSAGE_CHILDREN, &r.children)
 }
 
-// end writes the timing line of a pass, with -v.
+// end notes the time of a pass, and writes its line with -v.
 func (r *builtinRun) end(pass int, what string) {
+	notePass(r.TempDir, pass, time.Since(r.start))
 	if r.Verbose == 0 {
 		return
 	}

@@ -23,6 +23,8 @@ type result struct {
 	rc     int
 	signer string // "signed" or "unsigned"
 	module string
+	sum    string // SHA-256 of the module
+	by     string // name of the certificate whose key signed it
 	made   string
 	madeBy string // TranslatorBuiltin, TranslatorSystemtap, or "" where it was not made now
 	err    error  // for the log
@@ -136,7 +138,9 @@ func (s *Service) lookup(id cache.Key) (result, bool) {
 	note, answer, err := s.Cache.Get(id)
 	switch {
 	case err == nil:
-		return result{answer: answer, signer: note.Signature, module: note.Module, made: madeHit}, true
+		return result{
+			answer: answer, signer: note.Signature, module: note.Module, sum: note.SHA256, by: note.Signer, made: madeHit,
+		}, true
 	case !errors.Is(err, fs.ErrNotExist):
 		s.Log("Reading cached answer %s: %v", id.Short(), err)
 	}
@@ -150,9 +154,11 @@ func (s *Service) store(r *request, res result) {
 		s.Log("Answer %s is not cached: the kernel's headers or the compiler changed while it was made", r.id.Short())
 		return
 	}
+	began := time.Now()
+	defer func() { s.phase("store", time.Since(began)) }()
 	err := s.Cache.Put(r.id, cache.Note{
 		Made: time.Now().UTC().Truncate(time.Second), Release: r.release.Name, Level: r.opts.Privilege.String(),
-		Module: res.module, Signature: res.signer,
+		Module: res.module, Signature: res.signer, SHA256: res.sum, Signer: res.by,
 	}, res.answer)
 	switch {
 	case err == nil:
@@ -171,7 +177,9 @@ func (s *Service) Wait() { s.making.Wait() }
 // build has an answer made, within the limit on how many are at once.
 func (s *Service) build(ctx context.Context, r *request) result {
 	if s.Slot != nil {
+		asked := time.Now()
 		release, err := s.Slot(ctx)
+		s.phase("wait", time.Since(asked))
 		if err != nil {
 			if ctx.Err() == nil {
 				err = refuse("Server: %v", err)
@@ -188,7 +196,7 @@ func (s *Service) build(ctx context.Context, r *request) result {
 func (r *request) clone() *request {
 	c := &request{
 		archive: r.archive, wire: r.wire, opts: r.opts, argv: r.argv, release: r.release, env: r.env, translator: r.translator,
-		digest: r.digest, contents: r.contents, complaints: r.complaints, id: r.id, key: r.key, rc: r.rc, signer: r.signer,
+		digest: r.digest, contents: r.contents, complaints: r.complaints, script: r.script, id: r.id, key: r.key, rc: r.rc, signer: r.signer,
 	}
 	c.stderr.WriteString(r.complaints)
 	return c

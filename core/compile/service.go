@@ -79,9 +79,16 @@ type Service struct {
 	Slot func(context.Context) (release func(), err error)
 
 	Key func() crypto.Signer
-	Log func(format string, args ...any)
+	// SignerName names the certificate of a key of Key for the log; nil is no name.
+	SignerName func(crypto.Signer) string
+	Log        func(format string, args ...any)
 	// Requests gets one structured line per request.
 	Requests *slog.Logger
+	// Done is told what became of each request, and Phase how long a part of the
+	// work took: check, wait (for a slot), translate, sign, store, or pass1 to
+	// pass4 as the worker says. Either may be nil.
+	Done  func(Outcome)
+	Phase func(name string, took time.Duration)
 
 	// preparing holds, per release name, a channel that is closed when what is
 	// made once for that kernel is ready; see Warm.
@@ -96,6 +103,27 @@ type Service struct {
 	program  program
 	unstored atomic.Bool // the last answer could not be stored
 }
+
+// Outcome is what became of a request.
+type Outcome struct {
+	RC      int
+	Refused bool   // a rule of the server was against it; RC is not 0
+	Gone    bool   // the client did not wait for the answer
+	Failed  bool   // for a reason that is the server's
+	Cache   string // hit, miss, joined, off; "" when it did not come to that
+	Time    time.Duration
+}
+
+func (s *Service) phase(name string, took time.Duration) {
+	if s.Phase != nil {
+		s.Phase(name, took)
+	}
+}
+
+// Succeed makes s, which was not used yet, the successor of a service that has
+// begun to serve the same kernels with other settings: what is prepared, or will
+// be, is not prepared anew. Both may be used from here on.
+func (s *Service) Succeed(old *Service) { s.preparing = old.preparing }
 
 // Warm prepares all kernels, one after the other, until ctx ends. Requests for
 // a kernel whose turn has not come wait for it: otherwise they would do the
@@ -138,6 +166,7 @@ type request struct {
 	contents string
 	// complaints about the request, the beginning of stderr
 	complaints string
+	script     string        // SHA-256 of the text of the script
 	id         cache.Key     // of the answer
 	key        crypto.Signer // the server's, the same from check to signature
 
@@ -149,6 +178,8 @@ type request struct {
 	files  []wire.File
 	module string
 	signer string // fingerprint-free note for the log: "signed", "unsigned"
+	sum    string // SHA-256 of the module
+	by     string // the name of the certificate whose key signed it
 }
 
 // refusal ends a request with a reason for the client and for the log.
@@ -206,7 +237,7 @@ func (s *Service) finish(ctx context.Context, r *request, err error) result {
 	// A failure may come from a full disk, a limit or a signal as well as from the
 	// script, and its status does not tell; that of a script costs little again,
 	// as no compiler has run. So only success is kept.
-	res := result{rc: r.rc, signer: r.signer, module: r.module, err: err, madeBy: r.madeBy,
+	res := result{rc: r.rc, signer: r.signer, module: r.module, sum: r.sum, by: r.by, err: err, madeBy: r.madeBy,
 		keep: err == nil && r.rc == 0 && !r.cut && r.madeBy != TranslatorSystemtap}
 	if ctx.Err() != nil {
 		res.keep = false
@@ -225,10 +256,22 @@ func (s *Service) finish(ctx context.Context, r *request, err error) result {
 }
 
 func (s *Service) record(ctx context.Context, r *request, res result, peer string, start time.Time) {
+	took := time.Since(start)
+	if s.Done != nil {
+		var no *refusal
+		o := Outcome{RC: res.rc, Refused: errors.As(res.err, &no), Gone: ctx.Err() != nil, Cache: res.made, Time: took}
+		o.Failed = res.err != nil && !o.Refused && !o.Gone
+		s.Done(o)
+	}
 	attrs := []slog.Attr{
 		slog.String("peer", peer), slog.String("digest", r.digest),
 		slog.Int("rc", res.rc), slog.String("signature", res.signer),
-		slog.Duration("time", time.Since(start).Round(time.Microsecond)),
+		slog.Duration("time", took.Round(time.Microsecond)),
+	}
+	for _, a := range [][2]string{{"script", r.script}, {"module", res.module}, {"module_sha256", res.sum}, {"signer", res.by}} {
+		if a[1] != "" {
+			attrs = append(attrs, slog.String(a[0], a[1]))
+		}
 	}
 	if r.wire != nil {
 		attrs = append(attrs, slog.String("release", oneLine(r.wire.Release)), slog.String("client", r.wire.Version))
@@ -264,7 +307,10 @@ func (s *Service) hide(text []byte, r *request) []byte {
 // receive reads and checks a request and finds the key of its answer. It waits
 // for the kernel to be prepared: the key covers what is prepared.
 func (s *Service) receive(ctx context.Context, r *request) error {
-	if err := s.read(ctx, r); err != nil {
+	began := time.Now()
+	err := s.read(ctx, r)
+	s.phase("check", time.Since(began))
+	if err != nil {
 		return err
 	}
 	if ready := s.preparing[r.release.Name]; ready != nil {
@@ -313,13 +359,19 @@ func (s *Service) make(ctx context.Context, r *request) error {
 	if err := s.unpack(r); err != nil {
 		return err
 	}
-	if err := s.translate(ctx, r); err != nil {
+	began := time.Now()
+	err = s.translate(ctx, r)
+	s.phase("translate", time.Since(began))
+	s.passes(filepath.Join(r.dir, "response", wire.BuildDir))
+	if err != nil {
 		return err
 	}
 	r.madeBy = s.madeBy(filepath.Join(r.dir, "response", wire.BuildDir))
 	if r.rc != 0 || r.opts.LastPass < 4 {
 		return nil
 	}
+	began = time.Now()
+	defer func() { s.phase("sign", time.Since(began)) }()
 	return s.sign(r)
 }
 
@@ -394,7 +446,7 @@ func (s *Service) check(r *request) error {
 		}
 	}
 	r.argv = spec.Words(own, words)
-	r.digest, r.contents = digest(r), contents(r.wire.Files)
+	r.digest, r.contents, r.script = digest(r), contents(r.wire.Files), scriptDigest(r)
 	r.complaints, r.key = r.stderr.String(), s.Key()
 	return nil
 }
@@ -430,6 +482,20 @@ func digest(r *request) string {
 		put(f.Name, string(f.Data))
 	}
 	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// scriptDigest is the SHA-256 of the text of the script: of -e, or of the file.
+func scriptDigest(r *request) string {
+	text := []byte(r.opts.Script)
+	if !r.opts.HasScript {
+		i := slices.IndexFunc(r.wire.Files, func(f wire.File) bool { return f.Name == r.opts.File })
+		if i < 0 {
+			return ""
+		}
+		text = r.wire.Files[i].Data
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
 }
 
 // unpack writes the trees of the request. Their names were checked when the
@@ -503,7 +569,12 @@ func (s *Service) sign(r *request) error {
 		}
 		files = append(files, wire.File{Name: name + signing.Extension, Data: sig})
 		r.signer = "signed"
+		if s.SignerName != nil {
+			r.by = s.SignerName(r.key)
+		}
 	}
+	sum := sha256.Sum256(module)
+	r.sum = hex.EncodeToString(sum[:])
 	r.files, r.module = files, strings.TrimSuffix(name, ".ko")
 	return nil
 }

@@ -79,6 +79,9 @@ func UserPeerStore(userDir string) string { return filepath.Join(userDir, "ssl",
 // ServerIdentity holds a server's certificate and key.
 func ServerIdentity(userDir string) string { return filepath.Join(userDir, "ssl", "server") }
 
+// ClientIdentity holds what a client shows to servers that ask who it is.
+func ClientIdentity(userDir string) string { return filepath.Join(userDir, "ssl", "own") }
+
 // Kernels holds what was learned and prepared once per kernel: build recipes
 // and runtime objects.
 func Kernels(userDir string) string { return filepath.Join(userDir, "kernels") }

@@ -214,27 +214,36 @@ func Load(dir string, now time.Time) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	keyPEM, err := read(dir, KeyFile, 0o077)
+	key, cert, err := parseFiles(dir, der)
 	if err != nil {
 		return nil, err
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("reading %q: %w", filepath.Join(dir, CertFile), errors.Join(ErrBroken, err))
-	}
-	parsed, err := pemutil.ParseKey(keyPEM, pemutil.WithFilename(filepath.Join(dir, KeyFile)))
-	if err != nil {
-		return nil, fmt.Errorf("reading %q: %w", filepath.Join(dir, KeyFile), errors.Join(ErrBroken, err))
-	}
-	key, ok := parsed.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("reading %q: %w: key type %T cannot sign", filepath.Join(dir, KeyFile), ErrBroken, parsed)
 	}
 	if err := keyutil.VerifyPair(cert.PublicKey, key); err != nil {
 		return nil, fmt.Errorf("reading %q: %w", dir, errors.Join(ErrBroken, err))
 	}
 	id := &Identity{Dir: dir, Certificate: cert, Key: key}
 	return id, id.Valid(now)
+}
+
+// parseFiles reads the key in dir, and a certificate.
+func parseFiles(dir string, der []byte) (crypto.Signer, *x509.Certificate, error) {
+	keyPEM, err := read(dir, KeyFile, 0o077)
+	if err != nil {
+		return nil, nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading %q: %w", filepath.Join(dir, CertFile), errors.Join(ErrBroken, err))
+	}
+	parsed, err := pemutil.ParseKey(keyPEM, pemutil.WithFilename(filepath.Join(dir, KeyFile)))
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading %q: %w", filepath.Join(dir, KeyFile), errors.Join(ErrBroken, err))
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, nil, fmt.Errorf("reading %q: %w: key type %T cannot sign", filepath.Join(dir, KeyFile), ErrBroken, parsed)
+	}
+	return key, cert, nil
 }
 
 // Valid reports whether the certificate may be used at this time.

@@ -63,6 +63,9 @@ type Client struct {
 	// Verify decides whether the presented certificate is the right one. Its
 	// error ends the exchange before a single octet of the request is sent.
 	Verify func(*x509.Certificate) error
+	// Certificate is shown to a server that asks for one, after it was verified;
+	// nil is none.
+	Certificate *tls.Certificate
 
 	Attempts int           // 5 when 0; only resets and refused connections are tried again
 	Delay    time.Duration // between attempts, 1 s when 0
@@ -158,7 +161,11 @@ func (c *Client) dial(ctx context.Context) (*tls.Conn, error) {
 	}
 	low := &DeadlineConn{Conn: raw}
 	low.Phase(orElse(c.Timeouts.Handshake, DefaultTimeouts.Handshake))
-	conn := tls.Client(low, ClientTLS(c.ServerName, c.Verify))
+	config := ClientTLS(c.ServerName, c.Verify)
+	if c.Certificate != nil {
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.Certificate, nil }
+	}
+	conn := tls.Client(low, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, cause(ctx, err)

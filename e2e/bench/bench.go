@@ -7,7 +7,7 @@
 // machine does: the load average is printed with every row.
 //
 // STAPBOX_ONLY=PART in the environment runs one part: size, start, compile,
-// serve, modules or flood.
+// serve, load, modules, guest or flood.
 package bench
 
 import (
@@ -45,6 +45,7 @@ var (
 	megabytes    = unit{"MB", 1e-6}
 	bytes        = unit{"bytes", 1}
 	records      = unit{"records", 1}
+	perSecond    = unit{"/s", 1}
 )
 
 func (u unit) show(v float64) string {
@@ -96,6 +97,9 @@ func (r *row) budget() string {
 	}
 	if r.ratio != 0 {
 		list = append(list, fmt.Sprintf("%.3gx", r.ratio))
+	}
+	if len(list) == 0 {
+		return "-"
 	}
 	return "<= " + strings.Join(list, ", ")
 }
@@ -159,7 +163,7 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"size", b.size}, {"start", b.start}, {"compile", b.compile}, {"serve", b.serve}, {"modules", b.modules}, {"guest", b.guest}, {"flood", b.flood}} {
+	}{{"size", b.size}, {"start", b.start}, {"compile", b.compile}, {"serve", b.serve}, {"load", b.load}, {"modules", b.modules}, {"guest", b.guest}, {"flood", b.flood}} {
 		if only != "" && only != part.name {
 			continue
 		}

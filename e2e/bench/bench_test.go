@@ -20,6 +20,7 @@ func TestRowVerdicts(t *testing.T) {
 		{"a ratio to nothing", row{unit: seconds, ours: []float64{0.1}, ratio: 0.1}, false, "<= 0.1x"},
 		{"nothing measured", row{unit: bytes, most: 64 << 10}, false, "<= 65536 bytes"},
 		{"memory", row{unit: mebibytes, ours: []float64{20 << 20}, most: 20 << 20}, true, "<= 20 MiB"},
+		{"shown without budget", row{unit: perSecond, ours: []float64{400}}, true, "-"},
 		{"nothing lost", row{unit: records, ours: []float64{0, 0, 0}, none: true}, true, "none"},
 		{"something lost", row{unit: records, ours: []float64{0, 1, 1}, none: true}, false, "none"},
 	} {

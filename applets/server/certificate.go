@@ -1,0 +1,140 @@
+package server
+
+import (
+	"crypto"
+	"crypto/x509"
+	"time"
+
+	"stapbox/core/discovery"
+	"stapbox/core/hostpaths"
+	"stapbox/core/identity"
+	"stapbox/core/trust"
+	"stapbox/core/trust/edit"
+	"stapbox/core/version"
+)
+
+// renewTime is how often the age of the certificate is looked at.
+const renewTime = 10 * time.Minute
+
+// identity is the server's certificate as of now. When its time is over, the
+// next one takes over, or it is made anew.
+func (s *server) identity() (*identity.Identity, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.id != nil && s.id.Valid(s.now()) == nil {
+		return s.id, nil
+	}
+	return s.id, s.ensure()
+}
+
+// renew makes the next certificate, or has it take over, when it is time to.
+func (s *server) renew() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, cert := s.now(), s.id.Certificate
+	due := cert.NotAfter.Add(-s.lim.renew)
+	if s.next != nil {
+		due = cert.NotAfter.Add(-identity.ChangeBefore)
+	}
+	if now.Before(due) {
+		return
+	}
+	if err := s.ensure(); err != nil {
+		s.log.errorf("%v", err)
+	}
+}
+
+// ensure loads or makes the identity, and the next one. The caller holds s.mu,
+// as for the functions below.
+func (s *server) ensure() error {
+	id, next, err := identity.Renew(s.opts.ssl, identity.Options{NodeName: s.node, KeyType: s.opts.keyType, Now: s.now()}, s.lim.renew, s.log.printf)
+	if err != nil {
+		return err
+	}
+	announced := s.next
+	s.next = next
+	if next != nil && (announced == nil || !announced.Certificate.Equal(next.Certificate)) {
+		s.trust(next.Certificate, "next peer, current user")
+		if s.id != nil && s.id.Certificate.Equal(id.Certificate) {
+			s.advertise()
+		}
+	}
+	if s.id == nil || !s.id.Certificate.Equal(id.Certificate) {
+		s.use(id)
+	}
+	return nil
+}
+
+// use takes an identity: it is trusted in the user's own store, and advertised.
+// The one before stays trusted there, to its end.
+func (s *server) use(id *identity.Identity) {
+	s.id = id
+	if s.next != nil && s.next.Certificate.Equal(id.Certificate) {
+		s.next = nil
+	}
+	s.log.printf("Certificate %s sha256=%s", identity.CertInfo(id.Certificate), identity.Fingerprint(id.Certificate))
+	s.trust(id.Certificate, "peer, current user")
+	s.advertise()
+}
+
+func (s *server) trust(cert *x509.Certificate, scope string) {
+	store := hostpaths.UserPeerStore(s.data)
+	_, err := edit.Add(store, trust.UserRules(s.uid, s.data), cert, edit.Note{
+		Host: s.node, When: s.now(), By: "stap-serverd", Scope: scope,
+	})
+	if err != nil {
+		s.log.errorf("Unable to authorize certificate for the local client: %v", err)
+	}
+}
+
+// key is the key that signs now.
+func (s *server) key() crypto.Signer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.id.Key
+}
+
+// signerName is the certificate of a key that has signed: it may have been
+// replaced since.
+func (s *server) signerName(key crypto.Signer) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.signers == nil {
+		s.signers = make(map[crypto.Signer]string)
+	}
+	if s.id.Key == key {
+		if s.signers[key] == "" {
+			clear(s.signers)
+			s.signers[key] = identity.Fingerprint(s.id.Certificate)
+		}
+	}
+	return s.signers[key]
+}
+
+// advertise publishes the services, replacing what was published before. A
+// server that cannot be found by browsing still serves those who know it. The
+// key "next" of a TXT record is our own: the certificate that is to come.
+func (s *server) advertise() {
+	s.withdraw()
+	var services []discovery.Service
+	for _, k := range s.service.Releases {
+		txt := discovery.TXT(k.Name, s.arch, s.opts.translator, version.Protocol, identity.CertInfo(s.id.Certificate), nil)
+		if s.next != nil {
+			txt = append(txt, "next=sha256:"+identity.Fingerprint(s.next.Certificate))
+		}
+		services = append(services, discovery.Service{Port: s.port, TXT: txt})
+	}
+	r, err := s.publish(s.node, services, s.log.printf)
+	if err != nil {
+		s.log.errorf("Failed to add %s service: %v", discovery.Type, err)
+		return
+	}
+	s.responder = r
+}
+
+func (s *server) withdraw() {
+	if s.responder != nil {
+		s.responder.Close()
+		s.responder = nil
+	}
+}

@@ -1,0 +1,178 @@
+package server
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"stapbox/core/compile"
+	"stapbox/core/config"
+	"stapbox/core/getopt"
+	"stapbox/core/identity"
+	"stapbox/core/systemd"
+)
+
+// settings are what SIGHUP reads again: all of them count, or none.
+type settings struct {
+	limits  limits
+	clients *clientTrust
+	options []string         // of the translator, from DATA/rc
+	rlimits []compile.Rlimit // of workers
+	id      *identity.Identity
+}
+
+// rc reads the server user's DATA/rc, where an administrator sets limits for
+// the translator. Without limits there, some are set all the same.
+func (s *server) rc() ([]string, []compile.Rlimit, error) {
+	limits := map[string]uint64{"cpu": 60, "as": 3 << 30, "fsize": 256 << 20}
+	path := filepath.Join(s.data, "rc")
+	words, err := readWords(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(words) > 0 {
+		o, err := compile.ParseOptions(append(append([]string{}, words...), "-e", ""))
+		if err != nil {
+			return nil, nil, fmt.Errorf("reading %q: %w", path, err)
+		}
+		for _, l := range o.Rlimits {
+			delete(limits, l.Name)
+		}
+	}
+	var list []compile.Rlimit
+	for _, name := range []string{"as", "cpu", "fsize"} {
+		if v, ok := limits[name]; ok {
+			list = append(list, compile.Rlimit{Name: name, Value: v})
+		}
+	}
+	return words, list, nil
+}
+
+// readWords reads a file of options; one that is not there has none.
+func readWords(path string) ([]string, error) {
+	data, err := os.ReadFile(path)
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	words, err := config.Words(data)
+	if err != nil {
+		return nil, fmt.Errorf("reading %q: %w", path, err)
+	}
+	return words, nil
+}
+
+// readLimits reads DATA/limits: the limits among the options of the command
+// line, which count after it.
+func (s *server) readLimits() (limits, error) {
+	path := filepath.Join(s.data, "limits")
+	words, err := readWords(path)
+	if err != nil {
+		return limits{}, err
+	}
+	o := &options{limits: defaultLimits()}
+	list, rest, err := getopt.Parse(getopt.Spec{Defs: limitDefs()}, words)
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("unrecognized argument '%s'", rest[0])
+	}
+	for i := 0; err == nil && i < len(list); i++ {
+		err = o.setNumber(list[i])
+	}
+	if err != nil {
+		return limits{}, fmt.Errorf("reading %q: %w", path, err)
+	}
+	for _, g := range s.opts.given {
+		if err := o.setNumber(g); err != nil {
+			return limits{}, err
+		}
+	}
+	return o.limits, nil
+}
+
+// read reads all settings.
+func (s *server) read() (*settings, error) {
+	var n settings
+	var err error
+	if n.limits, err = s.readLimits(); err != nil {
+		return nil, err
+	}
+	if n.clients, err = s.readClients(); err != nil {
+		return nil, err
+	}
+	if n.options, n.rlimits, err = s.rc(); err != nil {
+		return nil, err
+	}
+	return &n, nil
+}
+
+// reload reads all settings again. Connections and requests that are there go
+// on, with the settings they began with. One bad setting leaves all as they were.
+func (s *server) reload() {
+	s.log.printf("Received signal 1, reloading")
+	if state, err := systemd.Reloading(); err == nil {
+		s.tell(state)
+	}
+	// Whatever came of it, the service goes on.
+	defer s.tell(systemd.Ready)
+	n, err := s.read()
+	if err == nil {
+		n.id, err = s.changed()
+	}
+	if err != nil {
+		s.figures.reloads.Add(1, "failed")
+		s.log.errorf("Reloading failed, all settings stay as they were: %v", err)
+		return
+	}
+	s.apply(n)
+	s.figures.reloads.Add(1, "ok")
+	s.log.printf("Reloaded: %v", &n.limits)
+	s.renew()
+}
+
+// changed is the identity on disk, if it is another one than that in use.
+func (s *server) changed() (*identity.Identity, error) {
+	id, err := identity.Load(s.opts.ssl, s.now())
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.id != nil && s.id.Certificate.Equal(id.Certificate) {
+		return nil, nil
+	}
+	return id, nil
+}
+
+// apply makes settings count.
+func (s *server) apply(n *settings) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lim, s.clients = n.limits, n.clients
+	slots := max(s.opts.threads, 1)
+	s.queue.set(slots, n.limits.share(slots), n.limits.queueBound(slots))
+	options := append(slices.Clone(n.options), s.opts.translator...)
+	if s.service == nil || !slices.Equal(options, s.service.Options) || !slices.Equal(n.rlimits, s.service.Rlimits) {
+		next := s.newService(options, n.rlimits)
+		if s.service != nil {
+			next.Succeed(s.service)
+			next.Cache = s.service.Cache
+			s.former = append(s.former, s.service)
+		}
+		s.service = next
+	}
+	if n.id != nil {
+		s.use(n.id)
+	}
+}
+
+// reopen opens the log again: it was moved away.
+func (s *server) reopen() {
+	if err := s.log.reopen(); err != nil {
+		s.log.errorf("Reopening the log failed, the old one is used: %v", err)
+		return
+	}
+	s.log.printf("Received signal 10, log file opened again")
+}
