@@ -9,14 +9,21 @@ import (
 	"stapbox/core/sandbox"
 )
 
-// confine finds out how workers can be confined, and whether that is enough.
-func (s *server) confine() error {
+// detect finds out how workers can be confined.
+func (s *server) detect() *sandbox.Sandbox {
 	if s.opts.sandbox == sandboxOff {
-		s.sandbox = sandbox.Off(compile.Self)
+		return sandbox.Off(compile.Self)
+	}
+	return sandbox.Detect(context.Background(), compile.Self)
+}
+
+// confine takes a sandbox, says what it is, and whether that is enough.
+func (s *server) confine(box *sandbox.Sandbox) error {
+	s.sandbox = box
+	if s.opts.sandbox == sandboxOff {
 		s.log.errorf("WARNING: workers are not confined (--sandbox=off): whoever may send requests can reach what this user can")
 		return nil
 	}
-	s.sandbox = sandbox.Detect(context.Background(), compile.Self)
 	s.log.printf("Workers are confined by %v", s.sandbox.Layers)
 	if s.sandbox.Layers&sandbox.Landlock != 0 {
 		s.log.printf("Landlock has version %d", sandbox.LandlockABI())

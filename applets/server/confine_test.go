@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"stapbox/core/compile"
 	"stapbox/core/sandbox"
 )
 
@@ -20,7 +19,7 @@ func TestConfine(t *testing.T) {
 		{"require", sandbox.Sandbox{Layers: sandbox.AllLayers}, "", "Workers are confined by namespaces, Landlock, seccomp"},
 		{"auto", sandbox.Sandbox{Layers: sandbox.Landlock, Missing: []string{"namespaces: no"}}, "", "WARNING: workers are less confined than they could be, this host lacks namespaces: no"},
 		{"require", sandbox.Sandbox{Layers: sandbox.Landlock, Missing: []string{"namespaces: no"}}, "--sandbox=require", "WARNING"},
-		{"off", sandbox.Sandbox{Layers: sandbox.AllLayers}, "", "WARNING: workers are not confined (--sandbox=off)"},
+		{"off", sandbox.Sandbox{}, "", "WARNING: workers are not confined (--sandbox=off)"},
 	} {
 		opts, err := parse([]string{"--sandbox=" + tt.option}, 1)
 		if err != nil {
@@ -31,17 +30,21 @@ func TestConfine(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := &server{opts: opts, log: log, service: &compile.Service{Worker: compile.Self, Sandbox: &tt.sandbox}}
-		err = s.confine()
+		s := &server{opts: opts, log: log}
+		err = s.confine(&tt.sandbox)
 		if (err != nil) != (tt.wantErr != "") || err != nil && !strings.Contains(err.Error(), tt.wantErr) {
 			t.Errorf("%s: got %v", tt.option, err)
 		}
 		if !strings.Contains(out.String(), tt.want) {
 			t.Errorf("%s: got %q", tt.option, out)
 		}
-		if off := s.service.Sandbox.Layers == 0; off != (tt.option == "off") {
-			t.Errorf("%s: layers %v", tt.option, s.service.Sandbox.Layers)
-		}
+	}
+}
+
+func TestDetect(t *testing.T) {
+	s := &server{opts: &options{sandbox: sandboxOff}}
+	if got := s.detect(); got.Layers != 0 {
+		t.Errorf("--sandbox=off: layers %v", got.Layers)
 	}
 }
 

@@ -258,7 +258,7 @@ func (s *server) setup(release string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.confine(); err != nil {
+	if err := s.confine(s.detect()); err != nil {
 		return err
 	}
 	if err := s.findSystemtap(); err != nil {
