@@ -2,15 +2,13 @@
 
 export CGO_ENABLED := "0"
 
-flags := "-tags urfave_cli_no_docs -trimpath -ldflags '-s -w'"
-
 # list the recipes
 default:
     @just --list
 
 # build the one static file
 build:
-    go build {{flags}} -o stapbox .
+    ./e2e/run build
 
 # all tests: unit, fuzz seeds, testscript, guests
 test:

@@ -20,19 +20,34 @@ type Programs struct {
 	Agent string // e2e/agent
 }
 
-// BuildFlags are those of the README.
-var BuildFlags = []string{"-tags", "urfave_cli_no_docs", "-trimpath", "-ldflags", "-s -w"}
+// buildFlags are those of the one file. It is a megabyte smaller where only what
+// runs often is inlined: the runtime, the arithmetic of keys, system calls, and
+// stapbox itself. The last pattern that matches a package counts.
+var buildFlags = []string{"-tags", "urfave_cli_no_docs", "-trimpath", "-ldflags", "-s -w",
+	"-gcflags=all=-l", "-gcflags=runtime/...=", "-gcflags=internal/...=", "-gcflags=crypto/internal/...=",
+	"-gcflags=os=", "-gcflags=syscall=", "-gcflags=golang.org/x/sys/...=", "-gcflags=stapbox/...="}
+
+// BuildBox builds the one file.
+func BuildBox(path string) error { return build(path, "stapbox", buildFlags) }
+
+func build(path, pkg string, flags []string) error {
+	cmd := exec.Command("go", append(append([]string{"build"}, flags...), "-o", path, pkg)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}
 
 // Build builds the programs into dir, with a link for each applet beside the
 // box.
 func Build(dir string) (*Programs, error) {
 	p := &Programs{dir, filepath.Join(dir, "stapbox"), filepath.Join(dir, "agent")}
-	for path, pkg := range map[string]string{p.Box: "stapbox", p.Agent: "stapbox/e2e/agent"} {
-		cmd := exec.Command("go", append(append([]string{"build"}, BuildFlags...), "-o", path, pkg)...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("building %s: %w\n%s", pkg, err, out)
-		}
+	if err := BuildBox(p.Box); err != nil {
+		return nil, err
+	}
+	if err := build(p.Agent, "stapbox/e2e/agent", []string{"-trimpath"}); err != nil {
+		return nil, err
 	}
 	out, err := exec.Command(p.Box, "--list").Output()
 	if err != nil {

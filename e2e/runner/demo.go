@@ -127,7 +127,7 @@ func demo(l *lab.Lab, _ []string) (err error) {
 	}
 	defer os.RemoveAll(dir)
 	os.Chmod(dir, 0o755)
-	note("Build the one file: CGO_ENABLED=0 go build -tags urfave_cli_no_docs -trimpath -ldflags '-s -w' -o stapbox .")
+	note("Build the one file: ./e2e/run build")
 	programs, err := lab.Build(dir)
 	if err != nil {
 		return err

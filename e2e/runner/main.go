@@ -13,6 +13,7 @@ var commands = []struct {
 	name, what string
 	run        func(l *lab.Lab, args []string) error
 }{
+	{"build", "the one static file, ./stapbox or another PATH", build},
 	{"demo", "the main job, end to end, as a transcript (root)", demo},
 	{"test", "all tests: unit, fuzz seeds, testscript, guests (root)", test},
 	{"interop", "with upstream SystemTap 5.6 on its own kernel (root, 2 GB, minutes)", interoperate},
