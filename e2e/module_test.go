@@ -100,6 +100,22 @@ attach; bulk 2>/dev/null && echo taken || echo refused; start; magic | grep -o '
 	})
 }
 
+// timer.profile ticks on every CPU, and only as long as that is there.
+func TestProfile(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		got := s.drive(t, built(t, s, "one", `global n
+probe timer.profile { n[cpu()]++ }
+probe procfs("clear").write { delete n }
+probe end { foreach (c+ in n) printf("CPU %d: %s\n", c, n[c] < 20 ? "few" : n[c] > 700 ? "many" : "ticks") }`), `
+run() { insmod /tmp/one.ko; attach; start; $1; echo > $D/clear; sleep 2; finish; printed | grep CPU; detach; rmmod one; }
+run :
+run 'eval echo 0 > /sys/devices/system/cpu/cpu1/online'
+run 'eval echo 1 > /sys/devices/system/cpu/cpu1/online'
+run :`)
+		want(t, got, 0, "CPU 0: ticks\nCPU 1: ticks\n"+"CPU 0: ticks\n"+"CPU 0: ticks\n"+"CPU 0: ticks\nCPU 1: ticks\n")
+	})
+}
+
 // Probes of files, with the texts that upstream 5.6 gives.
 func TestModuleFiles(t *testing.T) {
 	onKernels(t, func(t *testing.T, s *scene) {

@@ -196,7 +196,7 @@ func TestRaceAtEachCall(t *testing.T) {
 		for i, w := range swaps {
 			r := lab.Command(lab.Usr, "staprun", w.file)
 			points := s.calls(t, r, "staprun finit_module")
-			step := rounds(4, 1)
+			step := rounds(16, 1)
 			for n := i % step; n < len(points); n += step {
 				// The kernels take turns here too.
 				if !stress() && lab.Versions()[n/step%len(lab.Versions())] != s.kernel.Version {
@@ -279,7 +279,7 @@ func TestRaceOfTheStore(t *testing.T) {
 		}
 		gone := "mv " + signerStore + "*.pem /tmp/race/"
 		for n := range points {
-			if n%rounds(4, 1) != 0 && n != first && n != first+1 {
+			if n%rounds(16, 1) != 0 && n != first && n != first+1 {
 				continue
 			}
 			r := r

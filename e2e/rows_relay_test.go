@@ -26,11 +26,12 @@ const (
 const manyActions = "-DMAXACTION=1000000000"
 
 // shellHead is what the rows' shell scripts have: m is the module's file, NAME
-// its name; await waits until a command succeeds.
+// its name; await waits until a command succeeds, attached until the file has
+// output and stapio listens to INT, bit 1 of the last digit.
 const shellHead = `NAME=e2e_test_module_with_long_name STAPIO=/usr/libexec/stapbox/stapio
 await() { i=0; until eval "$1" >/dev/null 2>&1; do i=$((i+1)); [ $i -gt 200 ] && { echo "no $1"; killall -9 stapio; staprun -d $NAME; exit 99; }; sleep 0.05; done; }
 gone() { await "! grep -q $NAME /proc/modules"; }
-attached() { await "pidof stapio" && await "grep -q begin $1"; }
+attached() { await "grep -q 'SigCgt:.*[2367abef]$' /proc/\$(pidof stapio)/status" && await "grep -q begin $1"; }
 `
 
 // inGuest runs a shell script as the developer, in a directory of its own, with

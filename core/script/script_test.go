@@ -109,7 +109,6 @@ func TestConstructsWithoutMeaning(t *testing.T) {
 		{`global a probe begin { foreach (k in a @sum+) println(k) }`, "sorting by @sum" + by},
 		{`probe kernel.function("vfs_read") { println(1) }`, `probe point kernel.function("vfs_read")` + by},
 		{`probe process("x").begin { println(1) }`, "probe point process" + "(\"x\").begin" + by},
-		{`probe timer.profile { println(1) }`, "probe point timer.profile" + by},
 		{`probe begin { println($foo) }`, "context variable $foo" + by},
 		{`probe begin { println(@var("x@y.c")) }`, "context variable @var" + by},
 		{`probe begin { println(@cast(1, "task_struct")->pid) }`, "@cast" + by},

@@ -385,11 +385,14 @@ func (g *gen) probes() {
 		if n := len(p.Derivation); n > 0 {
 			name = p.Derivation[n-1]
 		}
-		jiffies := 0
+		flags := "0"
 		if p.Kind == check.Timer && p.Unit == check.Jiffies {
-			jiffies = 1
+			flags = "STP_JIFFIES"
 		}
-		fmt.Fprintf(&table, "\t{ %s, %d, %d, %d, %s, %s, %s, %s },\n", kind, jiffies, nlocks-first, first,
+		if p.EveryCPU {
+			flags += " | STP_EVERY_CPU"
+		}
+		fmt.Fprintf(&table, "\t{ %s, %s, %d, %d, %s, %s, %s, %s },\n", kind, flags, nlocks-first, first,
 			number(interval), number(randomize), quote(p.Point), quote(name))
 		fmt.Fprintf(&run, "\tcase %d:\n\t\tprobe_%d(c);\n\t\tbreak;\n", i, i)
 	}

@@ -59,11 +59,14 @@ bool stp_exiting(void)
  * answers the message; messages sent from here come before the answer. */
 STP_COLD void stp_start(void)
 {
+	struct cpumask *mask = stp_settle();
+
 	atomic_set(&stp_state, STP_S_STARTING);
 	stp_run_kind(STP_BEGIN, STP_S_STARTING);
 	if (atomic_cmpxchg(&stp_state, STP_S_STARTING, STP_S_RUNNING) == STP_S_STARTING &&
 	    !stp_exiting())
 		stp_script_part(STP_ARM);
+	stp_unsettle(mask);
 }
 
 /* START was answered: from now on the session may ask for its end. */
@@ -78,6 +81,7 @@ STP_COLD void stp_started(void)
  * returns all output is readable. */
 STP_COLD void stp_stop(void)
 {
+	struct cpumask *mask = stp_settle();
 	int dropped;
 
 	atomic_set(&stp_exit_wanted, 1);
@@ -94,6 +98,7 @@ STP_COLD void stp_stop(void)
 		stp_message("WARNING: There were %d transport failures. Try stap -s to increase the buffer size from %lu.\n",
 			    dropped, stp_ring_size() >> 20);
 	stp_rings_finish();
+	stp_unsettle(mask);
 }
 
 STP_COLD static void stp_cpus_free(void)

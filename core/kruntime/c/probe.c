@@ -185,6 +185,39 @@ out:
 	put_cpu();
 }
 
+/* Keeps the caller, who may sleep, on CPUs that have a context: what runs on one
+ * that came online after insertion is skipped. What is answered goes back to
+ * stp_unsettle; NULL when every CPU has a context. */
+STP_COLD struct cpumask *stp_settle(void)
+{
+	struct cpumask *mask;
+	bool all = true;
+	int cpu;
+
+	for_each_online_cpu(cpu)
+		all &= !!stp_cpus[cpu];
+	if (all)
+		return NULL;
+	mask = kcalloc(2, sizeof(*mask), GFP_KERNEL);
+	if (!mask)
+		return NULL;
+	cpumask_copy(&mask[0], current->cpus_ptr);
+	for_each_online_cpu(cpu)
+		if (stp_cpus[cpu])
+			cpumask_set_cpu(cpu, &mask[1]);
+	set_cpus_allowed_ptr(current, &mask[1]);
+	return mask;
+}
+
+/* Lets him run where he might before. */
+STP_COLD void stp_unsettle(struct cpumask *mask)
+{
+	if (!mask)
+		return;
+	set_cpus_allowed_ptr(current, &mask[0]);
+	kfree(mask);
+}
+
 /* Runs the begin, end or error probes in order. The first group of equal
  * priority that ends the session keeps later groups from running, but runs to
  * its own end. */

@@ -72,11 +72,13 @@ void stp_fn__stdin_line(struct stp_context *c, char *out)
 /* Runs the handlers of a file; false when the session does not run. */
 static bool stp_pfile_fire(struct stp_pfile *f, int kind)
 {
+	struct cpumask *mask = stp_settle();
 	unsigned int i;
 
 	for (i = 0; i < stp_script.nprobes; i++)
 		if (stp_script.probes[i].kind == kind && stp_script.probes[i].interval == f - stp_pfiles)
 			stp_run_probe(i, STP_S_RUNNING);
+	stp_unsettle(mask);
 	return atomic_read(&stp_state) == STP_S_RUNNING;
 }
 

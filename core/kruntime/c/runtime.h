@@ -80,6 +80,8 @@ bool stp_exiting(void);
 /* probe.c */
 int stp_probe_init(void);
 void stp_probe_exit(void);
+struct cpumask *stp_settle(void);
+void stp_unsettle(struct cpumask *mask);
 void stp_run_kind(int kind, int state);
 void stp_run_probe(unsigned int n, int state);
 void stp_report_skips(void);

@@ -29,9 +29,14 @@ enum stp_kind { STP_BEGIN, STP_END, STP_ERROR, STP_NEVER, STP_TIMER, STP_PROCFS_
 #define STP_LOCK_WRITE 0x80000000u
 
 /* One probe. Its handler is the case of the same number in stp_script_run. */
+/* interval and randomize count jiffies, not ns */
+#define STP_JIFFIES 1
+/* on every CPU, not on one */
+#define STP_EVERY_CPU 2
+
 struct stp_probe {
 	unsigned char kind;		/* enum stp_kind */
-	unsigned char jiffies;		/* interval and randomize count jiffies, not ns */
+	unsigned char flags;		/* of timers: STP_JIFFIES, STP_EVERY_CPU */
 	unsigned short nlocks;
 	unsigned int lock0;		/* first of its entries in stp_script.locks */
 	int64_t interval, randomize;	/* timers; interval of procfs probes: the file; of others: priority */

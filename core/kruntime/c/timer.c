@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
-/* timer.* probes: one hrtimer each, also for those that count jiffies. */
+/* timer.* probes: one hrtimer each, also for those that count jiffies, and one on
+ * each CPU for timer.profile. */
 #include "runtime.h"
 #include <linux/hrtimer.h>
 #include <linux/jiffies.h>
 #include <linux/random.h>
+#include <linux/smp.h>
 
 /* kbuild finds out with kruntime.Probes; without it the version decides. */
 #if !defined(STP_PROBED) && LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0)
@@ -13,7 +15,7 @@
 struct stp_timer {
 	struct hrtimer t;
 	unsigned int probe;
-	bool set_up;
+	int cpu;			/* the only one it fires on, or -1 */
 	u64 interval, randomize;	/* ns */
 };
 
@@ -21,6 +23,7 @@ struct stp_timer {
 #define SHORTEST (100 * NSEC_PER_USEC)
 
 static struct stp_timer *stp_timers;
+static unsigned int stp_ntimers;
 
 /* The next interval: interval plus or minus up to randomize. */
 static ktime_t stp_interval(struct stp_timer *t)
@@ -41,6 +44,8 @@ static enum hrtimer_restart stp_timer_fire(struct hrtimer *h)
 
 	if (atomic_read(&stp_state) != STP_S_RUNNING)
 		return HRTIMER_NORESTART;
+	if (t->cpu >= 0 && t->cpu != smp_processor_id())
+		return HRTIMER_NORESTART;	/* its CPU is gone */
 	stp_run_probe(t->probe, STP_S_RUNNING);
 	hrtimer_forward(h, ktime_get(), stp_interval(t));
 	return HRTIMER_RESTART;
@@ -48,54 +53,81 @@ static enum hrtimer_restart stp_timer_fire(struct hrtimer *h)
 
 static u64 stp_timer_ns(const struct stp_probe *p, int64_t v)
 {
-	u64 unit = p->jiffies ? TICK_NSEC : 1;
+	u64 unit = p->flags & STP_JIFFIES ? TICK_NSEC : 1;
 
 	return v <= 0 ? 0 : (u64)v > S64_MAX / 4 / unit ? S64_MAX / 4 : (u64)v * unit;
 }
 
+STP_COLD static void stp_timer_add(unsigned int probe, int cpu)
+{
+	const struct stp_probe *p = &stp_script.probes[probe];
+	struct stp_timer *t = &stp_timers[stp_ntimers++];
+
+	t->probe = probe;
+	t->cpu = cpu;
+	t->interval = stp_timer_ns(p, p->interval);
+	t->randomize = min(stp_timer_ns(p, p->randomize), t->interval);
+#ifdef STP_HAVE_HRTIMER_SETUP
+	hrtimer_setup(&t->t, stp_timer_fire, CLOCK_MONOTONIC, HRTIMER_MODE_REL);
+#else
+	hrtimer_init(&t->t, CLOCK_MONOTONIC, HRTIMER_MODE_REL);
+	t->t.function = stp_timer_fire;
+#endif
+}
+
 STP_COLD int stp_timers_init(void)
 {
-	unsigned int i;
+	unsigned int i, n = 0;
+	int cpu;
 
-	stp_timers = kvcalloc(stp_script.nprobes + 1, sizeof(*stp_timers), GFP_KERNEL);
+	for (i = 0; i < stp_script.nprobes; i++)
+		if (stp_script.probes[i].kind == STP_TIMER)
+			n += stp_script.probes[i].flags & STP_EVERY_CPU ? num_possible_cpus() : 1;
+	stp_timers = kvcalloc(n, sizeof(*stp_timers), GFP_KERNEL);
 	if (!stp_timers)
 		return -ENOMEM;
 	for (i = 0; i < stp_script.nprobes; i++) {
-		const struct stp_probe *p = &stp_script.probes[i];
-		struct stp_timer *t = &stp_timers[i];
-
-		if (p->kind != STP_TIMER)
+		if (stp_script.probes[i].kind != STP_TIMER)
 			continue;
-		t->probe = i;
-		t->interval = stp_timer_ns(p, p->interval);
-		t->randomize = min(stp_timer_ns(p, p->randomize), t->interval);
-#ifdef STP_HAVE_HRTIMER_SETUP
-		hrtimer_setup(&t->t, stp_timer_fire, CLOCK_MONOTONIC, HRTIMER_MODE_REL);
-#else
-		hrtimer_init(&t->t, CLOCK_MONOTONIC, HRTIMER_MODE_REL);
-		t->t.function = stp_timer_fire;
-#endif
-		t->set_up = true;
+		if (!(stp_script.probes[i].flags & STP_EVERY_CPU)) {
+			stp_timer_add(i, -1);
+			continue;
+		}
+		for_each_possible_cpu(cpu)
+			if (stp_cpus[cpu])
+				stp_timer_add(i, cpu);
 	}
 	return 0;
 }
 
+/* On the CPU that t is for. The CPUs take turns within an interval: handlers
+ * that fired together would wait for each other's globals. */
+STP_COLD static void stp_timer_here(void *p)
+{
+	struct stp_timer *t = p;
+	u64 turn = div_u64(t->interval * t->cpu, nr_cpu_ids);
+
+	hrtimer_start(&t->t, ns_to_ktime(t->interval + turn), HRTIMER_MODE_REL_PINNED);
+}
+
 STP_COLD void stp_timers_start(void)
 {
-	unsigned int i;
+	struct stp_timer *t;
 
-	for (i = 0; i < stp_script.nprobes; i++)
-		if (stp_timers[i].set_up)
-			hrtimer_start(&stp_timers[i].t, stp_interval(&stp_timers[i]), HRTIMER_MODE_REL);
+	for (t = stp_timers; t < stp_timers + stp_ntimers; t++) {
+		if (t->cpu < 0)
+			hrtimer_start(&t->t, stp_interval(t), HRTIMER_MODE_REL);
+		else	/* fails for a CPU that is gone */
+			smp_call_function_single(t->cpu, stp_timer_here, t, 1);
+	}
 }
 
 STP_COLD void stp_timers_stop(void)
 {
 	unsigned int i;
 
-	for (i = 0; i < stp_script.nprobes; i++)
-		if (stp_timers[i].set_up)
-			hrtimer_cancel(&stp_timers[i].t);
+	for (i = 0; i < stp_ntimers; i++)
+		hrtimer_cancel(&stp_timers[i].t);
 }
 
 STP_COLD void stp_timers_exit(void)

@@ -406,8 +406,8 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 		return nil
 	}
 	length, ok := timerUnit(unit.Name)
-	if unit.Name == "profile" {
-		return c.unsupportedPoint(q)
+	if unit.Name == "profile" && unit.Arg == nil {
+		return c.profile(q, add)
 	}
 	n, isNum := unit.Arg.(*ast.Number)
 	if !ok || !isNum {
@@ -459,13 +459,36 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 	return add(p, point)
 }
 
+// profile resolves timer.profile and timer.profile.tick: a tick on every CPU,
+// whoever runs there, and so not for all.
+func (c *checker) profile(q *ast.Point, add func(*Probe, string) *diag.Diagnostic) *diag.Diagnostic {
+	point, rest := "timer.profile", q.Components[2:]
+	if len(rest) > 0 && rest[0].Name == "tick" && rest[0].Arg == nil {
+		point, rest = point+".tick", rest[1:]
+	}
+	if len(rest) > 0 {
+		return cause(rest[0].Tok, "invalid suffix for probe")
+	}
+	if d := c.forbidden(q); d != nil {
+		return d
+	}
+	return add(&Probe{Kind: Timer, Unit: Jiffies, Interval: 1, EveryCPU: true}, point)
+}
+
+// forbidden says that the privilege level does not allow q, if so.
+func (c *checker) forbidden(q *ast.Point) *diag.Diagnostic {
+	if c.opts.Privilege.Contains(privilege.StapDev) || c.opts.Privilege.Contains(privilege.StapSys) {
+		return nil
+	}
+	return cause(q.Components[len(q.Components)-1].Tok, "probe point is not allowed for --privilege=%s", c.opts.Privilege)
+}
+
 // unsupportedPoint refuses a probe point of upstream: because of the
 // privilege level if that is the reason, else because this translator lacks
 // it.
 func (c *checker) unsupportedPoint(q *ast.Point) *diag.Diagnostic {
-	last := q.Components[len(q.Components)-1]
-	if !c.opts.Privilege.Contains(privilege.StapDev) && !c.opts.Privilege.Contains(privilege.StapSys) && q.Components[0].Name != "process" {
-		return cause(last.Tok, "probe point is not allowed for --privilege=%s", c.opts.Privilege)
+	if d := c.forbidden(q); d != nil && q.Components[0].Name != "process" {
+		return d
 	}
 	return cause(q.Components[0].Tok, "probe point %s is not supported by the built-in translator", q.Name())
 }

@@ -64,6 +64,7 @@ type Probe struct {
 	Unit      Unit
 	Interval  int64
 	Randomize int64
+	EveryCPU  bool // fires on each CPU: timer.profile
 	// Path, Umask and MaxSize are those of procfs probes; MaxSize is 0 when not
 	// given. Value stands for $value in the body.
 	Path    string
