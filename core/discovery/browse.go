@@ -220,7 +220,8 @@ func (b *browser) listen(s *socket, news chan<- struct{}) {
 		if err != nil {
 			return
 		}
-		if !s.link.near(from.Addr()) || !b.answer(buf[:n], s.link.name) {
+		// Answers come from the port of multicast DNS (RFC 6762, 6).
+		if from.Port() != port || !s.link.near(from.Addr()) || !b.answer(buf[:n], s.link.name) {
 			continue
 		}
 		select {
@@ -246,7 +247,7 @@ func (b *browser) answer(packet []byte, link string) bool {
 	get := func(name string) *instance {
 		k := key{link, strings.ToLower(name)}
 		i := b.found[k]
-		if i == nil && strings.HasSuffix(k.name, suffix) && len(k.name) > len(suffix) && len(b.found) < maxInstances {
+		if i == nil && strings.HasSuffix(k.name, suffix) && len(k.name) > len(suffix) && len(b.found) < maxInstances && len(b.instances) < 2*maxInstances {
 			i = new(instance)
 			b.found[k] = i
 			label := unescape(name[:len(name)-len(suffix)])
@@ -266,13 +267,19 @@ func (b *browser) answer(packet []byte, link string) bool {
 				}
 			}
 		case *dns.SRV:
-			if i := get(h.Name); i != nil && h.Ttl != 0 {
+			if h.Ttl == 0 {
+				break // a goodbye makes nothing known
+			}
+			if i := get(h.Name); i != nil {
 				i.host, i.port = rr.Target, int(rr.Port)
 				useful = true
 			}
 		case *dns.TXT:
-			if i := get(h.Name); i != nil && h.Ttl != 0 {
-				i.txt = append([]string{}, rr.Txt...)
+			if h.Ttl == 0 {
+				break
+			}
+			if i := get(h.Name); i != nil {
+				i.txt = append([]string{}, rr.Txt[:min(len(rr.Txt), maxStrings)]...)
 				useful = true
 			}
 		case *dns.A:
@@ -328,6 +335,9 @@ func (b *browser) servers() []Server {
 		s := Server{
 			Instance: printable(unescape(strings.TrimSuffix(k.name, suffix))), Host: printable(unescape(strings.TrimSuffix(i.host, "."))),
 			Addr: addrs[0], Port: i.port,
+		}
+		if len(addrs) > 1 {
+			s.Others = addrs[1:]
 		}
 		for label := range b.instances {
 			if strings.EqualFold(label, s.Instance) {
