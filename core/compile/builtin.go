@@ -265,6 +265,9 @@ func (r *builtinRun) begin() {
 
 // end writes the timing line of a pass, with -v.
 func (r *builtinRun) end(pass int, what string) {
+	if r.Passed != nil {
+		r.Passed(pass)
+	}
 	if r.Verbose == 0 {
 		return
 	}
