@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -26,6 +27,10 @@ type servers struct {
 	online  []record
 	browsed bool
 	stores  map[string][]record
+	wanted  []record // of --use-server, resolved
+	parsed  bool
+
+	shown *x509.Certificate // by the server that was connected to last
 }
 
 func newServers(c *client) *servers {
@@ -51,7 +56,8 @@ func (s *servers) findOnline(ctx context.Context) []record {
 	}
 	for _, f := range found {
 		s.online = append(s.online, record{
-			host: f.Host, addr: f.Addr, port: f.Port, version: f.Version, sysinfo: f.Sysinfo, certinfo: f.Certinfo, mok: f.MOK,
+			host: f.Host, addr: f.Addr, others: f.Others, port: f.Port, version: f.Version, sysinfo: f.Sysinfo, certinfo: f.Certinfo, mok: f.MOK,
+			found: true,
 		})
 	}
 	return s.online
@@ -62,12 +68,7 @@ func (s *servers) findOnline(ctx context.Context) []record {
 func (s *servers) inStore(ctx context.Context, dirs ...store) []record {
 	var out []record
 	for _, d := range dirs {
-		list, ok := s.stores[d.dir]
-		if !ok {
-			list = s.readStore(d)
-			s.stores[d.dir] = list
-		}
-		for _, r := range list {
+		for _, r := range s.store(d) {
 			out = merge(out, r)
 			for _, o := range s.findOnline(ctx) {
 				if o.certinfo == r.certinfo {
@@ -78,6 +79,16 @@ func (s *servers) inStore(ctx context.Context, dirs ...store) []record {
 		}
 	}
 	return out
+}
+
+// store is what readStore gives, read once.
+func (s *servers) store(d store) []record {
+	list, ok := s.stores[d.dir]
+	if !ok {
+		list = s.readStore(d)
+		s.stores[d.dir] = list
+	}
+	return list
 }
 
 func (s *servers) readStore(d store) []record {
@@ -223,6 +234,20 @@ func keepCommon(list, other []record) []record {
 	return out
 }
 
+// want takes from a specification what it says of the server that fits it: the
+// key it must have, and which of its addresses to use.
+func (r *record) want(w record) {
+	if w.fingerprint != "" {
+		r.fingerprint = w.fingerprint
+	}
+	if w.addr.IsValid() && !sameAddr(r.addr, w.addr) {
+		// Ours has the zone that the specification may lack.
+		if i := slices.IndexFunc(r.others, func(o netip.Addr) bool { return sameAddr(o, w.addr) }); i >= 0 {
+			r.addr = r.others[i]
+		}
+	}
+}
+
 // specified are the servers of --use-server. What is not fully specified is
 // looked up among the known ones.
 func (s *servers) specified(ctx context.Context) []record {
@@ -235,9 +260,7 @@ func (s *servers) specified(ctx context.Context) []record {
 		found := false
 		for _, k := range s.all(ctx) {
 			if k.equal(r) {
-				if r.fingerprint != "" {
-					k.fingerprint = r.fingerprint
-				}
+				k.want(r)
 				out, found = merge(out, k), true
 			}
 		}
@@ -251,7 +274,10 @@ func (s *servers) specified(ctx context.Context) []record {
 // requested parses and resolves all --use-server. A default query stands for
 // an empty one.
 func (s *servers) requested(ctx context.Context) []record {
-	var out []record
+	if s.parsed {
+		return s.wanted
+	}
+	s.parsed = true
 	for _, spec := range s.c.opts.UseServer {
 		if spec == "" {
 			continue
@@ -261,13 +287,15 @@ func (s *servers) requested(ctx context.Context) []record {
 			s.c.say("%v", err)
 			continue
 		}
-		out = append(out, resolve(ctx, r)...)
+		s.wanted = append(s.wanted, resolve(ctx, r)...)
 	}
-	return out
+	return s.wanted
 }
 
+// wantDefault reports whether the default query is wanted: no server is named.
+
 func (s *servers) wantDefault() bool {
-	return len(s.c.opts.UseServer) == 0 || slices.Contains(s.c.opts.UseServer, "")
+	return !slices.ContainsFunc(s.c.opts.UseServer, func(spec string) bool { return spec != "" })
 }
 
 // candidates chooses the servers for a compilation (6.4), best first.
@@ -288,7 +316,7 @@ func (s *servers) candidates(ctx context.Context) ([]record, error) {
 			if !r.equal(want) {
 				continue
 			}
-			r.fingerprint = want.fingerprint
+			r.want(want)
 			fit = append(fit, r)
 		}
 		if !want.full {
@@ -348,7 +376,8 @@ func lines(list []record, indent string) string {
 	return b.String()
 }
 
-// list is --list-servers=PROPS (6.6).
+// list is --list-servers=PROPS (6.6). What is to be said about the words comes
+// before the list.
 func (s *servers) list(ctx context.Context, props string) {
 	if props == "" {
 		props = "specified"
@@ -357,7 +386,6 @@ func (s *servers) list(ctx context.Context, props string) {
 	if slices.Contains(wanted, "specified") && s.wantDefault() && len(s.requested(ctx)) == 0 {
 		props = strings.Replace(props, "specified", s.defaultQuery(), 1)
 	}
-	s.c.say("Systemtap Compile Server Status for '%s'", props)
 	var out []record
 	for _, r := range s.query(ctx, props) {
 		known := false
@@ -371,6 +399,7 @@ func (s *servers) list(ctx context.Context, props string) {
 		}
 	}
 	out = slices.DeleteFunc(out, func(r record) bool { return r.certinfo == "" })
+	s.c.say("Systemtap Compile Server Status for '%s'", props)
 	if len(out) == 0 {
 		s.c.say("No servers found")
 		return
@@ -406,6 +435,7 @@ func (s *servers) verify(r record) func(*x509.Certificate) error {
 			errs = append(errs, err)
 		}
 		if trusted {
+			s.shown = cert
 			s.c.compareName(r, cert)
 			return nil
 		}
