@@ -51,7 +51,7 @@ func (c *client) progress(where string) *progress {
 			return w
 		}
 	}
-	p := &progress{w: c.inv.Stderr, where: clean(where), width: width, start: time.Now(), stop: make(chan struct{}), done: make(chan struct{})}
+	p := &progress{w: c.inv.Stderr, where: where, width: width, start: time.Now(), stop: make(chan struct{}), done: make(chan struct{})}
 	go p.run()
 	return p
 }

@@ -81,7 +81,7 @@ func (c *client) exchange(ctx context.Context, s *servers, list []record, archiv
 		if r.remembered {
 			cl.Attempts, cl.Timeouts.Connect, cl.Timeouts.Handshake = 1, rememberedConnect, rememberedHandshake
 		}
-		line := c.progress(r.name())
+		line := c.progress(clean(r.name()))
 		answer, err := cl.Exchange(ctx, archive)
 		line.end()
 		if err == nil {
