@@ -313,7 +313,8 @@ func (s *servers) candidates(ctx context.Context) ([]record, error) {
 		}
 		var fit []record
 		for _, r := range s.findOnline(ctx) {
-			if !r.equal(want) {
+			// A fingerprint is in no announcement: any of them may have it.
+			if want.fingerprint == "" && !r.equal(want) {
 				continue
 			}
 			r.want(want)
@@ -391,6 +392,7 @@ func (s *servers) list(ctx context.Context, props string) {
 		known := false
 		for _, k := range s.all(ctx) {
 			if k.equal(r) {
+				k.want(r)
 				out, known = merge(out, k), true
 			}
 		}

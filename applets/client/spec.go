@@ -79,6 +79,14 @@ func (r record) equal(o record) bool {
 	if (nameOnly(r) || nameOnly(o)) && !strings.EqualFold(r.host, o.host) {
 		return false
 	}
+	// An announcement without certificate is not that of any certificate which
+	// a trust store holds, nor is what was asked for by address: something that
+	// names a server must be in both.
+	common := r.host != "" && strings.EqualFold(r.host, o.host) || r.addr.IsValid() && o.addr.IsValid() ||
+		r.certinfo != "" && o.certinfo != "" || r.fingerprint != "" && o.fingerprint != ""
+	if !common {
+		return false
+	}
 	same := func(a, b string) bool { return a == "" || b == "" || a == b }
 	return (!r.addr.IsValid() || !o.addr.IsValid() || r.at(o.addr) || o.at(r.addr)) &&
 		(r.port == 0 || o.port == 0 || r.port == o.port) &&
