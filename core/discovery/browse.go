@@ -93,7 +93,7 @@ func (b *browser) run(stop <-chan struct{}, d time.Duration, enough func() bool)
 	if err != nil {
 		return err
 	}
-	var askers, all []*socket
+	var askers, group, all []*socket
 	for _, l := range list {
 		for _, v4 := range []bool{true, false} {
 			if !l.has(v4) {
@@ -105,7 +105,7 @@ func (b *browser) run(stop <-chan struct{}, d time.Duration, enough func() bool)
 				err = lerr
 			}
 			if s, lerr := listen(l, v4, port); lerr == nil {
-				all = append(all, s)
+				group, all = append(group, s), append(all, s)
 			}
 		}
 	}
@@ -139,7 +139,12 @@ func (b *browser) run(stop <-chan struct{}, d time.Duration, enough func() bool)
 			return err
 		case <-timer:
 			next++
-			b.send(askers)
+			b.send(askers, true)
+			// Avahi answers other ports with 512 bytes at most (RFC 6762, 6.7),
+			// which a service with several keys exceeds.
+			if next > 1 {
+				b.send(group, false)
+			}
 		case <-news:
 			if enough() {
 				return err
@@ -148,18 +153,25 @@ func (b *browser) run(stop <-chan struct{}, d time.Duration, enough func() bool)
 			// asked at once the first time it comes up.
 			if q := b.missing(); q != "" && q != asked {
 				asked = q
-				b.send(askers)
+				b.send(askers, true)
 			}
 		}
 	}
 }
 
-func (b *browser) send(askers []*socket) {
+// send asks what is open, for answers to this socket alone or to everybody.
+func (b *browser) send(askers []*socket, alone bool) {
 	m := new(dns.Msg)
 	b.ask(m)
 	m.RecursionDesired = false
 	for i := range m.Question {
-		m.Question[i].Qclass = dns.ClassINET | unicastBit
+		m.Question[i].Qclass = dns.ClassINET
+		if alone {
+			m.Question[i].Qclass |= unicastBit
+		}
+	}
+	if !alone {
+		m.Id = 0 // RFC 6762, 18.1
 	}
 	packet, err := m.Pack()
 	if err != nil {
