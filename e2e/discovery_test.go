@@ -5,8 +5,10 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -406,5 +408,40 @@ func TestRememberedServer(t *testing.T) {
 	compile("then", "--use-server")
 	if n := count.since(); n != 0 {
 		t.Errorf("%d multicast questions although the other server is remembered", n)
+	}
+}
+
+// The first module for a kernel takes some seconds: a terminal shows what goes
+// on, a file does not, and nothing of it is left.
+func TestProgress(t *testing.T) {
+	k, err := stage.lab.FetchKernel(lab.Versions()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	compile := func(stderr io.Writer) string {
+		cmd := exec.Command(stage.programs.Applet("stap"), "-p4", "-r", k.Headers, "-e", hello)
+		cmd.Dir = t.TempDir()
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "TERM=linux"}
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, stderr
+		if err := cmd.Run(); err != nil {
+			t.Error(err)
+		}
+		return out.String()
+	}
+	x := newTerminal(t)
+	module := regexp.MustCompile(`^stap_\w+\.ko\n$`)
+	if out := compile(x.slave); !module.MatchString(out) {
+		t.Errorf("stdout: got %q", out)
+	}
+	eventually(t, 5*time.Second, func() error {
+		if got := x.text.String(); !regexp.MustCompile(`^(\rCompiling on this host, pass 4, \d+ s\x1b\[K)+\r\x1b\[K$`).MatchString(got) {
+			return fmt.Errorf("terminal: got %q", got)
+		}
+		return nil
+	})
+	var file bytes.Buffer
+	if out := compile(&file); !module.MatchString(out) || file.Len() != 0 {
+		t.Errorf("no terminal: got %q, %q", out, file.String())
 	}
 }

@@ -103,7 +103,7 @@ func (p *progress) passed(pass int) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.pass = pass + 1
+	p.pass = min(pass+1, 4) // the fifth is no compilation
 	if p.due {
 		p.draw()
 	}

@@ -197,7 +197,9 @@ func (s *servers) query(ctx context.Context, props string) []record {
 		case "all":
 			list = s.all(ctx)
 		case "specified":
-			list = s.specified(ctx)
+			if list = s.specified(ctx); s.wantDefault() {
+				list = s.query(ctx, s.defaultQuery())
+			}
 		case "online":
 			list = s.findOnline(ctx)
 		case "trusted":
@@ -359,7 +361,7 @@ func (s *servers) noServer(ctx context.Context) string {
 		return b.String()
 	}
 	b.WriteString("The following servers are online:\n" + lines(online, ""))
-	if req := s.requested(ctx); len(req) > 0 {
+	if req := s.specified(ctx); len(req) > 0 {
 		b.WriteString("The following servers were requested:\n" + lines(req, ""))
 	}
 	fmt.Fprintf(&b, "No servers matched the selection criteria of %s.", s.defaultQuery())
@@ -383,9 +385,8 @@ func (s *servers) list(ctx context.Context, props string) {
 	if props == "" {
 		props = "specified"
 	}
-	wanted := strings.Split(props, ",")
-	if slices.Contains(wanted, "specified") && s.wantDefault() && len(s.requested(ctx)) == 0 {
-		props = strings.Replace(props, "specified", s.defaultQuery(), 1)
+	if props == "specified" && s.wantDefault() {
+		props = s.defaultQuery()
 	}
 	var out []record
 	for _, r := range s.query(ctx, props) {

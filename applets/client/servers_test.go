@@ -71,6 +71,8 @@ func TestListFilters(t *testing.T) {
 		{props: "nosuch", before: "WARNING: unsupported compile server property: nosuch\n", want: none},
 		{props: "", want: own, status: "online,trusted,compatible"},
 		{props: "specified", want: own, status: "online,trusted,compatible"},
+		{props: "online,specified", want: own},
+		{props: "signer,specified", want: none},
 		{props: "", use: []string{""}, want: own, status: "online,trusted,compatible"},
 		{props: "specified", use: []string{"", ci(signer)}, want: other},
 		{props: "specified", use: []string{ci(here)}, want: own},
@@ -134,7 +136,7 @@ func TestUseServerForms(t *testing.T) {
 		text              string
 	}{
 		{spec: "127.0.0.1", addr: "192.0.2.1", other: "127.0.0.1"},
-		{spec: "::1", addr: "127.0.0.1", want: 1, text: "The following servers were requested:\n host=unknown address=::1 port=unknown"},
+		{spec: "::1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
 		{spec: "vm.local:" + port, addr: "127.0.0.1"},
 		{spec: "vm.local:1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
 		{spec: "localhost:" + port, addr: "192.0.2.1"},
@@ -263,4 +265,30 @@ func TestTrustTexts(t *testing.T) {
 	// A server that cannot be reached is named, and the rest goes on.
 	d.stap("--trust-servers", "--use-server=127.0.0.1:1")
 	contains(t, "stderr", d.err.String(), "Unable to connect to host=unknown address=127.0.0.1 port=1 ", "connection refused\nNo servers identified for trust\n")
+}
+
+// Who finds no server is told what there was and what was looked for.
+func TestNoServer(t *testing.T) {
+	f := newServer(t, good("stap_1"))
+	d := newDesk(t, privilege.GroupDev)
+	other := f.found()
+	other.Sysinfo = "9.9 x86_64"
+	d.browse = func(context.Context, func([]discovery.Server) bool) ([]discovery.Server, error) {
+		return []discovery.Server{other}, nil
+	}
+	line := fmt.Sprintf(" host=vm.local address=127.0.0.1 port=%d sysinfo=\"9.9 x86_64\" version=5.6 certinfo=\"%s\"\n", f.addr.Port(), other.Certinfo)
+	const head = "Unable to find a suitable compile server.  [man stap-server]\nThe following servers are online:\n"
+	const tail = "Passes: via server failed.  Try again with another '-v' option.\n"
+	for _, tt := range []struct{ args, want string }{
+		{"--use-server", head + line + "No servers matched the selection criteria of online,trusted,compatible.\n" + tail},
+		{"--use-server=127.0.0.1", head + line + "The following servers were requested:\n" + line + "No servers matched the selection criteria of online,trusted,compatible.\n" + tail},
+		{"--use-server=192.0.2.7", head + line + "No servers matched the selection criteria of online,trusted,compatible.\n" + tail},
+	} {
+		if code := d.stap("-p4", tt.args, "-e", hello); code != 1 || d.err.String() != tt.want {
+			t.Errorf("%s: got %d\n%s\nwant\n%s", tt.args, code, d.err.String(), tt.want)
+		}
+	}
+	if code := d.stap("-p4", "--use-server", "--privilege=stapusr", "-e", hello); code != 1 || !strings.Contains(d.err.String(), "selection criteria of online,trusted,compatible,signer.\n") {
+		t.Errorf("below stapdev: got %d\n%s", code, d.err.String())
+	}
 }
