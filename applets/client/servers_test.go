@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -291,4 +292,45 @@ func TestNoServer(t *testing.T) {
 	if code := d.stap("-p4", "--use-server", "--privilege=stapusr", "-e", hello); code != 1 || !strings.Contains(d.err.String(), "selection criteria of online,trusted,compatible,signer.\n") {
 		t.Errorf("below stapdev: got %d\n%s", code, d.err.String())
 	}
+}
+
+func TestLinkLocalWithoutScope(t *testing.T) {
+	d := newDesk(t, privilege.GroupDev)
+	if code := d.stap("-vv", "-p4", "--use-server=[fe80::1]:5", "-e", hello); code != 1 {
+		t.Errorf("status %d", code)
+	}
+	contains(t, "stderr", d.err.String(), "Attempting SSL connection with  host=unknown address=fe80::1 port=5 ", "\n  using certificates from the database in "+d.peerStore()+"\n",
+		"\n  Unable to connect: ", "\n    The address is an IPv6 link-local address with no scope specifier.\nUnable to connect to a server.\n")
+	d.stap("-v", "-p4", "--use-server=127.0.0.1:1", "-e", hello)
+	contains(t, "stderr", d.err.String(), "Unable to connect to a server.\n", "The following servers were tried:\n host=unknown address=127.0.0.1 port=1 sysinfo=\"unknown\" version=unknown certinfo=\"unknown\"\n")
+}
+
+// Trust that is already as it should be is said with -vv, and what two servers
+// claim is given to neither.
+func TestTrustUnchanged(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("missing: root, whose trust counts for the host")
+	}
+	f := newServer(t, good("x"))
+	twin := newServer(t, good("x"))
+	twin.id = f.id
+	d := newDesk(t, privilege.GroupDev, f, twin)
+	ci := identity.CertInfo(f.id.Certificate)
+	d.trust(t, f, d.signers)
+	d.inv.Stdin = strings.NewReader("y\n")
+	d.stap("--trust-servers", "--use-server="+ci)
+	contains(t, "stderr", d.err.String(), "Two servers announce the certificate serial "+ci+":\n", "No servers identified for trust\n")
+	d = newDesk(t, privilege.GroupDev)
+	d.trust(t, f, d.signers)
+	d.stap("-vv", "--trust-servers=ssl,signer,revoke,no-prompt", "--use-server="+ci)
+	contains(t, "stderr", d.err.String(), "certinfo=\""+ci+"\" sha256="+identity.Fingerprint(f.id.Certificate)+" is already untrusted as an SSL peer for the current user and as a module signer for all users\n")
+	// A store that cannot be changed is named.
+	if err := os.MkdirAll(filepath.Dir(d.hostPeers), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.hostPeers, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.stap("--trust-servers=all-users,no-prompt", "--use-server="+f.spec())
+	contains(t, "stderr", d.err.String(), "Unable to change trust in host=vm address=127.0.0.1 ")
 }
