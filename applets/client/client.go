@@ -376,7 +376,10 @@ func (c *client) local(ctx context.Context) outcome {
 			return outcome{rc: 1}
 		}
 	}
+	line := c.progress("this host")
+	job.Stdout, job.Stderr, job.Passed = line.before(job.Stdout), line.before(job.Stderr), line.passed
 	artifact, rc := backend.Translate(ctx, job)
+	line.end()
 	if c.opts.ClientOptions {
 		if err := compile.LeaveTranslator(c.temp, artifact); err != nil {
 			c.say("stap: ERROR: %v", err)
@@ -384,7 +387,7 @@ func (c *client) local(ctx context.Context) outcome {
 		}
 	}
 	if c.opts.OnServerError {
-		if rc != 0 && bytes.Contains(held.Bytes(), []byte("Pass 4: ")) {
+		if rc != 0 && ctx.Err() == nil && serverMayDo(held.Bytes()) {
 			c.inv.Stderr.Write(withoutPasses(held.Bytes()))
 			c.say("Attempting compilation using a compile server")
 			c.opts.UseServer = []string{""}
@@ -393,6 +396,13 @@ func (c *client) local(ctx context.Context) outcome {
 		c.inv.Stderr.Write(held.Bytes())
 	}
 	return outcome{rc: rc, module: artifact.Path, name: artifact.Name}
+}
+
+// serverMayDo reports whether a server may succeed where this host has not: the
+// build failed, or the script needs what the built-in translator does not have.
+// An error of the script is one everywhere.
+func serverMayDo(messages []byte) bool {
+	return bytes.Contains(messages, []byte("Pass 4: compilation failed.")) || bytes.Contains(messages, []byte(" is not supported by the built-in translator"))
 }
 
 // withoutPasses drops the lines that say which pass failed.

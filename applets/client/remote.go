@@ -38,19 +38,27 @@ func (c *client) remote(ctx context.Context) outcome {
 		return failed()
 	}
 	s := newServers(c)
-	list, err := s.candidates(ctx)
-	if err != nil {
-		c.say("%v", err)
+	if s.own, err = identity.LoadClient(hostpaths.ClientIdentity(c.data)); err != nil {
+		c.say("ERROR: %v", err)
 		return failed()
 	}
-	if len(list) == 0 {
-		c.say("%s", s.noServer(ctx))
-		return failed()
+	answer, server, ok := c.askRemembered(ctx, s, archive)
+	if !ok && ctx.Err() == nil {
+		list, err := s.candidates(ctx)
+		if err != nil {
+			c.say("%v", err)
+			return failed()
+		}
+		if len(list) == 0 {
+			c.say("%s", s.noServer(ctx))
+			return failed()
+		}
+		answer, server, ok = c.exchange(ctx, s, list, archive)
 	}
-	answer, server, ok := c.exchange(ctx, s, list, archive)
 	if !ok {
 		return failed()
 	}
+	c.remember(s, server, s.shown)
 	out, err := c.response(answer)
 	if err != nil {
 		c.say("%v", err)
@@ -73,22 +81,22 @@ func (c *client) passesFailed() {
 
 // exchange tries the servers in order.
 func (c *client) exchange(ctx context.Context, s *servers, list []record, archive []byte) ([]byte, record, bool) {
-	own, err := identity.LoadClient(hostpaths.ClientIdentity(c.data))
-	if err != nil {
-		c.say("ERROR: %v", err)
-		return nil, record{}, false
-	}
 	var last error
 	for _, r := range list {
 		if !r.addr.IsValid() || r.port == 0 {
 			continue
 		}
 		if c.opts.Verbose >= 2 {
-			c.say("Attempting SSL connection with%s\n  using certificates from the database in %s", r, c.userStore().dir)
+			c.say("Attempting SSL connection with %s\n  using certificates from the database in %s", r, c.userStore().dir)
 		}
 		cl := c.wireClient(r)
-		cl.Verify, cl.Certificate = s.verify(r), own
+		cl.Verify, cl.Certificate = s.verify(r), s.own
+		if r.remembered {
+			cl.Attempts, cl.Timeouts.Connect, cl.Timeouts.Handshake = 1, rememberedConnect, rememberedHandshake
+		}
+		line := c.progress(clean(r.name()))
 		answer, err := cl.Exchange(ctx, archive)
+		line.end()
 		if err == nil {
 			return answer, r, true
 		}
@@ -102,6 +110,9 @@ func (c *client) exchange(ctx context.Context, s *servers, list []record, archiv
 		if ctx.Err() != nil {
 			break
 		}
+	}
+	if len(list) > 0 && list[0].remembered {
+		return nil, record{}, false // others may be found
 	}
 	c.say("Unable to connect to a server.")
 	if last != nil && c.opts.Verbose < 2 {

@@ -3,10 +3,12 @@ package client
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -26,6 +28,11 @@ type servers struct {
 	online  []record
 	browsed bool
 	stores  map[string][]record
+	wanted  []record // of --use-server, resolved
+	parsed  bool
+
+	own   *tls.Certificate  // shown to servers that ask for one, or nil
+	shown *x509.Certificate // by the server that was connected to last
 }
 
 func newServers(c *client) *servers {
@@ -51,7 +58,8 @@ func (s *servers) findOnline(ctx context.Context) []record {
 	}
 	for _, f := range found {
 		s.online = append(s.online, record{
-			host: f.Host, addr: f.Addr, port: f.Port, version: f.Version, sysinfo: f.Sysinfo, certinfo: f.Certinfo, mok: f.MOK,
+			host: f.Host, addr: f.Addr, others: f.Others, port: f.Port, version: f.Version, sysinfo: f.Sysinfo, certinfo: f.Certinfo, mok: f.MOK,
+			found: true,
 		})
 	}
 	return s.online
@@ -62,12 +70,7 @@ func (s *servers) findOnline(ctx context.Context) []record {
 func (s *servers) inStore(ctx context.Context, dirs ...store) []record {
 	var out []record
 	for _, d := range dirs {
-		list, ok := s.stores[d.dir]
-		if !ok {
-			list = s.readStore(d)
-			s.stores[d.dir] = list
-		}
-		for _, r := range list {
+		for _, r := range s.store(d) {
 			out = merge(out, r)
 			for _, o := range s.findOnline(ctx) {
 				if o.certinfo == r.certinfo {
@@ -78,6 +81,16 @@ func (s *servers) inStore(ctx context.Context, dirs ...store) []record {
 		}
 	}
 	return out
+}
+
+// store is what readStore gives, read once.
+func (s *servers) store(d store) []record {
+	list, ok := s.stores[d.dir]
+	if !ok {
+		list = s.readStore(d)
+		s.stores[d.dir] = list
+	}
+	return list
 }
 
 func (s *servers) readStore(d store) []record {
@@ -186,7 +199,9 @@ func (s *servers) query(ctx context.Context, props string) []record {
 		case "all":
 			list = s.all(ctx)
 		case "specified":
-			list = s.specified(ctx)
+			if list = s.specified(ctx); s.wantDefault() {
+				list = s.query(ctx, s.defaultQuery())
+			}
 		case "online":
 			list = s.findOnline(ctx)
 		case "trusted":
@@ -223,6 +238,20 @@ func keepCommon(list, other []record) []record {
 	return out
 }
 
+// want takes from a specification what it says of the server that fits it: the
+// key it must have, and which of its addresses to use.
+func (r *record) want(w record) {
+	if w.fingerprint != "" {
+		r.fingerprint = w.fingerprint
+	}
+	if w.addr.IsValid() && !sameAddr(r.addr, w.addr) {
+		// Ours has the zone that the specification may lack.
+		if i := slices.IndexFunc(r.others, func(o netip.Addr) bool { return sameAddr(o, w.addr) }); i >= 0 {
+			r.addr = r.others[i]
+		}
+	}
+}
+
 // specified are the servers of --use-server. What is not fully specified is
 // looked up among the known ones.
 func (s *servers) specified(ctx context.Context) []record {
@@ -235,9 +264,7 @@ func (s *servers) specified(ctx context.Context) []record {
 		found := false
 		for _, k := range s.all(ctx) {
 			if k.equal(r) {
-				if r.fingerprint != "" {
-					k.fingerprint = r.fingerprint
-				}
+				k.want(r)
 				out, found = merge(out, k), true
 			}
 		}
@@ -251,7 +278,10 @@ func (s *servers) specified(ctx context.Context) []record {
 // requested parses and resolves all --use-server. A default query stands for
 // an empty one.
 func (s *servers) requested(ctx context.Context) []record {
-	var out []record
+	if s.parsed {
+		return s.wanted
+	}
+	s.parsed = true
 	for _, spec := range s.c.opts.UseServer {
 		if spec == "" {
 			continue
@@ -261,13 +291,15 @@ func (s *servers) requested(ctx context.Context) []record {
 			s.c.say("%v", err)
 			continue
 		}
-		out = append(out, resolve(ctx, r)...)
+		s.wanted = append(s.wanted, resolve(ctx, r)...)
 	}
-	return out
+	return s.wanted
 }
 
+// wantDefault reports whether the default query is wanted: no server is named.
+
 func (s *servers) wantDefault() bool {
-	return len(s.c.opts.UseServer) == 0 || slices.Contains(s.c.opts.UseServer, "")
+	return !slices.ContainsFunc(s.c.opts.UseServer, func(spec string) bool { return spec != "" })
 }
 
 // candidates chooses the servers for a compilation (6.4), best first.
@@ -285,10 +317,11 @@ func (s *servers) candidates(ctx context.Context) ([]record, error) {
 		}
 		var fit []record
 		for _, r := range s.findOnline(ctx) {
-			if !r.equal(want) {
+			// A fingerprint is in no announcement: any of them may have it.
+			if want.fingerprint == "" && !r.equal(want) {
 				continue
 			}
-			r.fingerprint = want.fingerprint
+			r.want(want)
 			fit = append(fit, r)
 		}
 		if !want.full {
@@ -330,7 +363,7 @@ func (s *servers) noServer(ctx context.Context) string {
 		return b.String()
 	}
 	b.WriteString("The following servers are online:\n" + lines(online, ""))
-	if req := s.requested(ctx); len(req) > 0 {
+	if req := s.specified(ctx); len(req) > 0 {
 		b.WriteString("The following servers were requested:\n" + lines(req, ""))
 	}
 	fmt.Fprintf(&b, "No servers matched the selection criteria of %s.", s.defaultQuery())
@@ -348,21 +381,21 @@ func lines(list []record, indent string) string {
 	return b.String()
 }
 
-// list is --list-servers=PROPS (6.6).
+// list is --list-servers=PROPS (6.6). What is to be said about the words comes
+// before the list.
 func (s *servers) list(ctx context.Context, props string) {
 	if props == "" {
 		props = "specified"
 	}
-	wanted := strings.Split(props, ",")
-	if slices.Contains(wanted, "specified") && s.wantDefault() && len(s.requested(ctx)) == 0 {
-		props = strings.Replace(props, "specified", s.defaultQuery(), 1)
+	if props == "specified" && s.wantDefault() {
+		props = s.defaultQuery()
 	}
-	s.c.say("Systemtap Compile Server Status for '%s'", props)
 	var out []record
 	for _, r := range s.query(ctx, props) {
 		known := false
 		for _, k := range s.all(ctx) {
 			if k.equal(r) {
+				k.want(r)
 				out, known = merge(out, k), true
 			}
 		}
@@ -371,6 +404,7 @@ func (s *servers) list(ctx context.Context, props string) {
 		}
 	}
 	out = slices.DeleteFunc(out, func(r record) bool { return r.certinfo == "" })
+	s.c.say("Systemtap Compile Server Status for '%s'", props)
 	if len(out) == 0 {
 		s.c.say("No servers found")
 		return
@@ -406,6 +440,7 @@ func (s *servers) verify(r record) func(*x509.Certificate) error {
 			errs = append(errs, err)
 		}
 		if trusted {
+			s.shown = cert
 			s.c.compareName(r, cert)
 			return nil
 		}

@@ -25,7 +25,10 @@ type record struct {
 	certinfo    string
 	fingerprint string // SHA-256 of its certificate, when that is known or asked for
 	mok         []string
-	full        bool // named with a port: used as it is
+	others      []netip.Addr // addresses that lead to it too
+	full        bool         // named with a port: used as it is
+	found       bool         // by a browse
+	remembered  bool
 }
 
 // String is the record as listings show it, one blank first (6.5). The
@@ -55,6 +58,14 @@ func (r record) String() string {
 	return s
 }
 
+// name is what people call the server.
+func (r record) name() string {
+	if r.host != "" {
+		return r.host
+	}
+	return r.address()
+}
+
 func (r record) address() string {
 	return netip.AddrPortFrom(r.addr, uint16(r.port)).String()
 }
@@ -68,11 +79,24 @@ func (r record) equal(o record) bool {
 	if (nameOnly(r) || nameOnly(o)) && !strings.EqualFold(r.host, o.host) {
 		return false
 	}
+	// An announcement without certificate is not that of any certificate which
+	// a trust store holds, nor is what was asked for by address: something that
+	// names a server must be in both.
+	common := r.host != "" && strings.EqualFold(r.host, o.host) || r.addr.IsValid() && o.addr.IsValid() ||
+		r.certinfo != "" && o.certinfo != "" || r.fingerprint != "" && o.fingerprint != ""
+	if !common {
+		return false
+	}
 	same := func(a, b string) bool { return a == "" || b == "" || a == b }
-	return (!r.addr.IsValid() || !o.addr.IsValid() || sameAddr(r.addr, o.addr)) &&
+	return (!r.addr.IsValid() || !o.addr.IsValid() || r.at(o.addr) || o.at(r.addr)) &&
 		(r.port == 0 || o.port == 0 || r.port == o.port) &&
 		same(r.version, o.version) && same(r.sysinfo, o.sysinfo) && same(r.certinfo, o.certinfo) && same(r.fingerprint, o.fingerprint) &&
 		(len(r.mok) == 0 || len(o.mok) == 0 || slices.Equal(r.mok, o.mok))
+}
+
+// at reports whether an address is one of the server's.
+func (r record) at(a netip.Addr) bool {
+	return sameAddr(r.addr, a) || slices.ContainsFunc(r.others, func(o netip.Addr) bool { return sameAddr(o, a) })
 }
 
 func sameAddr(a, b netip.Addr) bool {
@@ -99,6 +123,9 @@ func merge(list []record, r record) []record {
 		}
 		if r.addr.IsValid() {
 			l.addr = r.addr
+		}
+		if len(l.others) == 0 {
+			l.others = r.others
 		}
 		if l.port == 0 {
 			l.port, l.full = r.port, l.full || r.full
@@ -132,17 +159,19 @@ func parseSpec(spec string) (record, error) {
 		return record{fingerprint: hex.EncodeToString(digest[:])}, nil
 	}
 	withPort := func(r record, port string) (record, error) {
-		if port == "" {
-			return r, fmt.Errorf("Invalid port number specified: %s", port)
-		}
 		n, err := strconv.ParseUint(port, 10, 16)
 		if err != nil {
-			return r, fmt.Errorf("Invalid port number specified: %s", port)
+			return r, fmt.Errorf("Invalid port number specified: %s\n%w", port, invalid)
 		}
 		r.port, r.full = int(n), true
 		return r, nil
 	}
-	spec = strings.TrimPrefix(spec, "https://")
+	if rest, ok := strings.CutPrefix(spec, "https://"); ok {
+		if !strings.Contains(rest, ":") {
+			return record{}, fmt.Errorf("%w\nhint: a server that is named by https:// needs a port", invalid)
+		}
+		spec = rest
+	}
 	if rest, ok := strings.CutPrefix(spec, "["); ok {
 		a, tail, ok := strings.Cut(rest, "]")
 		addr, err := netip.ParseAddr(a)

@@ -244,7 +244,7 @@ func (c *client) change(t trustSpec, target contacted) {
 			if t.revoke {
 				un = "un"
 			}
-			c.say("%s is already %strusted %s", strings.TrimPrefix(target.String(), " "), un, t.purpose())
+			c.say("%s is already %strusted %s", target, un, t.purpose())
 		}
 	}
 }

@@ -331,6 +331,9 @@ func (r *builtinRun) begin() {
 // end notes the time of a pass, and writes its line with -v.
 func (r *builtinRun) end(pass int, what string) {
 	notePass(r.TempDir, pass, time.Since(r.start))
+	if r.Passed != nil {
+		r.Passed(pass)
+	}
 	if r.Verbose == 0 {
 		return
 	}

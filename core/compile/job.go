@@ -52,6 +52,8 @@ type Job struct {
 
 	Colors         diag.Colors // of messages; the zero value is none
 	Stdout, Stderr io.Writer
+
+	Passed func(pass int) // is called after each pass, if it is not nil
 }
 
 // Unprivileged tells whether the script is for users below stapdev.

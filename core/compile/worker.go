@@ -162,15 +162,15 @@ func (s *Service) run(ctx context.Context, w *worker, out, errOut *limited) (rc 
 	if rerr != nil {
 		return 1, rerr
 	}
-	patterns := []string{"*.ko", translatorFile}
+	patterns := []string{passesFile}
+	if rc == 0 {
+		patterns = append(patterns, "*.ko", translatorFile)
+	}
 	if s.Keep {
 		patterns = []string{"*"}
 	}
-	if rc != 0 && !s.Keep {
-		return rc, err
-	}
 	for _, p := range patterns {
-		if ferr := cmd.Fetch(relative, p, maxModule); ferr != nil && (rc == 0 || !s.Keep) {
+		if ferr := cmd.Fetch(relative, p, maxModule); ferr != nil && rc == 0 {
 			return 1, ferr
 		}
 	}

@@ -93,7 +93,7 @@ func (b *browser) run(stop <-chan struct{}, d time.Duration, enough func() bool)
 	if err != nil {
 		return err
 	}
-	var askers, all []*socket
+	var askers, group, all []*socket
 	for _, l := range list {
 		for _, v4 := range []bool{true, false} {
 			if !l.has(v4) {
@@ -105,7 +105,7 @@ func (b *browser) run(stop <-chan struct{}, d time.Duration, enough func() bool)
 				err = lerr
 			}
 			if s, lerr := listen(l, v4, port); lerr == nil {
-				all = append(all, s)
+				group, all = append(group, s), append(all, s)
 			}
 		}
 	}
@@ -139,7 +139,12 @@ func (b *browser) run(stop <-chan struct{}, d time.Duration, enough func() bool)
 			return err
 		case <-timer:
 			next++
-			b.send(askers)
+			b.send(askers, true)
+			// Avahi answers other ports with 512 bytes at most (RFC 6762, 6.7),
+			// which a service with several keys exceeds.
+			if next > 1 {
+				b.send(group, false)
+			}
 		case <-news:
 			if enough() {
 				return err
@@ -148,18 +153,25 @@ func (b *browser) run(stop <-chan struct{}, d time.Duration, enough func() bool)
 			// asked at once the first time it comes up.
 			if q := b.missing(); q != "" && q != asked {
 				asked = q
-				b.send(askers)
+				b.send(askers, true)
 			}
 		}
 	}
 }
 
-func (b *browser) send(askers []*socket) {
+// send asks what is open, for answers to this socket alone or to everybody.
+func (b *browser) send(askers []*socket, alone bool) {
 	m := new(dns.Msg)
 	b.ask(m)
 	m.RecursionDesired = false
 	for i := range m.Question {
-		m.Question[i].Qclass = dns.ClassINET | unicastBit
+		m.Question[i].Qclass = dns.ClassINET
+		if alone {
+			m.Question[i].Qclass |= unicastBit
+		}
+	}
+	if !alone {
+		m.Id = 0 // RFC 6762, 18.1
 	}
 	packet, err := m.Pack()
 	if err != nil {
@@ -220,7 +232,8 @@ func (b *browser) listen(s *socket, news chan<- struct{}) {
 		if err != nil {
 			return
 		}
-		if !s.link.near(from.Addr()) || !b.answer(buf[:n], s.link.name) {
+		// Answers come from the port of multicast DNS (RFC 6762, 6).
+		if from.Port() != port || !s.link.near(from.Addr()) || !b.answer(buf[:n], s.link.name) {
 			continue
 		}
 		select {
@@ -246,7 +259,7 @@ func (b *browser) answer(packet []byte, link string) bool {
 	get := func(name string) *instance {
 		k := key{link, strings.ToLower(name)}
 		i := b.found[k]
-		if i == nil && strings.HasSuffix(k.name, suffix) && len(k.name) > len(suffix) && len(b.found) < maxInstances {
+		if i == nil && strings.HasSuffix(k.name, suffix) && len(k.name) > len(suffix) && len(b.found) < maxInstances && len(b.instances) < 2*maxInstances {
 			i = new(instance)
 			b.found[k] = i
 			label := unescape(name[:len(name)-len(suffix)])
@@ -266,13 +279,19 @@ func (b *browser) answer(packet []byte, link string) bool {
 				}
 			}
 		case *dns.SRV:
-			if i := get(h.Name); i != nil && h.Ttl != 0 {
+			if h.Ttl == 0 {
+				break // a goodbye makes nothing known
+			}
+			if i := get(h.Name); i != nil {
 				i.host, i.port = rr.Target, int(rr.Port)
 				useful = true
 			}
 		case *dns.TXT:
-			if i := get(h.Name); i != nil && h.Ttl != 0 {
-				i.txt = append([]string{}, rr.Txt...)
+			if h.Ttl == 0 {
+				break
+			}
+			if i := get(h.Name); i != nil {
+				i.txt = append([]string{}, rr.Txt[:min(len(rr.Txt), maxStrings)]...)
 				useful = true
 			}
 		case *dns.A:
@@ -328,6 +347,9 @@ func (b *browser) servers() []Server {
 		s := Server{
 			Instance: printable(unescape(strings.TrimSuffix(k.name, suffix))), Host: printable(unescape(strings.TrimSuffix(i.host, "."))),
 			Addr: addrs[0], Port: i.port,
+		}
+		if len(addrs) > 1 {
+			s.Others = addrs[1:]
 		}
 		for label := range b.instances {
 			if strings.EqualFold(label, s.Instance) {

@@ -107,7 +107,7 @@ func TestBrowserAnswer(t *testing.T) {
 		t.Error("the answer was of no use")
 	}
 	want := []Server{{Instance: "Systemtap Compile Server on vm", Host: "vm.local", Addr: netip.MustParseAddr("192.0.2.1"), Port: 4711,
-		Sysinfo: "6.1 x86_64", Version: "4.8", Certinfo: "00:cc:17:06:94"}}
+		Others: []netip.Addr{netip.MustParseAddr("fe80::1%eth0")}, Sysinfo: "6.1 x86_64", Version: "4.8", Certinfo: "00:cc:17:06:94"}}
 	if got := b.servers(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -152,6 +152,89 @@ func TestBrowserAnswer(t *testing.T) {
 	b.questions(q)
 	if len(q.Question) != 3 || len(b.servers()) != 0 {
 		t.Errorf("questions: got %+v", q.Question)
+	}
+}
+
+// What a service may say to do harm: strings of any length, octets and number,
+// keys twice, records of the wrong type or class for their name, and goodbyes
+// for what nobody knows. Beside it an honest server is found as ever.
+func TestHostileAnswers(t *testing.T) {
+	name := "x._stap._tcp.local."
+	h := func(n string, typ uint16) dns.RR_Header {
+		return dns.RR_Header{Name: n, Rrtype: typ, Class: dns.ClassINET, Ttl: 120}
+	}
+	long := strings.Repeat("A", 255)
+	binary := make([]byte, 200)
+	for i := range binary {
+		binary[i] = byte(i)
+	}
+	var octets strings.Builder
+	for _, c := range binary {
+		fmt.Fprintf(&octets, `\%03d`, c)
+	}
+	many := []string{"sysinfo=6.1 x86_64", "sysinfo=second", long, "optinfo=" + octets.String(), "", "=", "VERSION=9.9"}
+	for i := range 500 {
+		many = append(many, fmt.Sprintf("mok_info=%d", i))
+	}
+	b := newBrowser()
+	for _, records := range [][]dns.RR{
+		{
+			&dns.PTR{Hdr: h("_stap._tcp.local.", dns.TypePTR), Ptr: name},
+			&dns.SRV{Hdr: h(name, dns.TypeSRV), Port: 1, Target: "x.local."},
+			&dns.TXT{Hdr: h(name, dns.TypeTXT), Txt: many},
+			&dns.A{Hdr: h("x.local.", dns.TypeA), A: []byte{192, 0, 2, 9}},
+			&dns.A{Hdr: h("x.local.", dns.TypeA), A: []byte{224, 0, 0, 1}},
+			&dns.A{Hdr: h("x.local.", dns.TypeA), A: []byte{0, 0, 0, 0}},
+		},
+		{ // other services, and things under the name that are no service
+			&dns.PTR{Hdr: h("_http._tcp.local.", dns.TypePTR), Ptr: "web._http._tcp.local."},
+			&dns.SRV{Hdr: h("web._http._tcp.local.", dns.TypeSRV), Port: 80, Target: "x.local."},
+			&dns.PTR{Hdr: h("_stap._tcp.local.", dns.TypePTR), Ptr: "web._http._tcp.local."},
+			&dns.PTR{Hdr: h("_stap._tcp.local.", dns.TypePTR), Ptr: "_stap._tcp.local."},
+			&dns.A{Hdr: h("_stap._tcp.local.", dns.TypeA), A: []byte{192, 0, 2, 66}},
+			&dns.NULL{Hdr: h(name, dns.TypeNULL), Data: "x"},
+			&dns.CNAME{Hdr: h(name, dns.TypeCNAME), Target: "y.local."},
+		},
+		{ // a server without port, one without addresses, one without a target
+			&dns.SRV{Hdr: h("zero._stap._tcp.local.", dns.TypeSRV), Port: 0, Target: "x.local."},
+			&dns.TXT{Hdr: h("zero._stap._tcp.local.", dns.TypeTXT), Txt: []string{""}},
+			&dns.SRV{Hdr: h("none._stap._tcp.local.", dns.TypeSRV), Port: 1, Target: "none.local."},
+			&dns.TXT{Hdr: h("none._stap._tcp.local.", dns.TypeTXT), Txt: []string{""}},
+			&dns.SRV{Hdr: h("root._stap._tcp.local.", dns.TypeSRV), Port: 1, Target: "."},
+			&dns.TXT{Hdr: h("root._stap._tcp.local.", dns.TypeTXT), Txt: []string{""}},
+		},
+		{ // goodbyes
+			&dns.SRV{Hdr: dns.RR_Header{Name: "bye._stap._tcp.local.", Rrtype: dns.TypeSRV, Class: dns.ClassINET}, Port: 1, Target: "x.local."},
+			&dns.TXT{Hdr: dns.RR_Header{Name: "bye._stap._tcp.local.", Rrtype: dns.TypeTXT, Class: dns.ClassINET}, Txt: []string{"a"}},
+		},
+	} {
+		m := &dns.Msg{Answer: records, Compress: true}
+		m.Response = true
+		data, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.answer(data, "eth0")
+	}
+	b.answer(packet(t, "vm"), "eth0")
+	list := b.servers()
+	if len(list) != 2 || list[0].Host != "vm.local" || list[0].Certinfo != "00:cc:17:06:94" {
+		t.Fatalf("got %+v", list)
+	}
+	x := list[1]
+	if x.Sysinfo != "6.1 x86_64" || x.Version != "9.9" || x.Port != 1 || x.Addr.String() != "192.0.2.9" || len(x.Others) != 0 {
+		t.Errorf("got %+v", x)
+	}
+	if want := string(binary[' ':'"']) + string(binary['"'+1:0x7f]); x.Options != want {
+		t.Errorf("octets: got %q, want %q", x.Options, want)
+	}
+	if len(x.MOK) > maxStrings {
+		t.Errorf("got %d strings of one service", len(x.MOK))
+	}
+	for k := range b.found {
+		if strings.HasPrefix(k.name, "bye") || strings.HasPrefix(k.name, "web") || strings.HasPrefix(k.name, "_stap") {
+			t.Errorf("%q was taken for a service", k.name)
+		}
 	}
 }
 
@@ -249,7 +332,7 @@ func TestPublishAndBrowse(t *testing.T) {
 		defer mu.Unlock()
 		lines = append(lines, fmt.Sprintf(f, a...))
 	}
-	services := []Service{{4711, TXT("6.1", "x86_64", nil, "5.6", "00:01", nil)}, {4711, TXT("6.12", "x86_64", nil, "5.6", "00:01", nil)}}
+	services := []Service{{4711, TXT("6.1", "x86_64", []string{`-DA=\1"2`}, "5.6", "00:01", nil)}, {4711, TXT("6.12", "x86_64", nil, "5.6", "00:01", nil)}}
 	r, err := Publish("vm.example", services, log)
 	if err != nil {
 		t.Fatal(err)
@@ -269,7 +352,7 @@ func TestPublishAndBrowse(t *testing.T) {
 	}
 	list := browse(2)
 	if len(list) == 2 && (list[0].Instance != "Systemtap Compile Server on vm.example" || list[1].Instance != "Systemtap Compile Server on vm.example #2" ||
-		list[0].Sysinfo != "6.1 x86_64" || list[1].Sysinfo != "6.12 x86_64" || list[0].Host != "vm.local" || list[0].Port != 4711 || list[0].Addr.String() != "127.0.0.1") {
+		list[0].Sysinfo != "6.1 x86_64" || list[0].Options != `-DA=\12` || list[1].Sysinfo != "6.12 x86_64" || list[0].Host != "vm.local" || list[0].Port != 4711 || list[0].Addr.String() != "127.0.0.1") {
 		t.Errorf("got %+v", list)
 	}
 	start := time.Now()

@@ -209,7 +209,7 @@ func (r *Responder) station(l link, v4 bool, names []string) (*station, error) {
 	}
 	s := &station{socket: sock, last: make(map[string]time.Time)}
 	for i, svc := range r.services {
-		z, err := mdns.NewMDNSService(escape(names[i]), Type, domain, escape(short)+"."+domain, svc.Port, ips, svc.TXT)
+		z, err := mdns.NewMDNSService(escape(names[i]), Type, domain, escape(short)+"."+domain, svc.Port, ips, wireTXT(svc.TXT))
 		if err != nil {
 			sock.Close()
 			return nil, fmt.Errorf("publishing %q: %w", names[i], err)

@@ -28,6 +28,7 @@ const (
 	domain      = "local."
 	maxInstance = 63
 	maxTXT      = 255
+	maxStrings  = 64 // of a service; others are not read
 )
 
 // Service is one service to publish.
@@ -55,11 +56,23 @@ func TXT(release, arch string, options []string, version, certinfo string, mok [
 	return out
 }
 
+// wireTXT writes strings as package dns takes them: a backslash begins an
+// escape there.
+func wireTXT(txt []string) []string {
+	out := make([]string, len(txt))
+	for i, s := range txt {
+		out[i] = strings.ReplaceAll(s, `\`, `\\`)
+	}
+	return out
+}
+
 // Server is a service that was found.
 type Server struct {
 	Instance string
 	Host     string     // target of the SRV record, without the final dot
 	Addr     netip.Addr // with zone when it is link-local
+	// Others are its other addresses on the same link.
+	Others   []netip.Addr
 	Port     int
 	Sysinfo  string // "RELEASE ARCH", "" when not told
 	Version  string // "1.0" when not told
@@ -70,17 +83,19 @@ type Server struct {
 
 // parseTXT reads the strings of a service. They come from anybody on the
 // network: keys in any case, missing, twice or unknown are all fine, the first
-// of a key counts, and nothing unprintable comes through.
+// of a key counts, and nothing unprintable comes through. The strings are
+// written as package dns gives them, with escapes; none is longer than 255
+// bytes in the packet.
 func parseTXT(s *Server, txt []string) {
 	s.Version = "1.0"
 	seen := make(map[string]bool)
 	for i, t := range txt {
-		if i == 64 {
+		if i == maxStrings {
 			return
 		}
-		key, value, ok := strings.Cut(t, "=")
+		key, value, ok := strings.Cut(unescape(t), "=")
 		key = strings.ToLower(key)
-		if !ok || len(t) > maxTXT || seen[key] && key != "mok_info" {
+		if !ok || seen[key] && key != "mok_info" {
 			continue
 		}
 		seen[key] = true

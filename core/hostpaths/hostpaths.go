@@ -88,3 +88,6 @@ func Kernels(userDir string) string { return filepath.Join(userDir, "kernels") }
 
 // Answers is the cache of a compile server.
 func Answers(userDir string) string { return filepath.Join(userDir, "answers") }
+
+// RememberedServers is the file of the servers that answered one user before.
+func RememberedServers(userDir string) string { return filepath.Join(userDir, "servers") }

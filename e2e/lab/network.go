@@ -16,6 +16,7 @@ import (
 type Network struct {
 	Namespace string
 	Tap       string
+	Name      string // of the host, for the programs on it; "" for that of this machine
 }
 
 // HostAddress and GuestAddress are the IPv4 addresses of the two sides.
@@ -49,10 +50,14 @@ func (l *Lab) NewNetwork() (*Network, error) {
 // Command is a command inside the namespace, in the rights of an unprivileged
 // user with the given home directory, or root's when uid is 0.
 func (n *Network) Command(uid int, env []string, argv ...string) *exec.Cmd {
-	args := append([]string{"netns", "exec", n.Namespace}, argv...)
-	if uid != 0 {
-		args = append([]string{"netns", "exec", n.Namespace, "setpriv", "--reuid", fmt.Sprint(uid), "--regid", fmt.Sprint(uid), "--clear-groups", "--pdeathsig", "KILL"}, argv...)
+	args := []string{"netns", "exec", n.Namespace}
+	if n.Name != "" {
+		args = append(args, "unshare", "--uts", "sh", "-c", `hostname "$1" && shift && exec "$@"`, "sh", n.Name)
 	}
+	if uid != 0 {
+		args = append(args, "setpriv", "--reuid", fmt.Sprint(uid), "--regid", fmt.Sprint(uid), "--clear-groups", "--pdeathsig", "KILL")
+	}
+	args = append(args, argv...)
 	cmd := exec.Command("ip", args...)
 	cmd.Env = env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
