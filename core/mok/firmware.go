@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
 // The firmware's lists of certificates are rows of EFI_SIGNATURE_LIST (UEFI
@@ -80,7 +79,7 @@ func SignatureList(der []byte) []byte {
 	return append(append(out, make([]byte, ownerSize)...), der...)
 }
 
-// Host is where a host shows what its kernel and its firmware want: Sys is /sys.
+// Host is where a host shows the variables of its firmware: Sys is /sys.
 type Host struct{ Sys string }
 
 // variable reads a variable of the firmware.
@@ -139,26 +138,4 @@ func Fingerprints(certs []*x509.Certificate) []string {
 func (h Host) SecureBoot() bool {
 	b, err := h.variable("SecureBoot", globalGUID)
 	return err == nil && len(b) == 1 && b[0] == 1
-}
-
-// Enforced reports whether this kernel loads only modules that are signed with a
-// key it trusts, and which of its files says so. Secure Boot alone does not mean
-// that: it is the kernel's choice, as lockdown or as module.sig_enforce.
-func (h Host) Enforced() (why string, enforced bool) {
-	for _, f := range []struct {
-		path string
-		says func(string) bool
-	}{
-		{"module/module/parameters/sig_enforce", func(s string) bool { return strings.HasPrefix(s, "Y") }},
-		{"kernel/security/securelevel", func(s string) bool { return strings.TrimSpace(s) == "1" }},
-		{"kernel/security/lockdown", func(s string) bool {
-			return strings.Contains(s, "[integrity]") || strings.Contains(s, "[confidentiality]")
-		}},
-	} {
-		path := filepath.Join(h.Sys, f.path)
-		if b, err := os.ReadFile(path); err == nil && f.says(string(b)) {
-			return path, true
-		}
-	}
-	return "", false
 }

@@ -213,23 +213,13 @@ func TestHost(t *testing.T) {
 	attributes := []byte{6, 0, 0, 0}
 	for name, c := range map[string]struct {
 		files    map[string]string
-		enforced string
 		boot     bool
 		enrolled int
 		err      string
 	}{
 		"nothing": {},
-		"none of it": {files: map[string]string{
-			"module/module/parameters/sig_enforce": "N\n", "kernel/security/lockdown": "[none] integrity confidentiality\n",
-			"firmware/efi/efivars/SecureBoot-" + globalGUID: string(attributes) + "\x00",
-		}},
-		"sig_enforce": {files: map[string]string{"module/module/parameters/sig_enforce": "Y\n"}, enforced: "sig_enforce"},
-		"securelevel": {files: map[string]string{"kernel/security/securelevel": "1\n"}, enforced: "securelevel"},
-		"lockdown":    {files: map[string]string{"kernel/security/lockdown": "none [integrity] confidentiality\n"}, enforced: "lockdown"},
-		"confidentiality": {files: map[string]string{
-			"kernel/security/lockdown":                      "none integrity [confidentiality]\n",
-			"firmware/efi/efivars/SecureBoot-" + globalGUID: string(attributes) + "\x01",
-		}, enforced: "lockdown", boot: true},
+		"off":     {files: map[string]string{"firmware/efi/efivars/SecureBoot-" + globalGUID: string(attributes) + "\x00"}},
+		"on":      {files: map[string]string{"firmware/efi/efivars/SecureBoot-" + globalGUID: string(attributes) + "\x01"}, boot: true},
 		"two lists": {files: map[string]string{
 			"firmware/efi/efivars/MokListRT-" + shimGUID:  string(attributes) + string(SignatureList(a)),
 			"firmware/efi/efivars/MokListRT1-" + shimGUID: string(attributes) + string(SignatureList(b)),
@@ -247,10 +237,6 @@ func TestHost(t *testing.T) {
 				if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 					t.Fatal(err)
 				}
-			}
-			why, enforced := h.Enforced()
-			if enforced != (c.enforced != "") || !strings.HasSuffix(why, c.enforced) {
-				t.Errorf("Enforced: got %q, %v, want %q", why, enforced, c.enforced)
 			}
 			if got := h.SecureBoot(); got != c.boot {
 				t.Errorf("SecureBoot: got %v", got)
