@@ -37,6 +37,9 @@ type options struct {
 	readable   []string // --allow-path
 	backend    string   // --translator
 	sign       bool     // --sign-systemtap
+	mokDir     string   // "" for moks beside the certificate
+	makeMOK    bool     // make a machine owner key if there is none
+	mokGuru    bool     // sign guru-mode modules with it
 	ignored    []string // words that mean nothing
 }
 
@@ -64,6 +67,9 @@ var spec = getopt.Spec{Defs: []getopt.Def{
 	{Long: "allow-path", Arg: getopt.RequiredArg},
 	{Long: "translator", Arg: getopt.RequiredArg},
 	{Long: "sign-systemtap"},
+	{Long: "mok-dir", Arg: getopt.RequiredArg},
+	{Long: "make-mok"},
+	{Long: "mok-guru"},
 }}
 
 // defaultCacheSize is room for some thousand modules.
@@ -99,6 +105,11 @@ Compile and sign scripts for clients on other hosts.
       --translator=builtin|systemtap|auto  with auto, SystemTap translates what
                                 the built-in one does not know (builtin)
       --sign-systemtap          sign modules of SystemTap for stapusr and stapsys
+      --mok-dir=DIR             machine owner keys (MOK), with which modules are
+                                signed for kernels that load no others (moks in
+                                the directory of key and certificate)
+      --make-mok                make one if there is none
+      --mok-guru                sign guru-mode modules with it, too
       --max-request-size=NUM    bytes of a request, unpacked (50000)
       --max-compressed-request=NUM  bytes of a request, packed (5000)
   -h, --help                    show this help
@@ -192,6 +203,15 @@ func (o *options) set(g getopt.Option) error {
 		o.backend = g.Value
 	case "sign-systemtap":
 		o.sign = true
+	case "mok-dir":
+		if g.Value == "" {
+			return errors.New("option '--mok-dir=' names no directory")
+		}
+		o.mokDir = g.Value
+	case "make-mok":
+		o.makeMOK = true
+	case "mok-guru":
+		o.mokGuru = true
 	case "allow-path":
 		if !filepath.IsAbs(g.Value) || strings.Contains(g.Value, ":") || filepath.Clean(g.Value) == "/" {
 			return fmt.Errorf("option '--allow-path=%s' needs an absolute path without colons, and not /", g.Value)

@@ -74,6 +74,7 @@ type server struct {
 	publish func(host string, services []discovery.Service, log func(string, ...any)) (io.Closer, error)
 
 	log     *logger
+	moks    *machineKeys
 	service *compile.Service
 	port    int
 
@@ -223,6 +224,9 @@ func (s *server) setup(release string) error {
 			s.log.printf("Only the built-in translator is here: %v", err)
 		}
 	}
+	if s.moks, err = s.openMachineKeys(); err != nil {
+		return err
+	}
 	s.service = &compile.Service{
 		Releases: s.opts.kernels(release), Arch: s.arch,
 		Options: append(options, s.opts.translator...), Rlimits: limits,
@@ -230,6 +234,7 @@ func (s *server) setup(release string) error {
 		Limits: wire.RequestLimits(s.opts.maxRequest), Keep: s.opts.keep,
 		Worker: compile.Self, Slot: s.slot, Readable: s.opts.readable,
 		Translator: s.opts.backend, SignSystemtap: s.opts.sign,
+		MOKs: s.moks.list, MOKGuru: s.opts.mokGuru,
 		Key: func() crypto.Signer {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -361,7 +366,7 @@ func (s *server) advertise() {
 	var services []discovery.Service
 	for _, k := range s.service.Releases {
 		services = append(services, discovery.Service{Port: s.port,
-			TXT: discovery.TXT(k.Name, s.arch, s.opts.translator, version.Protocol, identity.CertInfo(s.id.Certificate), nil)})
+			TXT: discovery.TXT(k.Name, s.arch, s.opts.translator, version.Protocol, identity.CertInfo(s.id.Certificate), s.moks.fingerprints())})
 	}
 	r, err := s.publish(s.node, services, s.log.printf)
 	if err != nil {
