@@ -268,37 +268,28 @@ func Verify(image []byte, cert *x509.Certificate) (*Signature, error) {
 	return s, nil
 }
 
-// hashFor is SHA-512, as upstream has it, or what goes with the curve of a key:
-// kernels take no longer digest than the curve.
-func hashFor(pub crypto.PublicKey) (algorithm, asn1.RawValue, error) {
-	all := algorithms()
+// CheckKey reports why modules cannot be signed with a key.
+func CheckKey(pub crypto.PublicKey) error {
 	switch k := pub.(type) {
 	case *rsa.PublicKey:
 		if bits := k.N.BitLen(); bits < 2048 || bits > 4096 {
-			return algorithm{}, asn1.RawValue{}, fmt.Errorf("RSA key has %d bits, kernels take 2048 to 4096", bits)
+			return fmt.Errorf("RSA key has %d bits, kernels take 2048 to 4096", bits)
 		}
-		return all[2], asn1.NullRawValue, nil
 	case *ecdsa.PublicKey:
-		switch k.Curve {
-		case elliptic.P256():
-			return all[0], asn1.RawValue{}, nil
-		case elliptic.P384():
-			return all[1], asn1.RawValue{}, nil
+		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
+			return fmt.Errorf("curve %s is not one that kernels take: P-256 or P-384", k.Curve.Params().Name)
 		}
-		return algorithm{}, asn1.RawValue{}, fmt.Errorf("curve %s is not one that kernels take: P-256 or P-384", k.Curve.Params().Name)
+	default:
+		return fmt.Errorf("key type %T is not RSA or ECDSA", pub)
 	}
-	return algorithm{}, asn1.RawValue{}, fmt.Errorf("key type %T is not RSA or ECDSA", pub)
-}
-
-// CheckKey reports why modules cannot be signed with a key.
-func CheckKey(pub crypto.PublicKey) error {
-	_, _, err := hashFor(pub)
-	return err
+	return nil
 }
 
 // Append gives a module the signature of a certificate's key. A module that has
 // one already is refused: it would become part of what is signed, and kernels
-// look at the last one only.
+// look at the last one only. The hash is SHA-256, which kernels have built in;
+// SHA-512, upstream's, is a module in those of Debian, and without it a kernel
+// rejects the signature.
 func Append(module []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, error) {
 	if bytes.HasSuffix(module, []byte(Magic)) {
 		return nil, errors.New("the module has an appended signature already")
@@ -306,10 +297,10 @@ func Append(module []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, e
 	if pub, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(key.Public()) {
 		return nil, errors.New("the key is not that of the certificate")
 	}
-	a, parameters, err := hashFor(key.Public())
-	if err != nil {
+	if err := CheckKey(key.Public()); err != nil {
 		return nil, err
 	}
+	a := algorithms()[0]
 	h := a.hash.New()
 	h.Write(module)
 	sig, err := key.Sign(rand.Reader, h.Sum(nil), a.hash)
@@ -321,8 +312,8 @@ func Append(module []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, e
 		return nil, fmt.Errorf("naming the signer: %w", err)
 	}
 	how := pkix.AlgorithmIdentifier{Algorithm: a.ecdsas}
-	if parameters.Tag == asn1.TagNull {
-		how = pkix.AlgorithmIdentifier{Algorithm: oidRSA(), Parameters: parameters}
+	if _, ok := key.Public().(*rsa.PublicKey); ok {
+		how = pkix.AlgorithmIdentifier{Algorithm: oidRSA(), Parameters: asn1.NullRawValue}
 	}
 	hash := pkix.AlgorithmIdentifier{Algorithm: a.oid}
 	d := signedData{
