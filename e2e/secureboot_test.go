@@ -225,3 +225,47 @@ func secureBoot(t *testing.T, version string) {
 	})
 	s.checkClean(t)
 }
+
+// TestSecureBootElsewhere is the same module on kernels that take any: -R takes
+// the signature that it would make a false one off, and ours is over both.
+func TestSecureBootElsewhere(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		key, err := mok.Generate(filepath.Join(t.TempDir(), "moks"), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		signer, _ := signers(t)
+		s.forgetSigners(t)
+		s.trustSigner(t, signer)
+		plain := module(t, s.kernel, "stapusr", hello)
+		signed, err := modsig.Append(plain, key.Certificate, key.Signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tt := range []struct {
+			name   string
+			user   lab.User
+			opts   []string
+			image  []byte
+			over   []byte // what the signature beside is over, nil for none
+			status int
+			stdout string
+			stderr string
+		}{
+			{"of root", lab.Root, nil, signed, nil, 0, "Hello\n", ""},
+			{"renamed", lab.Root, []string{"-R"}, signed, nil, 0, "Hello\n", ""},
+			{"of a user, renamed", lab.Usr, []string{"-R"}, signed, signed, 0, "Hello\n", ""},
+			{"signed for the kernel after it was for staprun", lab.Usr, nil, signed, plain, 255, "", "It may have been altered since it was created."},
+			{"without the signature for the kernel", lab.Usr, nil, plain, signed, 255, "", "It may have been altered since it was created."},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				s.do(t, lab.Shell(lab.Root, "rm -f /tmp/s.ko /tmp/s.ko.sgn"))
+				s.put(t, "/tmp/s.ko", tt.user, 0o644, tt.image)
+				if tt.over != nil {
+					s.put(t, "/tmp/s.ko.sgn", tt.user, 0o644, sign(t, tt.over, signer))
+				}
+				want(t, s.do(t, lab.Command(tt.user, append(append([]string{"staprun"}, tt.opts...), "/tmp/s.ko")...)), tt.status, tt.stdout, tt.stderr)
+			})
+		}
+	})
+}
