@@ -13,6 +13,7 @@ import (
 	"stapbox/applets/relay/merge"
 	"stapbox/applets/relay/stapsh"
 	"stapbox/applets/server"
+	"stapbox/applets/sign"
 	"stapbox/core/invocation"
 )
 
@@ -22,6 +23,7 @@ var Table = []box.Applet{
 	{Name: "stap-client", Summary: "compile a script on a server and run it", Main: client.Main},
 	{Name: "stap-find-servers", Summary: "list compile servers", Main: client.Main},
 	{Name: "stap-serverd", Summary: "compile and sign scripts for other hosts", Main: server.Main},
+	{Name: "stap-sign-module", Summary: "sign a module by hand, for staprun and for the kernel", Main: sign.Main},
 	{Name: "staprun", Summary: "verify and load a module, then hand over to stapio", Main: loader.Main},
 	{Name: "stapio", Summary: "relay a loaded module's output", Main: relay.Main},
 	{Name: "stap-merge", Summary: "bring the files of bulk mode into one stream", Main: merge.Main},

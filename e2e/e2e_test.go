@@ -180,7 +180,7 @@ func want(t *testing.T, a request.Answer, status int, stdout string, stderr ...s
 // loaded lists the modules of ours that the guest has loaded.
 func (s *scene) loaded(t *testing.T) string {
 	t.Helper()
-	a := s.do(t, lab.Shell(lab.Root, "ls /proc/systemtap 2>/dev/null; lsmod | grep -v '^Module\\|^virtio\\|failover\\|af_packet' | cut -d' ' -f1"))
+	a := s.do(t, lab.Shell(lab.Root, "ls /proc/systemtap 2>/dev/null; lsmod | grep -v '^Module\\|^virtio\\|failover\\|af_packet\\|efivarfs' | cut -d' ' -f1"))
 	return strings.TrimSpace(string(a.Stdout))
 }
 

@@ -53,6 +53,8 @@ type client struct {
 	retryDelay         time.Duration
 
 	temp    string
+	kernel  kernelKeys
+	sys     string   // "" for /sys
 	reasons []string // why options were chosen for the user
 }
 
@@ -155,6 +157,12 @@ func (c *client) run(ctx context.Context) int {
 	}
 	if code, ok := c.unprivileged(); !ok {
 		return code
+	}
+	if !worker {
+		if err := c.requireKernelKeys(); err != nil {
+			c.say("%v", err)
+			return 1
+		}
 	}
 	return c.translateAndRun(ctx)
 }

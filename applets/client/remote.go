@@ -138,7 +138,7 @@ func (c *client) request() (*wire.Request, error) {
 		}
 		release = k.Release
 	}
-	r := &wire.Request{Version: wire.Version, Release: release, Arch: arch, HasLocale: true}
+	r := &wire.Request{Version: wire.Version, Release: release, Arch: arch, HasLocale: true, MOK: c.kernel.fingerprints}
 	for _, name := range compile.LocaleNames {
 		if v, ok := c.inv.LookupEnv(name); ok && !strings.ContainsAny(v, "\n\x00") {
 			r.Locale = append(r.Locale, name+"="+v)
@@ -279,6 +279,9 @@ func (c *client) response(answer []byte) (outcome, error) {
 		case c.opts.Unprivileged() && signatures[0].Data == nil:
 			return outcome{rc: 1, server: true}, fmt.Errorf("The server returned the module %q without a signature.", out.name)
 		default:
+			if err := c.checkKernelSignature(out.name, modules[0].Data); err != nil {
+				return outcome{rc: 1, server: true}, err
+			}
 			// The two must lie side by side: staprun looks for the signature
 			// beside the module.
 			out.module = filepath.Join(c.temp, modules[0].Name)
@@ -297,6 +300,9 @@ func (c *client) response(answer []byte) (outcome, error) {
 		r.Stderr = withoutLines(r.Stderr, func(line []byte) bool { return bytes.HasPrefix(line, []byte("Keeping temporary directory")) })
 	}
 	c.inv.Stderr.Write(r.Stderr)
+	if r.SigningKey != nil {
+		c.saveSigningKey(r.SigningKey)
+	}
 	if !r.HasRC {
 		return outcome{rc: 1, server: true}, errors.New("The server refused the request without giving a status; it may not build for this kernel.")
 	}

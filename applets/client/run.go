@@ -53,7 +53,7 @@ func (c *client) staprunArgs(out outcome) []string {
 	case c.opts.Flight:
 		args = append(args, "-L")
 	}
-	if c.opts.Module == "" {
+	if c.renames() {
 		args = append(args, "-R")
 	}
 	if c.opts.FileSize != "" {
@@ -68,16 +68,20 @@ func (c *client) staprunArgs(out outcome) []string {
 	return append(append(args, out.module), c.opts.Globals...)
 }
 
+// renames reports whether staprun gives the module a name of its own. A module
+// that is signed for the kernel would not be what was signed any more.
+func (c *client) renames() bool { return c.opts.Module == "" && !c.kernel.required }
+
 // removeLeftover removes the module of a staprun that a request to end has ended
 // before it could do so itself: it is deaf to signals while it becomes stapio.
 // After SIGKILL the module stays, for staprun -A.
-func (c *client) removeLeftover(staprun string, pid int, by syscall.Signal) {
+func (c *client) removeLeftover(staprun, name string, pid int, by syscall.Signal) {
 	if by == syscall.SIGKILL {
 		return
 	}
 	pattern := "*_" + strconv.Itoa(pid) // the name that -R gives
-	if c.opts.Module != "" {
-		pattern = c.opts.Module
+	if !c.renames() {
+		pattern = name
 	}
 	left, err := filepath.Glob(filepath.Join("/proc/systemtap", pattern))
 	if err != nil || len(left) != 1 {
@@ -188,7 +192,7 @@ func (c *client) pass5(ctx context.Context, out outcome) int {
 		return 0
 	case errors.As(err, &exit):
 		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-			c.removeLeftover(path, cmd.Process.Pid, ws.Signal())
+			c.removeLeftover(path, out.name, cmd.Process.Pid, ws.Signal())
 			c.say("WARNING: %s exited with signal: %d (%s)", path, ws.Signal(), ws.Signal())
 		} else {
 			c.say("WARNING: %s exited with status: %d", path, exit.ExitCode())

@@ -82,14 +82,9 @@ func (l *loader) load() int {
 		}
 	}
 	if l.opts.Rename {
-		switch name, err := kmod.Rename(m.image, os.Getpid()); {
-		case errors.Is(err, kmod.ErrNameTooShort):
-			l.report.Warningf("Old module name '%s' is too short for renaming, ignoring -R.", name)
-		case err != nil:
+		if err := l.rename(m); err != nil {
 			l.report.Errorf("Couldn't rename module '%s': %v", l.opts.Module, err)
 			return exitError
-		default:
-			m.name = name
 		}
 	}
 	if _, set := l.LookupEnv("SYSTEMTAP_SYNC"); set {
@@ -351,9 +346,14 @@ func (l *loader) insert(m *module) (status int, ok bool) {
 	}
 	if err := kmod.Insert(sealed, l.params); err != nil {
 		failed(err)
-		if errors.Is(err, unix.EEXIST) && !l.opts.Rename {
+		_, enforced := kmod.SignatureRule("/sys")
+		switch exists := errors.Is(err, unix.EEXIST); {
+		case exists && enforced && kmod.Signed(m.image):
+			l.report.Hintf("a module that is signed for the kernel keeps its name; stap -m NAME makes one of another name")
+		case exists && !l.opts.Rename:
 			l.report.Errorf("Rerun with staprun option '-R' to rename this module.")
 		}
+		l.explainSignature(m, err)
 		return exitError, false
 	}
 	return exitOK, true

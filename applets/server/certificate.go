@@ -118,7 +118,7 @@ func (s *server) advertise() {
 	s.withdraw()
 	var services []discovery.Service
 	for _, k := range s.service.Releases {
-		txt := discovery.TXT(k.Name, s.arch, s.opts.translator, version.Protocol, identity.CertInfo(s.id.Certificate), nil)
+		txt := discovery.TXT(k.Name, s.arch, s.opts.translator, version.Protocol, identity.CertInfo(s.id.Certificate), s.moks.fingerprints())
 		if s.next != nil {
 			txt = append(txt, "next=sha256:"+identity.Fingerprint(s.next.Certificate))
 		}

@@ -42,6 +42,9 @@ type options struct {
 	json       bool     // the log
 	metrics    string   // where --metrics listens
 	clientCA   string   // certificates of clients that are accepted, or of their issuers
+	mokDir     string   // "" for moks beside the certificate
+	makeMOK    bool     // make a machine owner key if there is none
+	mokGuru    bool     // sign guru-mode modules with it
 	ignored    []string // words that mean nothing
 
 	metricsAnywhere, requireCert bool
@@ -85,6 +88,9 @@ var spec = getopt.Spec{Defs: []getopt.Def{
 	{Long: "queue", Arg: getopt.RequiredArg},
 	{Long: "drain-time", Arg: getopt.RequiredArg},
 	{Long: "renew-before", Arg: getopt.RequiredArg},
+	{Long: "mok-dir", Arg: getopt.RequiredArg},
+	{Long: "make-mok"},
+	{Long: "mok-guru"},
 }}
 
 // limitDefs are the options that may be in DATA/limits.
@@ -129,6 +135,11 @@ Compile and sign scripts for clients on other hosts.
       --translator=builtin|systemtap|auto  with auto, SystemTap translates what
                                 the built-in one does not know (builtin)
       --sign-systemtap          sign modules of SystemTap for stapusr and stapsys
+      --mok-dir=DIR             machine owner keys (MOK), with which modules are
+                                signed for kernels that load no others (moks in
+                                the directory of key and certificate)
+      --make-mok                make one if there is none
+      --mok-guru                sign guru-mode modules with it, too
       --max-request-size=NUM    bytes of a request, unpacked (50000)
       --max-compressed-request=NUM  bytes of a request, packed (5000)
       --client-ca=FILE|DIR      ask clients for certificates, and accept those in
@@ -243,6 +254,15 @@ func (o *options) set(g getopt.Option) error {
 		o.backend = g.Value
 	case "sign-systemtap":
 		o.sign = true
+	case "mok-dir":
+		if g.Value == "" {
+			return errors.New("option '--mok-dir=' names no directory")
+		}
+		o.mokDir = g.Value
+	case "make-mok":
+		o.makeMOK = true
+	case "mok-guru":
+		o.mokGuru = true
 	case "allow-path":
 		if !filepath.IsAbs(g.Value) || strings.Contains(g.Value, ":") || filepath.Clean(g.Value) == "/" {
 			return fmt.Errorf("option '--allow-path=%s' needs an absolute path without colons, and not /", g.Value)

@@ -92,6 +92,7 @@ type server struct {
 
 	sandbox   *sandbox.Sandbox // of workers
 	systemtap string           // an installed stap, when it may be used
+	moks      *machineKeys
 
 	listeners []net.Listener
 	activated bool         // the service manager opened them
@@ -264,6 +265,9 @@ func (s *server) setup(release string) error {
 	if err := s.findSystemtap(); err != nil {
 		return err
 	}
+	if s.moks, err = s.openMachineKeys(); err != nil {
+		return err
+	}
 	s.apply(n)
 	return nil
 }
@@ -286,6 +290,7 @@ func (s *server) newService(options []string, rlimits []compile.Rlimit) *compile
 		Translator: s.opts.backend, SignSystemtap: s.opts.sign,
 		Key: s.key, SignerName: s.signerName, Log: s.log.printf, Requests: s.audit,
 		Done: s.figures.done, Phase: s.figures.phase,
+		MOKs: s.moks.list, MOKGuru: s.opts.mokGuru,
 	}
 }
 

@@ -198,6 +198,7 @@ func (r *request) clone() *request {
 		archive: r.archive, wire: r.wire, opts: r.opts, argv: r.argv, release: r.release, env: r.env, translator: r.translator,
 		digest: r.digest, contents: r.contents, complaints: r.complaints, script: r.script, id: r.id, key: r.key, rc: r.rc, signer: r.signer,
 	}
+	c.mok = r.mok
 	c.stderr.WriteString(r.complaints)
 	return c
 }

@@ -42,7 +42,7 @@ type influences struct {
 	Privilege  string   // level the script is checked and signed for
 	Locale     []string // accepted LANG and LC_*
 	Complaints string   // about locale lines that were not accepted
-	MOK        []string // fingerprints of machine owner keys
+	MOK        []string // the machine owner key that signs for the kernel, see mokInfluence
 	Files      string   // contents: names and texts of the script and tapset files of the request
 	Signer     string   // SHA-256 of the public key, or "" for none
 }
@@ -156,7 +156,7 @@ func (s *Service) influences(r *request) *influences {
 		Release: r.release.Name, BuildDir: r.release.BuildDir, Kernel: identity, Arch: s.Arch,
 		Options: s.Options, Rlimits: s.Rlimits, Environ: s.Environ, Home: s.Home,
 		Args: r.argv, Translator: r.translator, Privilege: r.opts.Privilege.String(), Locale: r.env, Complaints: r.complaints,
-		MOK: r.wire.MOK, Files: r.contents, Signer: signer(r.key),
+		MOK: mokInfluence(r.mok), Files: r.contents, Signer: signer(r.key),
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"stapbox/core/cache"
 	"stapbox/core/getopt"
 	"stapbox/core/kmod"
+	"stapbox/core/mok"
 	"stapbox/core/sandbox"
 	"stapbox/core/signing"
 	"stapbox/core/wire"
@@ -77,6 +78,11 @@ type Service struct {
 	// Slot waits for the right to run a worker for a request; nil is no limit. Its
 	// error is for the client. Answers that are there already need none.
 	Slot func(context.Context) (release func(), err error)
+
+	// MOKs are the machine owner keys that modules are signed with for kernels;
+	// nil is none. MOKGuru lets modules with guru-mode code be among them.
+	MOKs    func() []*mok.Key
+	MOKGuru bool
 
 	Key func() crypto.Signer
 	// SignerName names the certificate of a key of Key for the log; nil is no name.
@@ -169,6 +175,8 @@ type request struct {
 	script     string        // SHA-256 of the text of the script
 	id         cache.Key     // of the answer
 	key        crypto.Signer // the server's, the same from check to signature
+	mok        *mok.Key      // that the module is signed with for the kernel, or nil
+	offer      []byte        // certificate of one for the client to enrol, or nil
 
 	dir    string // the request directory
 	stdout []byte
@@ -245,7 +253,7 @@ func (s *Service) finish(ctx context.Context, r *request, err error) result {
 	}
 	answer, err := (&wire.Response{
 		Version: wire.Version, RC: r.rc, Files: r.files,
-		Stdout: s.hide(r.stdout, r), Stderr: s.hide(r.stderr.Bytes(), r),
+		Stdout: s.hide(r.stdout, r), Stderr: s.hide(r.stderr.Bytes(), r), SigningKey: r.offer,
 	}).Encode()
 	if err != nil {
 		res.err, res.keep = err, false
@@ -278,6 +286,9 @@ func (s *Service) record(ctx context.Context, r *request, res result, peer strin
 	}
 	if r.opts != nil {
 		attrs = append(attrs, slog.String("level", r.opts.Privilege.String()))
+	}
+	if r.mok != nil {
+		attrs = append(attrs, slog.String("mok", r.mok.Fingerprint()))
 	}
 	if res.madeBy != "" {
 		attrs = append(attrs, slog.String("translator", res.madeBy))
@@ -392,9 +403,6 @@ func (s *Service) check(r *request) error {
 	if err := s.target(r, r.wire.Release, r.wire.Arch); err != nil {
 		return err
 	}
-	if len(r.wire.MOK) > 0 {
-		return refuse("The kernel of this client loads only modules that are signed with a machine owner key (MOK), and this server has none.")
-	}
 
 	spec := Spec()
 	list, words, err := getopt.Parse(spec, r.wire.Args)
@@ -444,6 +452,9 @@ func (s *Service) check(r *request) error {
 		if !strings.HasPrefix(dir, "tapset/") || filepath.Clean(dir) != dir {
 			return refuse("ERROR: tapset %q is not part of the request: a server reads no directory of its own by a client's word. Send it with the request, as stap -I does.", dir)
 		}
+	}
+	if err := s.chooseMOK(r); err != nil {
+		return err
 	}
 	r.argv = spec.Words(own, words)
 	r.digest, r.contents, r.script = digest(r), contents(r.wire.Files), scriptDigest(r)
@@ -554,9 +565,13 @@ func (s *Service) sign(r *request) error {
 		return fmt.Errorf("reading the module: %w", err)
 	}
 	name := filepath.Base(names[0])
+	plain := module
+	if module, err = s.signForKernel(r, plain); err != nil {
+		return err
+	}
 	files := []wire.File{{Name: name, Data: module}}
 	if r.opts.Unprivileged() {
-		level, present, err := kmod.RequiredLevel(module)
+		level, present, err := kmod.RequiredLevel(plain)
 		if err != nil {
 			return fmt.Errorf("reading the privilege level of the module: %w", err)
 		}

@@ -231,8 +231,6 @@ func TestServiceRefuses(t *testing.T) {
 		r.Release, r.Arch = release, arch
 		return r
 	}
-	mok := req61("-enothing")
-	mok.MOK = []string{"missing"}
 	for _, tt := range []struct {
 		name string
 		req  *wire.Request
@@ -256,7 +254,6 @@ func TestServiceRefuses(t *testing.T) {
 		{"tapset that is the whole request", req61("-I", "tapset/.", "-e", "nothing"), "is not part of the request"},
 		{"script not named as it is in the request", req61("script//../x.stp"), "is not part of the request"},
 		{"help", req61("--help"), "answers neither"},
-		{"machine owner key", mok, "machine owner key"},
 		{"level of the module", req61("-emodule stapdev", "--privilege=stapusr"), "declares privilege level stapdev and not stapusr"},
 		{"lower level of the module", req61("-emodule stapusr", "--privilege=stapsys"), "declares privilege level stapusr and not stapsys"},
 		{"no module", req61("-enothing"), "Unable to find a module in <server>/stap000000"},

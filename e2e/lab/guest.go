@@ -48,6 +48,10 @@ type GuestConfig struct {
 	CPUs   int
 	Memory int      // megabytes
 	Net    *Network // nil for no network
+
+	Firmware  *Firmware // nil for the BIOS
+	Variables []Variable
+	Append    string // to the kernel's command line
 }
 
 // Guest is a running virtual machine.
@@ -80,6 +84,7 @@ busybox mount -t tmpfs -o mode=755 run /run
 busybox hostname production
 echo 1 >/proc/sys/kernel/printk
 for m in $(cat /lib/modules/network); do busybox insmod /lib/modules/$m; done
+[ -d /sys/firmware/efi ] && busybox mount -t efivarfs efivarfs /sys/firmware/efi/efivars
 busybox ip link set lo up
 if [ -e /sys/class/net/eth0 ]; then
 	echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
@@ -91,7 +96,7 @@ exec busybox setsid busybox cttyhack busybox sh -c 'while :; do busybox login -f
 `
 
 // baseImage has busybox, accounts and the kernel modules for a network card.
-func (l *Lab) baseImage(k *Kernel) (*Image, error) {
+func (l *Lab) baseImage(k *Kernel, modules []string) (*Image, error) {
 	im := NewImage()
 	busybox, err := l.FetchBusybox()
 	if err != nil {
@@ -127,7 +132,7 @@ func (l *Lab) baseImage(k *Kernel) (*Image, error) {
 	im.File("etc/group", 0o644, []byte("root:x:0:\ndev:x:1001:\nusr:x:1002:\nsys:x:1003:\nusr2:x:1005:\nnogroup:x:65534:\nstapusr:x:156:dev,usr,usr2,sys\nstapsys:x:157:sys\nstapdev:x:158:dev\n"))
 	im.File("etc/hosts", 0o644, []byte("127.0.0.1 localhost production\n"))
 	im.File("etc/profile", 0o644, []byte("export PATH=/usr/bin:/bin:/usr/sbin:/sbin\nexport PS1='\\u@production$ '\n"))
-	order, err := addModules(im, k, networkModules)
+	order, err := addModules(im, k, modules)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +200,11 @@ func moduleBytes(path string) ([]byte, error) {
 // Boot builds the image and starts the guest. It returns when the agent is
 // ready, or, without an agent, at once.
 func (l *Lab) Boot(c GuestConfig) (*Guest, error) {
-	im, err := l.baseImage(c.Kernel)
+	modules := networkModules
+	if c.Firmware != nil {
+		modules = append(slices.Clone(modules), "efivarfs")
+	}
+	im, err := l.baseImage(c.Kernel, modules)
 	if err != nil {
 		return nil, err
 	}
@@ -249,15 +258,22 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 		"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max",
 		"-smp", fmt.Sprint(max(c.CPUs, 2)), "-m", fmt.Sprint(max(c.Memory, 1024)),
 		"-kernel", c.Kernel.Image, "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 net.ifnames=0",
+		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 net.ifnames=0 " + c.Append),
 		"-display", "none", "-no-reboot", "-nodefaults",
 		"-chardev", "socket,id=con,path=" + filepath.Join(g.dir, "console"), "-serial", "chardev:con",
 		"-chardev", "socket,id=agt,path=" + filepath.Join(g.dir, "agent"), "-serial", "chardev:agt",
 	}
+	if c.Firmware != nil {
+		more, err := c.Firmware.arguments(g.dir, c.Variables)
+		if err != nil {
+			return err
+		}
+		args = append(args, more...)
+	}
 	if c.Net != nil {
 		args = append([]string{"ip", "netns", "exec", c.Net.Namespace}, append(args,
 			"-netdev", "tap,id=n0,ifname="+c.Net.Tap+",script=no,downscript=no",
-			"-device", "virtio-net-pci,netdev=n0")...)
+			"-device", "virtio-net-pci,netdev=n0,romfile=")...)
 	}
 	g.cmd = exec.Command(args[0], args[1:]...)
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -330,9 +346,11 @@ func (g *Guest) receive() {
 		if err != nil {
 			return
 		}
+		// Noise on the line from before the agent made it raw: UEFI clears the
+		// screen on every line there is.
 		var a request.Answer
-		if json.Unmarshal(line, &a) != nil {
-			continue // noise on the line before the agent made it raw
+		if at := bytes.IndexByte(line, '{'); at < 0 || json.Unmarshal(line[at:], &a) != nil {
+			continue
 		}
 		g.mu.Lock()
 		c := g.waiting[a.ID]

@@ -1,0 +1,191 @@
+package client
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"stapbox/core/modsig"
+	"stapbox/core/mok"
+	"stapbox/core/privilege"
+	"stapbox/core/wire"
+)
+
+func machineKey(t *testing.T) *mok.Key {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{Organization: []string{"Systemtap"}},
+		NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &mok.Key{Certificate: cert, Signer: key}
+}
+
+// enforcing makes a /sys of a kernel that loads signed modules only, with these
+// keys enrolled.
+func enforcing(t *testing.T, keys ...*mok.Key) string {
+	t.Helper()
+	sys := t.TempDir()
+	put := func(path, text string) {
+		path = filepath.Join(sys, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("module/module/parameters/sig_enforce", "Y\n")
+	list := "\x06\x00\x00\x00"
+	for _, k := range keys {
+		list += string(mok.SignatureList(k.Certificate.Raw))
+	}
+	if len(keys) > 0 {
+		put("firmware/efi/efivars/MokListRT-605dab50-e046-4300-abb6-3dd810dd8b23", list)
+	}
+	return sys
+}
+
+// signedBy answers with a module that has a signature for the kernel.
+func signedBy(t *testing.T, k *mok.Key) func(*wire.Request) *wire.Response {
+	return func(r *wire.Request) *wire.Response {
+		a := good("stap_1")(r)
+		if k != nil {
+			image, err := modsig.Append([]byte("module"), k.Certificate, k.Signer)
+			if err != nil {
+				t.Error(err)
+			}
+			a.Files[0].Data = image
+		}
+		return a
+	}
+}
+
+// TestKernelKeys: on a kernel that loads signed modules only, root's script goes
+// to a server with the fingerprints of what is enrolled, and only a module
+// signed with such a key is run, under its own name.
+func TestKernelKeys(t *testing.T) {
+	key, other := machineKey(t), machineKey(t)
+	for _, tt := range []struct {
+		name   string
+		env    string
+		sys    string
+		answer *mok.Key // that signed what the server returns
+		args   []string
+		code   int
+		mok    []string // that the request has
+		out    string
+		err    string
+	}{
+		{"right key", "", enforcing(t, other, key), key, nil, 0, []string{other.Fingerprint(), key.Fingerprint()}, "args: MODULE\n", ""},
+		{"no signature", "", enforcing(t, key), nil, nil, 1, []string{key.Fingerprint()}, "", `The server returned the module "stap_1" without a signature for the kernel.`},
+		{"another key", "", enforcing(t, key), other, nil, 1, []string{key.Fingerprint()}, "", "no enrolled machine owner key (MOK) made it"},
+		{"nothing enrolled", "", enforcing(t), other, nil, 1, []string{"missing"}, "", "no enrolled machine owner key (MOK) made it"},
+		{"by the environment", "SYSTEMTAP_SIGN=", t.TempDir(), nil, nil, 1, []string{"missing"}, "", "without a signature for the kernel"},
+		{"not by the environment", "SYSTEMTAP_NOSIGN=1", enforcing(t, key), nil, []string{"--use-server"}, 0, nil, "args: -R MODULE\n", ""},
+		{"not for -p2", "", enforcing(t, key), nil, []string{"-p2", "--use-server"}, 0, nil, "", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newServer(t, signedBy(t, tt.answer))
+			d := newDesk(t, privilege.GroupDev, f)
+			d.user = privilege.User{UID: 0}
+			d.trust(t, f, d.peerStore())
+			d.sys = tt.sys
+			if tt.env != "" {
+				d.inv.Environ = append(d.inv.Environ, tt.env)
+			}
+			code := d.stap(append([]string{"-e", hello}, tt.args...)...)
+			if code != tt.code {
+				t.Errorf("status %d, want %d\n%s", code, tt.code, d.err.String())
+			}
+			if len(f.requests) != 1 {
+				t.Fatalf("%d requests\n%s", len(f.requests), d.err.String())
+			}
+			if got := f.requests[0].MOK; !slices.Equal(got, tt.mok) {
+				t.Errorf("the request has %q, want %q", got, tt.mok)
+			}
+			contains(t, "stdout", d.out.String(), tt.out)
+			contains(t, "stderr", d.err.String(), tt.err)
+			if tt.code != 0 {
+				contains(t, "stderr", d.err.String(), "The kernel on your system requires modules to be signed for loading.\nThe module created by")
+				if strings.Contains(d.out.String(), "args:") {
+					t.Error("the module was run")
+				}
+			}
+		})
+	}
+}
+
+// TestKernelKeysUnreadable: a list of the firmware that cannot be read is no
+// empty one.
+func TestKernelKeysUnreadable(t *testing.T) {
+	d := newDesk(t, privilege.GroupDev)
+	d.sys = enforcing(t, machineKey(t))
+	list := filepath.Join(d.sys, "firmware/efi/efivars/MokListRT-605dab50-e046-4300-abb6-3dd810dd8b23")
+	if err := os.WriteFile(list, []byte("abcdefg"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code := d.stap("-e", hello); code != 1 {
+		t.Errorf("status %d", code)
+	}
+	contains(t, "stderr", d.err.String(), "Failed to get list of machine owner keys (MOK) for module signing: reading MokListRT: ")
+}
+
+// TestSigningKey: what a server offers to enrol is saved under the one name, if
+// it is a certificate, and replaces nothing.
+func TestSigningKey(t *testing.T) {
+	key, other := machineKey(t), machineKey(t)
+	for _, tt := range []struct {
+		name        string
+		there, sent []byte
+		left        []byte
+		want        string
+	}{
+		{"saved", nil, key.Certificate.Raw, key.Certificate.Raw, "compare its SHA1 fingerprint, " + key.Fingerprint()},
+		{"there already", key.Certificate.Raw, key.Certificate.Raw, key.Certificate.Raw, "compare its SHA1 fingerprint, " + key.Fingerprint()},
+		{"another is there", other.Certificate.Raw, key.Certificate.Raw, other.Certificate.Raw, "is another certificate already"},
+		{"no certificate", nil, []byte("#!/bin/sh"), nil, "is not a certificate, it is not saved"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newServer(t, func(*wire.Request) *wire.Response {
+				return &wire.Response{Version: "5.6", RC: 1, Stderr: []byte("Server: Use the following command\n"), SigningKey: tt.sent}
+			})
+			d := newDesk(t, privilege.GroupDev, f)
+			d.trust(t, f, d.peerStore())
+			d.sys = enforcing(t)
+			path := filepath.Join(d.dir, mok.CertFile)
+			if tt.there != nil {
+				if err := os.WriteFile(path, tt.there, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if code := d.stap("-e", hello); code != 1 {
+				t.Errorf("status %d", code)
+			}
+			contains(t, "stderr", d.err.String(), "Server: Use the following command\n", tt.want)
+			if got, err := os.ReadFile(path); (err == nil) != (tt.left != nil) || !slices.Equal(got, tt.left) {
+				t.Errorf("left is a file of %d bytes, %v, want %d", len(got), err, len(tt.left))
+			}
+		})
+	}
+}
