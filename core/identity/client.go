@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+
+	"stapbox/core/ownfile"
 )
 
 // Names of the files of a client that shows a certificate to servers that ask
@@ -21,14 +23,14 @@ const (
 
 // LoadClient reads what a client shows, nil if it has nothing.
 func LoadClient(dir string) (*tls.Certificate, error) {
-	chain, err := read(dir, ClientCertFile, 0o022)
+	chain, err := ownfile.Read(filepath.Join(dir, ClientCertFile), ownfile.Certificate)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	key, err := read(dir, ClientKeyFile, 0o077)
+	key, err := ownfile.Read(filepath.Join(dir, ClientKeyFile), ownfile.Key)
 	if err != nil {
 		return nil, err
 	}

@@ -49,6 +49,8 @@ import (
 	"go.step.sm/crypto/fingerprint"
 	"go.step.sm/crypto/keyutil"
 	"go.step.sm/crypto/pemutil"
+
+	"stapbox/core/ownfile"
 )
 
 // Names of the two files.
@@ -56,8 +58,6 @@ const (
 	CertFile = "stap.cert"
 	KeyFile  = "stap.key"
 )
-
-const maxFileSize = 64 << 10
 
 // KeyType selects the algorithm of a new key.
 type KeyType string
@@ -210,7 +210,7 @@ func Generate(dir string, o Options) (*Identity, error) {
 // certificate whose time is over (or not come) is ErrNotValid and comes with
 // the identity, for those who want to show its dates.
 func Load(dir string, now time.Time) (*Identity, error) {
-	der, err := read(dir, CertFile, 0o022)
+	der, err := ownfile.Read(filepath.Join(dir, CertFile), ownfile.Certificate)
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +227,7 @@ func Load(dir string, now time.Time) (*Identity, error) {
 
 // parseFiles reads the key in dir, and a certificate.
 func parseFiles(dir string, der []byte) (crypto.Signer, *x509.Certificate, error) {
-	keyPEM, err := read(dir, KeyFile, 0o077)
+	keyPEM, err := ownfile.Read(filepath.Join(dir, KeyFile), ownfile.Key)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -287,33 +287,6 @@ func Ensure(dir string, o Options, log func(format string, args ...any)) (*Ident
 	}
 	log("Generating a new certificate database directory in %s", dir)
 	return Generate(dir, o)
-}
-
-// read reads a file of the caller's that nobody else may have written (or, for
-// the key, read): forbidden are the mode bits that must not be set.
-func read(dir, name string, forbidden fs.FileMode) ([]byte, error) {
-	path := filepath.Join(dir, name)
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	sys, ok := st.Sys().(*syscall.Stat_t)
-	switch {
-	case !st.Mode().IsRegular():
-		return nil, fmt.Errorf("reading %q: not a regular file", path)
-	case ok && int(sys.Uid) != os.Geteuid() && sys.Uid != 0:
-		return nil, fmt.Errorf("reading %q: it belongs to user id %d", path, sys.Uid)
-	case st.Mode().Perm()&forbidden != 0:
-		return nil, fmt.Errorf("reading %q: mode %04o is too open, at most %04o is accepted", path, st.Mode().Perm(), 0o755&^forbidden&^0o111)
-	case st.Size() > maxFileSize:
-		return nil, fmt.Errorf("reading %q: more than %d bytes", path, maxFileSize)
-	}
-	return io.ReadAll(io.LimitReader(f, maxFileSize))
 }
 
 // mkdirAll makes the missing directories of a path with mode 0755, whatever

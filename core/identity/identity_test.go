@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"stapbox/core/ownfile"
 )
 
 var now = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
@@ -165,7 +167,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"key is a fifo", func(d string) error {
 			return errors.Join(os.Remove(d+"/stap.key"), syscall.Mkfifo(d+"/stap.key", 0o600))
 		}, "not a regular file"},
-		{"huge certificate", func(d string) error { return os.Truncate(d+"/stap.cert", maxFileSize+1) }, "more than"},
+		{"huge certificate", func(d string) error { return os.Truncate(d+"/stap.cert", ownfile.Limit+1) }, "more than"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.step.sm/crypto/keyutil"
+
+	"stapbox/core/ownfile"
 )
 
 // The next identity of a server is made in a directory of its own, some time
@@ -68,7 +70,7 @@ func Promote(dir string, now time.Time) (*Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("taking over the next identity of %q: %w", dir, err)
 	}
-	if old, err := read(dir, CertFile, 0o022); err == nil {
+	if old, err := ownfile.Read(filepath.Join(dir, CertFile), ownfile.Certificate); err == nil {
 		if err := write(dir, previousCert, old, 0o644); err != nil {
 			return nil, fmt.Errorf("writing %q: %w", PreviousFile(dir), err)
 		}
@@ -85,7 +87,7 @@ func Promote(dir string, now time.Time) (*Identity, error) {
 
 // finish ends a change that was cut off between its two renames.
 func finish(dir string) error {
-	der, err := read(NextDir(dir), CertFile, 0o022)
+	der, err := ownfile.Read(filepath.Join(NextDir(dir), CertFile), ownfile.Certificate)
 	if err != nil {
 		return nil // there is none, or it is none of ours
 	}

@@ -35,13 +35,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"go.step.sm/crypto/keyutil"
 	"go.step.sm/crypto/pemutil"
 
 	"stapbox/core/modsig"
+	"stapbox/core/ownfile"
 )
 
 // Names of the two files of a key.
@@ -54,10 +54,7 @@ const (
 // that could be a server's.
 const Missing = "missing"
 
-const (
-	maxFileSize = 64 << 10
-	maxKeys     = 64
-)
+const maxKeys = 64
 
 // Key is a machine owner key.
 type Key struct {
@@ -142,11 +139,11 @@ func Keys(store string, complain func(error)) []*Key {
 
 // Load reads the key of one directory.
 func Load(dir string) (*Key, error) {
-	der, err := read(filepath.Join(dir, CertFile), 0o022)
+	der, err := ownfile.Read(filepath.Join(dir, CertFile), ownfile.Certificate)
 	if err != nil {
 		return nil, missing(dir, err)
 	}
-	text, err := read(filepath.Join(dir, KeyFile), 0o077)
+	text, err := ownfile.Read(filepath.Join(dir, KeyFile), ownfile.Key)
 	if err != nil {
 		return nil, missing(dir, err)
 	}
@@ -163,14 +160,14 @@ func missing(dir string, err error) error {
 // LoadFiles reads a key from two files of any name: the certificate in DER or
 // PEM, the private key in PEM.
 func LoadFiles(cert, key string) (*Key, error) {
-	der, err := read(cert, 0o022)
+	der, err := ownfile.Read(cert, ownfile.Certificate)
 	if err != nil {
 		return nil, err
 	}
 	if block, _ := pem.Decode(der); block != nil && block.Type == "CERTIFICATE" {
 		der = block.Bytes
 	}
-	text, err := read(key, 0o077)
+	text, err := ownfile.Read(key, ownfile.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -267,30 +264,4 @@ func Generate(store string, now time.Time) (*Key, error) {
 		return nil, fmt.Errorf("writing a key: %w", err)
 	}
 	return &Key{Dir: dir, Certificate: cert, Signer: key}, nil
-}
-
-// read reads a file that belongs to the caller or to root and that nobody else
-// may have written, or, for a key, read.
-func read(path string, forbidden fs.FileMode) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	sys, ok := st.Sys().(*syscall.Stat_t)
-	switch {
-	case !st.Mode().IsRegular():
-		return nil, fmt.Errorf("reading %q: not a regular file", path)
-	case ok && int(sys.Uid) != os.Geteuid() && sys.Uid != 0:
-		return nil, fmt.Errorf("reading %q: it belongs to user id %d", path, sys.Uid)
-	case st.Mode().Perm()&forbidden != 0:
-		return nil, fmt.Errorf("reading %q: mode %04o is too open, at most %04o is accepted", path, st.Mode().Perm(), 0o755&^forbidden&^0o111)
-	case st.Size() > maxFileSize:
-		return nil, fmt.Errorf("reading %q: more than %d bytes", path, maxFileSize)
-	}
-	return io.ReadAll(io.LimitReader(f, maxFileSize))
 }
