@@ -31,6 +31,7 @@ import (
 type fakeServer struct {
 	addr netip.AddrPort
 	id   *identity.Identity
+	moks []string // that it announces
 
 	mu       sync.Mutex
 	requests []*wire.Request
@@ -92,7 +93,7 @@ func (f *fakeServer) spec() string { return f.addr.String() }
 func (f *fakeServer) found() discovery.Server {
 	release, arch, _ := compile.Uname()
 	return discovery.Server{Host: "vm.local", Addr: f.addr.Addr(), Port: int(f.addr.Port()), Version: "5.6",
-		Sysinfo: release + " " + arch, Certinfo: identity.CertInfo(f.id.Certificate)}
+		Sysinfo: release + " " + arch, Certinfo: identity.CertInfo(f.id.Certificate), MOK: f.moks}
 }
 
 func good(name string) func(*wire.Request) *wire.Response {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"stapbox/core/kmod"
 	"stapbox/core/modsig"
@@ -23,6 +24,13 @@ type kernelKeys struct {
 
 // sysDir is where the kernel tells about itself.
 const sysDir = "/sys"
+
+// accepts reports whether a server with these fingerprints can sign for this
+// kernel: it has a key that is enrolled, or none is yet and its can be.
+func (k kernelKeys) accepts(server []string) bool {
+	return !k.required || slices.Contains(k.fingerprints, mok.Missing) ||
+		slices.ContainsFunc(server, func(f string) bool { return slices.Contains(k.fingerprints, f) })
+}
 
 // requireKernelKeys finds out whether the module must be signed for the kernel.
 // Then only a server can make it. SYSTEMTAP_SIGN and SYSTEMTAP_NOSIGN, whatever

@@ -107,6 +107,7 @@ func TestKernelKeys(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newServer(t, signedBy(t, tt.answer))
+			f.moks = []string{"99:e7", key.Fingerprint()}
 			d := newDesk(t, privilege.GroupDev, f)
 			d.user = privilege.User{UID: 0}
 			d.trust(t, f, d.peerStore())
@@ -134,6 +135,22 @@ func TestKernelKeys(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestKernelKeysInCommon: a server that has none of the enrolled keys is not asked.
+func TestKernelKeysInCommon(t *testing.T) {
+	key := machineKey(t)
+	f := newServer(t, signedBy(t, key))
+	f.moks = []string{"99:e7"}
+	d := newDesk(t, privilege.GroupDev, f)
+	d.user = privilege.User{UID: 0}
+	d.trust(t, f, d.peerStore())
+	d.sys = enforcing(t, key)
+	if code := d.stap("-vvvv", "-e", hello); code != 1 || len(f.requests) != 0 {
+		t.Errorf("status %d, %d requests", code, len(f.requests))
+	}
+	contains(t, "stderr", d.err.String(), "Rejected server (common mok): host=vm.local ",
+		"No servers matched the selection criteria of online,trusted,compatible.\nConsider removing the local MOK to associate with a new server\n# sudo mokutil --list-enrolled\n# sudo mokutil --export / --delete  OR  --reset\n")
 }
 
 // TestKernelKeysUnreadable: a list of the firmware that cannot be read is no

@@ -157,13 +157,17 @@ func (s *servers) all(ctx context.Context) []record {
 func (s *servers) compatible(ctx context.Context) []record {
 	var out []record
 	for _, r := range s.findOnline(ctx) {
-		if r.sysinfo == s.kernel || r.sysinfo == s.arch {
+		verdict := "Accepted server"
+		switch {
+		case r.sysinfo != s.kernel && r.sysinfo != s.arch:
+			verdict = "Rejected server (platform)"
+		case !s.c.kernel.accepts(r.mok):
+			verdict = "Rejected server (common mok)"
+		default:
 			out = append(out, r)
-			if s.c.opts.Verbose > 3 {
-				s.c.say("Accepted server:%s", r)
-			}
-		} else if s.c.opts.Verbose > 3 {
-			s.c.say("Rejected server (platform):%s", r)
+		}
+		if s.c.opts.Verbose > 3 {
+			s.c.say("%s:%s", verdict, r)
 		}
 	}
 	return out
@@ -367,6 +371,10 @@ func (s *servers) noServer(ctx context.Context) string {
 		b.WriteString("The following servers were requested:\n" + lines(req, ""))
 	}
 	fmt.Fprintf(&b, "No servers matched the selection criteria of %s.", s.defaultQuery())
+	if s.c.kernel.required {
+		b.WriteString("\nConsider removing the local MOK to associate with a new server\n" +
+			"# sudo mokutil --list-enrolled\n# sudo mokutil --export / --delete  OR  --reset")
+	}
 	return b.String()
 }
 
