@@ -18,6 +18,10 @@ test:
 demo:
     ./e2e/run demo
 
+# all tests, every guest test on every kernel
+kernels:
+    STAPBOX_KERNELS=all ./e2e/run test
+
 # 10,000 load cycles, 2,000 race rounds, a kill at every point
 stress:
     STAPBOX_STRESS=1 go test ./e2e -count=1 -v -timeout 10h -run 'TestStress|TestRace|TestKilled'

@@ -100,6 +100,16 @@ func onKernel(t *testing.T, version string, test func(t *testing.T, s *scene)) {
 	})
 }
 
+// turn shares cases that are alike out among the kernels: case i is for this one.
+// With STAPBOX_KERNELS=all, or in stress runs, every case is for every kernel.
+func (s *scene) turn(i int) bool {
+	if stress() || os.Getenv("STAPBOX_KERNELS") == "all" {
+		return true
+	}
+	versions := lab.Versions()
+	return versions[i%len(versions)] == s.kernel.Version
+}
+
 func sceneOf(t *testing.T, version string) *scene {
 	t.Helper()
 	stage.mu.Lock()

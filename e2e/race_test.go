@@ -104,7 +104,7 @@ func TestKilledAnywhere(t *testing.T) {
 				continue
 			}
 			// The kernels take turns: together they have all the points.
-			if turn++; !stress() && lab.Versions()[turn%len(lab.Versions())] != s.kernel.Version {
+			if turn++; !s.turn(turn) {
 				continue
 			}
 			r := run
@@ -199,7 +199,7 @@ func TestRaceAtEachCall(t *testing.T) {
 			step := rounds(16, 1)
 			for n := i % step; n < len(points); n += step {
 				// The kernels take turns here too.
-				if !stress() && lab.Versions()[n/step%len(lab.Versions())] != s.kernel.Version {
+				if !s.turn(n / step) {
 					continue
 				}
 				r := r

@@ -60,7 +60,7 @@ func TestStressCycles(t *testing.T) {
 		}
 		cycle(60) // caches of the kernel and of busybox
 		before := count()
-		n := rounds(200, 10000/len(lab.Versions())) // 10,000 on all kernels together
+		n := rounds(200, 10000) / len(lab.Versions()) // as many on all kernels together
 		cycle(n / 2)
 		middle := count()
 		cycle(n / 2)
