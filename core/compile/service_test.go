@@ -515,7 +515,40 @@ func TestHeaders(t *testing.T) {
 	if got := headers(dir); len(got) != 2 || got[1] != filepath.Join(base, "usr") {
 		t.Errorf("got %q", got)
 	}
+	// A tree of the server's user is not a reason to show all of his files.
+	own := filepath.Join(base, "home/src/linux")
+	if err := os.MkdirAll(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := headers(own); len(got) != 1 || got[0] != own {
+		t.Errorf("got %q", got)
+	}
 	if got := headers("/src/linux"); len(got) != 0 {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestExposes(t *testing.T) {
+	base := t.TempDir()
+	for _, d := range []string{"home/ssl", "app", "linux"} {
+		if err := os.MkdirAll(filepath.Join(base, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("home", filepath.Join(base, "link")); err != nil {
+		t.Fatal(err)
+	}
+	ssl := filepath.Join(base, "home/ssl")
+	for _, tt := range []struct {
+		readable, build string
+		want            bool
+	}{
+		{"app", "linux", false}, {"home/ssl2", "linux", false}, {"home/ssl/x", "linux", false},
+		{"home", "linux", true}, {"home/ssl", "linux", true}, {"link", "linux", true}, {".", "linux", true}, {"app", "home", true},
+	} {
+		s := &Service{Readable: []string{filepath.Join(base, tt.readable)}, Releases: []Release{{Name: "x", BuildDir: filepath.Join(base, tt.build)}}}
+		if err := s.Exposes(ssl); (err != nil) != tt.want {
+			t.Errorf("%+v: got %v", tt, err)
+		}
 	}
 }
