@@ -762,6 +762,13 @@ func (a *abuser) c() (list []attack) {
 	asm("intermediate code", ".section .gnu.lto_.x,\"e\"\n.string \"x\"\n.section .gnu.lto_.opts,\"e\"\n.string \"-fplugin=/tmp/x\"\n.globl __gnu_lto_slim")
 	asm("a second module", ".section .gnu.linkonce.this_module,\"aw\"\n.space 4096")
 	asm("another level", ".section .stap_privilege,\"a\"\n.string \"stapusr\"")
+	if !stress() { // each takes as long as it may
+		var some []attack
+		for i := 0; i < len(list); i += 4 {
+			some = append(some, list[i])
+		}
+		list = some
+	}
 	return list
 }
 
@@ -835,7 +842,7 @@ func TestServerAbused(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "rc"), []byte("--rlimit-cpu=2 --rlimit-as=2000000000 --rlimit-fsize=67108864\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "rc"), []byte("--rlimit-cpu=1 --rlimit-as=1500000000 --rlimit-fsize=67108864\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	s := serve(t, "abused", "--max-threads=2", "--max-compressed-request=200000", "--max-request-size=2000000")

@@ -141,7 +141,8 @@ func TestServerCache(t *testing.T) {
 // answer that comes is the right one, and the cache stays whole.
 func TestServerKilled(t *testing.T) {
 	s := serve(t, "killed")
-	const scripts, clients, kills = 12, 6, 12
+	const scripts, clients = 12, 6
+	kills := rounds(12, 50)
 	cert, err := os.ReadFile(s.Certificate())
 	if err != nil {
 		t.Fatal(err)
