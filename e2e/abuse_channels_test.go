@@ -218,6 +218,35 @@ func TestServerChannels(t *testing.T) {
 	}
 }
 
+// TestServerChannelsOpen shows that the channels are some: without a sandbox, C
+// of a member of stapdev brings files of the server's user.
+func TestServerChannelsOpen(t *testing.T) {
+	s := serve(t, "channels-open", "--sandbox=off", "--cache-size=0")
+	if !strings.Contains(s.Log(), "WARNING: workers are not confined (--sandbox=off)") {
+		t.Errorf("the log has no warning:\n%s", s.Log())
+	}
+	file := filepath.Join(s.Dir, "tmp", "file")
+	if err := os.WriteFile(file, []byte(secretOfOthers+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range channels() {
+		if c.name != "include" && c.name != "incbin" && c.name != "has_include" {
+			continue
+		}
+		got, err := s.send(s.frame(t, "-p4", "-g", "-e"+strings.ReplaceAll(c.script, "FILE", file)), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := append(got.Stdout, got.Stderr...)
+		for _, f := range got.Files {
+			shown = append(shown, f.Data...)
+		}
+		if !bytes.Contains(shown, []byte(secretOfOthers)) && !bytes.Contains(shown, []byte("error: #error PRESENT_9f3a")) {
+			t.Errorf("%s: got %d, %.1000s", c.name, got.RC, shown)
+		}
+	}
+}
+
 // TestServerRefusesOwnFiles is about an administrator who lets scripts name what
 // is the server's own: it does not start.
 func TestServerRefusesOwnFiles(t *testing.T) {
