@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -550,5 +551,42 @@ func TestExposes(t *testing.T) {
 		if err := s.Exposes(ssl); (err != nil) != tt.want {
 			t.Errorf("%+v: got %v", tt, err)
 		}
+	}
+}
+
+func TestRemoveLeft(t *testing.T) {
+	s := newService(t)
+	elsewhere := t.TempDir()
+	old := time.Now().Add(-2 * leftTime)
+	path := func(name string) string { return filepath.Join(s.TempDir, name) }
+	for _, name := range []string{"stap-server.left", "stap-server.used", "stap-server.new", "stap-server-kept.1", "other"} {
+		if err := errors.Join(os.MkdirAll(path(name+"/request/script"), 0o700), os.WriteFile(path(name+"/request/x"), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if name != "stap-server.new" {
+			if err := os.Chtimes(path(name), old, old); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.Symlink(elsewhere, path("stap-server.link")); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := lockDir(path("stap-server.used"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	s.RemoveLeft()
+	list, err := os.ReadDir(s.TempDir)
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	if want := []string{"other", "stap-server-kept.1", "stap-server.link", "stap-server.new", "stap-server.used"}; err != nil || !slices.Equal(names, want) {
+		t.Errorf("left: %q, %v", names, err)
+	}
+	if _, err := os.Stat(elsewhere); err != nil {
+		t.Error(err)
 	}
 }
