@@ -141,7 +141,8 @@ func TestServerCache(t *testing.T) {
 // answer that comes is the right one, and the cache stays whole.
 func TestServerKilled(t *testing.T) {
 	s := serve(t, "killed")
-	const scripts, clients, kills = 12, 6, 12
+	const scripts, clients = 12, 6
+	kills := rounds(12, 50)
 	cert, err := os.ReadFile(s.Certificate())
 	if err != nil {
 		t.Fatal(err)
@@ -154,10 +155,11 @@ func TestServerKilled(t *testing.T) {
 	modules := make(map[int][]byte) // what each script became, by the first answer
 	hits, answered := 0, 0
 	var frames [][]byte
-	for i := range scripts {
-		frames = append(frames, s.frame(t, "-p4", "--privilege=stapusr", "-e", fmt.Sprintf(`probe begin { printf("%d\n"); exit() }`, i)))
-	}
 	for range kills {
+		// New ones each time, so that answers are also being made and stored.
+		for range scripts {
+			frames = append(frames, s.frame(t, "-p4", "--privilege=stapusr", "-e", fmt.Sprintf(`probe begin { printf("%d\n"); exit() }`, len(frames))))
+		}
 		stop := make(chan struct{})
 		var all sync.WaitGroup
 		for range clients {
@@ -168,7 +170,10 @@ func TestServerKilled(t *testing.T) {
 						return
 					default:
 					}
-					i := rand.IntN(scripts)
+					i := rand.IntN(len(frames))
+					if rand.IntN(2) == 0 {
+						i = len(frames) - 1 - rand.IntN(scripts)
+					}
 					got, err := s.send(frames[i], false)
 					if err != nil || !got.HasRC {
 						time.Sleep(10 * time.Millisecond) // the server is gone

@@ -38,6 +38,11 @@ type serving struct {
 
 func serve(t *testing.T, name string, args ...string) *serving {
 	t.Helper()
+	return serveBy(t, stage.programs, name, args...)
+}
+
+func serveBy(t *testing.T, programs *lab.Programs, name string, args ...string) *serving {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a compile server in a network of its own needs root, for the network namespace")
 	}
@@ -50,7 +55,7 @@ func serve(t *testing.T, name string, args ...string) *serving {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Close() })
-	s, err := stage.programs.StartServer(n, filepath.Join(stage.dir, "server-"+name), []*lab.Kernel{k}, args...)
+	s, err := programs.StartServer(n, filepath.Join(stage.dir, "server-"+name), []*lab.Kernel{k}, args...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"sync"
 	"time"
@@ -59,7 +58,7 @@ func (w *work) counts() (requests, refusals int) {
 }
 
 // connection serves one client.
-func (s *server) connection(ctx context.Context, raw net.Conn, config *tls.Config, host string) {
+func (s *server) connection(ctx context.Context, raw *opened, config *tls.Config) {
 	peer := raw.RemoteAddr().String()
 	s.log.printf("Accepted connection from %s", peer)
 	defer s.log.printf("Request from %s complete", peer)
@@ -91,7 +90,7 @@ func (s *server) connection(ctx context.Context, raw net.Conn, config *tls.Confi
 		s.log.errorf("%v", err)
 		return
 	}
-	c, err := s.who(peer, host, conn.ConnectionState().PeerCertificates)
+	c, err := s.who(peer, raw.host, conn.ConnectionState().PeerCertificates)
 	if err != nil {
 		s.refuse(ctx, conn, low, c, err)
 		return
@@ -131,7 +130,9 @@ func (s *server) connection(ctx context.Context, raw net.Conn, config *tls.Confi
 		}
 		cancel(fmt.Errorf("the client is gone: %w", err))
 	}()
+	s.open.works(raw, true)
 	answer, err := s.compiler().Do(c.with(ctx), archive, peer)
+	s.open.works(raw, false)
 	if err != nil {
 		s.log.printf("Request from %s ended: %v", peer, err)
 		return

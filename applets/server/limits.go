@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -57,38 +58,82 @@ func peerOf(a net.Addr) string {
 	return t.AddrPort().Addr().Unmap().String()
 }
 
-// openConnections counts connections, in all and by host: one host that opens
-// them and says nothing must not keep the others out.
+// openConnections are the connections there are, by host: one host that opens
+// them and says nothing must not keep the others out, nor must several together.
 type openConnections struct {
 	mu  sync.Mutex
 	all int
-	of  map[string]int
+	of  map[string][]*opened // in the order they came
 }
 
-func (o *openConnections) add(host string) error {
+type opened struct {
+	net.Conn
+	host string
+	busy bool // has a request that is being worked on
+	gone bool // was closed to make room
+}
+
+// add counts a connection. Where there are too many, the host that has most of
+// them, and more than this one, loses its oldest that has no request under way.
+func (o *openConnections) add(host string, c net.Conn) (n, instead *opened, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	switch {
-	case o.all >= maxConnections:
-		return fmt.Errorf("%d connections are open", o.all)
-	case o.of[host] >= maxPerPeer:
-		return fmt.Errorf("%d connections from this host are open", o.of[host])
+	if n := len(o.of[host]); n >= maxPerPeer {
+		return nil, nil, fmt.Errorf("%d connections from this host are open", n)
+	}
+	if o.all >= maxConnections {
+		if instead = o.victim(len(o.of[host])); instead == nil {
+			return nil, nil, fmt.Errorf("%d connections are open", o.all)
+		}
+		instead.gone = true
+		o.drop(instead)
 	}
 	if o.of == nil {
-		o.of = make(map[string]int)
+		o.of = make(map[string][]*opened)
 	}
+	n = &opened{Conn: c, host: host}
 	o.all++
-	o.of[host]++
-	return nil
+	o.of[host] = append(o.of[host], n)
+	return n, instead, nil
 }
 
-func (o *openConnections) remove(host string) {
+// victim is the connection that gives way to one of a host that has few.
+func (o *openConnections) victim(few int) (v *opened) {
+	for _, list := range o.of {
+		if len(list) <= few {
+			continue
+		}
+		if i := slices.IndexFunc(list, func(c *opened) bool { return !c.busy }); i >= 0 {
+			v, few = list[i], len(list)
+		}
+	}
+	return v
+}
+
+func (o *openConnections) drop(c *opened) {
+	o.all--
+	list := o.of[c.host]
+	if i := slices.Index(list, c); i >= 0 {
+		list = slices.Delete(list, i, i+1)
+	}
+	if o.of[c.host] = list; len(list) == 0 {
+		delete(o.of, c.host)
+	}
+}
+
+func (o *openConnections) remove(c *opened) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.all--
-	if o.of[host]--; o.of[host] == 0 {
-		delete(o.of, host)
+	if !c.gone {
+		o.drop(c)
 	}
+}
+
+// works marks a connection whose request is being worked on, or is not any more.
+func (o *openConnections) works(c *opened, busy bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c.busy = busy
 }
 
 func (o *openConnections) count() int {

@@ -145,15 +145,21 @@ func (s *server) accept(ctx context.Context, l net.Listener, connections *sync.W
 		}
 		s.figures.accepted.Add(1)
 		host := peerOf(c.RemoteAddr())
-		if err := s.open.add(host); err != nil {
+		o, instead, err := s.open.add(host, c)
+		if err != nil {
 			s.log.printf("Refused connection from %s: %v", c.RemoteAddr(), err)
 			s.figures.refused("connections")
 			c.Close()
 			continue
 		}
+		if instead != nil {
+			s.log.printf("Closed connection from %s: %d were open, and this host has most of them", instead.RemoteAddr(), maxConnections)
+			s.figures.refused("connections")
+			instead.Close()
+		}
 		connections.Go(func() {
-			defer s.open.remove(host)
-			s.connection(ctx, c, config, host)
+			defer s.open.remove(o)
+			s.connection(ctx, o, config)
 		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -244,5 +245,68 @@ func TestAccounts(t *testing.T) {
 	}
 	if end(); len(free.of) != 0 {
 		t.Error("an account without reason")
+	}
+}
+
+// Several hosts that fill the server with connections do not keep another out,
+// and lose none whose request is being worked on.
+func TestConnectionsMakeRoom(t *testing.T) {
+	var o openConnections
+	add := func(host string) (*opened, *opened, error) {
+		c, other := net.Pipe()
+		t.Cleanup(func() { c.Close(); other.Close() })
+		return o.add(host, c)
+	}
+	var first *opened
+	for i := range maxConnections {
+		c, instead, err := add(fmt.Sprint("host ", i%4))
+		if err != nil || instead != nil {
+			t.Fatalf("connection %d: %v, %v", i, instead, err)
+		}
+		if i%4 == 0 && first == nil {
+			first = c
+		}
+	}
+	o.works(first, true)
+	if _, _, err := add("host 1"); err == nil {
+		t.Error("a host has more than its share")
+	}
+	gone := map[*opened]bool{}
+	var honest []*opened
+	for range 8 {
+		c, instead, err := add("honest")
+		if err != nil || instead == nil || instead == first || instead.host == "honest" || gone[instead] {
+			t.Fatalf("got %v, %v", instead, err)
+		}
+		gone[instead] = true
+		honest = append(honest, c)
+		if o.count() != maxConnections {
+			t.Errorf("%d connections are counted", o.count())
+		}
+	}
+	for c := range gone { // when their work ends
+		o.remove(c)
+	}
+	for _, c := range honest {
+		o.remove(c)
+	}
+	if o.count() != maxConnections-8 || len(o.of["honest"]) != 0 {
+		t.Errorf("%d connections are counted", o.count())
+	}
+	for _, list := range o.of {
+		for _, c := range list {
+			o.works(c, true)
+		}
+	}
+	for range 8 {
+		if _, _, err := add("newcomer"); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, instead, err := add("one more"); err != nil || instead.host != "newcomer" {
+		t.Errorf("got %v, %v", instead, err)
+	}
+	if _, instead, err := add("one more"); err != nil || instead.host != "newcomer" {
+		t.Errorf("got %v, %v", instead, err)
 	}
 }

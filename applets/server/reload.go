@@ -37,11 +37,11 @@ func (s *server) rc() ([]string, []compile.Rlimit, error) {
 			return nil, nil, fmt.Errorf("reading %q: %w", path, err)
 		}
 		for _, l := range o.Rlimits {
-			delete(limits, l.Name)
+			limits[l.Name] = l.Value
 		}
 	}
 	var list []compile.Rlimit
-	for _, name := range []string{"as", "cpu", "fsize"} {
+	for _, name := range []string{"as", "cpu", "fsize", "nproc", "stack"} {
 		if v, ok := limits[name]; ok {
 			list = append(list, compile.Rlimit{Name: name, Value: v})
 		}

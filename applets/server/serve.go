@@ -24,6 +24,7 @@ func (s *server) serve(ctx context.Context) int {
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	var warming, connections, accepting, scraping sync.WaitGroup
+	s.compiler().RemoveLeft()
 	warming.Go(s.compiler().Warm(work))
 	for _, l := range s.listeners {
 		accepting.Go(func() { s.accept(work, l, &connections) })

@@ -269,7 +269,13 @@ func (s *server) setup(release string) error {
 		return err
 	}
 	s.apply(n)
-	return nil
+	answers := s.opts.cacheDir
+	if answers == "" {
+		answers = hostpaths.Answers(s.data)
+	} else if !filepath.IsAbs(answers) {
+		answers = filepath.Join(s.inv.Dir, answers)
+	}
+	return s.service.Exposes(s.opts.ssl, answers, s.temp)
 }
 
 // newService makes a compile service.

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -601,11 +602,13 @@ func TestBadRC(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", text, err, want)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "rc"), []byte("--rlimit-cpu=7\n"), 0o644); err != nil {
+	// What it sets holds for workers, in place of what is set without it.
+	if err := os.WriteFile(filepath.Join(dir, "rc"), []byte("--rlimit-cpu=8 --rlimit-cpu=7 --rlimit-nproc=9\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	words, limits, err := (&server{data: dir}).rc()
-	if err != nil || len(words) != 1 || len(limits) != 2 {
+	want := []compile.Rlimit{{Name: "as", Value: 3 << 30}, {Name: "cpu", Value: 7}, {Name: "fsize", Value: 256 << 20}, {Name: "nproc", Value: 9}}
+	if err != nil || len(words) != 3 || !slices.Equal(limits, want) {
 		t.Errorf("got %q, %+v, %v", words, limits, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "rc"), nil, 0o644); err != nil {

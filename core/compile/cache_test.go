@@ -464,3 +464,55 @@ func BenchmarkHit(b *testing.B) {
 		}
 	}
 }
+
+// A client that asks more than its share, and is turned away, does not have those
+// turned away that ask the same.
+func TestSingleFlightOfAnother(t *testing.T) {
+	l := newCached(t)
+	type who struct{}
+	joined := make(chan struct{})
+	l.Slot = func(ctx context.Context) (func(), error) {
+		if ctx.Value(who{}) == "greedy" {
+			<-joined
+			return nil, fmt.Errorf("overloaded")
+		}
+		return func() {}, nil
+	}
+	archive, err := req61("-p4", "-emodule stapdev").Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := func(n int) {
+		t.Helper()
+		for range 2000 {
+			l.Service.mu.Lock()
+			got := 0
+			for _, f := range l.flights {
+				got += f.waiting
+			}
+			l.Service.mu.Unlock()
+			if got == n {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+		t.Fatalf("never %d waiting", n)
+	}
+	ask := func(name string, want int) {
+		answer, err := l.Do(context.WithValue(context.Background(), who{}, name), archive, name)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if got, err := wire.DecodeResponse(answer); err != nil || got.RC != want {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
+	}
+	var all sync.WaitGroup
+	all.Go(func() { ask("greedy", 1) })
+	waiting(1)
+	all.Go(func() { ask("honest", 0) })
+	waiting(2)
+	close(joined)
+	all.Wait()
+}

@@ -29,6 +29,7 @@ type result struct {
 	madeBy string // TranslatorBuiltin, TranslatorSystemtap, or "" where it was not made now
 	err    error  // for the log
 	keep   bool   // the answer will be the same next time
+	noSlot bool   // Slot refused: that is about whoever asked first
 }
 
 // flight is an answer in the making. Requests that are the same wait for it
@@ -43,6 +44,20 @@ type flight struct {
 // answer finds, awaits or makes the answer to a checked request. Hits run no
 // process and wait for nobody.
 func (s *Service) answer(ctx context.Context, r *request) result {
+	// Who joined a request that was turned away for how much its client asks has
+	// a claim of his own.
+	for range maxJoins {
+		if res := s.join(ctx, r); !res.noSlot || res.made != madeJoined {
+			return res
+		}
+	}
+	return s.join(ctx, r)
+}
+
+// maxJoins is how often a request may wait for others in vain.
+const maxJoins = 3
+
+func (s *Service) join(ctx context.Context, r *request) result {
 	if s.cacheable(r) {
 		if res, ok := s.lookup(r.id); ok {
 			return res
@@ -184,7 +199,9 @@ func (s *Service) build(ctx context.Context, r *request) result {
 			if ctx.Err() == nil {
 				err = refuse("Server: %v", err)
 			}
-			return s.finish(ctx, r, err)
+			res := s.finish(ctx, r, err)
+			res.noSlot = true
+			return res
 		}
 		defer release()
 	}

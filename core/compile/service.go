@@ -179,6 +179,7 @@ type request struct {
 	offer      []byte        // certificate of one for the client to enrol, or nil
 
 	dir    string // the request directory
+	lock   *os.File
 	stdout []byte
 	stderr bytes.Buffer
 	rc     int
@@ -241,6 +242,7 @@ func (s *Service) finish(ctx context.Context, r *request, err error) result {
 		} else if rerr := os.RemoveAll(r.dir); rerr != nil {
 			s.Log("Removing %s: %v", r.dir, rerr)
 		}
+		r.lock.Close()
 	}
 	// A failure may come from a full disk, a limit or a signal as well as from the
 	// script, and its status does not tell; that of a script costs little again,
@@ -364,8 +366,8 @@ func (s *Service) read(ctx context.Context, r *request) error {
 // make has a checked request translated and signs the module.
 func (s *Service) make(ctx context.Context, r *request) error {
 	var err error
-	if r.dir, err = os.MkdirTemp(s.TempDir, "stap-server."); err != nil {
-		return fmt.Errorf("making a request directory: %w", err)
+	if r.dir, r.lock, err = s.makeDir(); err != nil {
+		return err
 	}
 	if err := s.unpack(r); err != nil {
 		return err

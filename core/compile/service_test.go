@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -512,7 +513,77 @@ func TestHeaders(t *testing.T) {
 	if got := headers(dir); len(got) != 2 || got[1] != filepath.Join(base, "usr") {
 		t.Errorf("got %q", got)
 	}
+	// A tree of the server's user is not a reason to show all of his files.
+	own := filepath.Join(base, "home/src/linux")
+	if err := os.MkdirAll(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := headers(own); len(got) != 1 || got[0] != own {
+		t.Errorf("got %q", got)
+	}
 	if got := headers("/src/linux"); len(got) != 0 {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestExposes(t *testing.T) {
+	base := t.TempDir()
+	for _, d := range []string{"home/ssl", "app", "linux"} {
+		if err := os.MkdirAll(filepath.Join(base, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("home", filepath.Join(base, "link")); err != nil {
+		t.Fatal(err)
+	}
+	ssl := filepath.Join(base, "home/ssl")
+	for _, tt := range []struct {
+		readable, build string
+		want            bool
+	}{
+		{"app", "linux", false}, {"home/ssl2", "linux", false}, {"home/ssl/x", "linux", false},
+		{"home", "linux", true}, {"home/ssl", "linux", true}, {"link", "linux", true}, {".", "linux", true}, {"app", "home", true},
+	} {
+		s := &Service{Readable: []string{filepath.Join(base, tt.readable)}, Releases: []Release{{Name: "x", BuildDir: filepath.Join(base, tt.build)}}}
+		if err := s.Exposes(ssl); (err != nil) != tt.want {
+			t.Errorf("%+v: got %v", tt, err)
+		}
+	}
+}
+
+func TestRemoveLeft(t *testing.T) {
+	s := newService(t)
+	elsewhere := t.TempDir()
+	old := time.Now().Add(-2 * leftTime)
+	path := func(name string) string { return filepath.Join(s.TempDir, name) }
+	for _, name := range []string{"stap-server.left", "stap-server.used", "stap-server.new", "stap-server-kept.1", "other"} {
+		if err := errors.Join(os.MkdirAll(path(name+"/request/script"), 0o700), os.WriteFile(path(name+"/request/x"), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if name != "stap-server.new" {
+			if err := os.Chtimes(path(name), old, old); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.Symlink(elsewhere, path("stap-server.link")); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := lockDir(path("stap-server.used"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	s.RemoveLeft()
+	list, err := os.ReadDir(s.TempDir)
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	if want := []string{"other", "stap-server-kept.1", "stap-server.link", "stap-server.new", "stap-server.used"}; err != nil || !slices.Equal(names, want) {
+		t.Errorf("left: %q, %v", names, err)
+	}
+	if _, err := os.Stat(elsewhere); err != nil {
+		t.Error(err)
 	}
 }

@@ -100,6 +100,27 @@ func Limits(list []Rlimit) (limits []sandbox.Limit) {
 // reach is what a worker may read besides the toolchain.
 func (s *Service) reach(k Release) []string { return append(headers(k.BuildDir), s.Readable...) }
 
+// Exposes tells whether workers could read one of some places of the server, by
+// what the administrator lets them read.
+func (s *Service) Exposes(places ...string) error {
+	real := func(path string) string {
+		if p, err := filepath.EvalSymlinks(path); err == nil {
+			return p
+		}
+		return filepath.Clean(path)
+	}
+	for _, k := range s.Releases {
+		for _, dir := range s.reach(k) {
+			for _, place := range places {
+				if r, err := filepath.Rel(real(dir), real(place)); err == nil && filepath.IsLocal(r) {
+					return fmt.Errorf("scripts may name files in %q, so they could read %q of the server: allow less (--allow-path, -r), or move the other", dir, place)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // Confinement is the sandbox of the workers: what was set, or else what this host
 // allows.
 func (s *Service) Confinement() *sandbox.Sandbox {
@@ -198,8 +219,8 @@ func (l *limited) Write(p []byte) (int, error) {
 }
 
 // headers are the directories a build tree outside of /usr reaches into: its
-// links go to neighbours below the directory that holds "src", as in a package
-// of headers that was unpacked elsewhere.
+// links go to neighbours below the "usr" that holds "src", as in a package of
+// headers that was unpacked elsewhere.
 func headers(buildDir string) []string {
 	if buildDir == "" {
 		return nil
@@ -209,8 +230,9 @@ func headers(buildDir string) []string {
 		dirs = append(dirs, real)
 	}
 	for _, d := range slices.Clone(dirs) {
-		if parent := filepath.Dir(d); filepath.Base(parent) == "src" && filepath.Dir(parent) != "/" {
-			dirs = append(dirs, filepath.Dir(parent))
+		// A tree in somebody's own src is not one: beside it is all he has.
+		if usr := filepath.Dir(filepath.Dir(d)); filepath.Base(usr) == "usr" && filepath.Base(filepath.Dir(d)) == "src" {
+			dirs = append(dirs, usr)
 		}
 	}
 	return slices.DeleteFunc(dirs, func(d string) bool {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"debug/elf"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -178,5 +179,18 @@ func TestRelocateIncludes(t *testing.T) {
 	want := "include " + common + "\ninclude /no/such/Makefile\n"
 	if got := string(relocateIncludes([]byte(in), filepath.Join(root, "usr/src/flavour"))); got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A tool that says a lot does not cost its memory.
+func TestCommandOutput(t *testing.T) {
+	err := command(t.Context(), t.TempDir(), "/bin/sh", "-c", "echo first; head -c 20000000 /dev/zero; exit 3")
+	var tool *ToolError
+	if !errors.As(err, &tool) {
+		t.Fatalf("got %v", err)
+	}
+	said := fmt.Sprintf("%v", err)
+	if len(said) > maxSaid+1000 || !strings.Contains(said, "first") || !strings.Contains(said, "[output cut here]") {
+		t.Errorf("%d bytes", len(said))
 	}
 }

@@ -546,12 +546,34 @@ func command(ctx context.Context, dir string, words ...string) error {
 		}
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var out bytes.Buffer
+	var out beginning
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
 		return &ToolError{words[0], out.String(), err}
 	}
 	return nil
+}
+
+// maxSaid is how much of what a tool says is kept: what a compiler says to a
+// script may be without end.
+const maxSaid = 1 << 20
+
+// beginning keeps the first maxSaid bytes written to it. It has no other methods
+// of a buffer: io.Copy would use them.
+type beginning struct{ b bytes.Buffer }
+
+func (o *beginning) String() string { return o.b.String() }
+
+func (o *beginning) Write(p []byte) (int, error) {
+	room := maxSaid - o.b.Len()
+	if len(p) <= room {
+		return o.b.Write(p)
+	}
+	if room >= 0 {
+		o.b.Write(p[:room])
+		o.b.WriteString("\n[output cut here]\n")
+	}
+	return len(p), nil
 }
 
 func srcArch() string {

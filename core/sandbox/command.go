@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -252,9 +253,14 @@ func occupied(dir string) (bytes uint64) {
 	return bytes
 }
 
+// maxFetched is how many files Fetch brings.
+const maxFetched = 1024
+
 // Fetch brings the regular files of a directory below Private whose names match
 // to where they would be without a sandbox. Those that are something else, or
-// have more than limit bytes, are an error.
+// have more than limit bytes, are an error, and so are more than there is room
+// for: a file may have holes, which take no room in there but do here, and
+// several names.
 func (c *Cmd) Fetch(dir, pattern string, limit int64) error {
 	if c.work == nil {
 		return nil
@@ -268,39 +274,45 @@ func (c *Cmd) Fetch(dir, pattern string, limit int64) error {
 	if err != nil {
 		return fmt.Errorf("fetching from the sandbox: %w", err)
 	}
+	left, files := int64(min(c.order.Size, math.MaxInt64)), 0
 	for _, e := range list {
 		if ok, _ := filepath.Match(pattern, e.Name()); !ok {
 			continue
 		}
-		if err := fetch(from, e.Name(), filepath.Join(c.order.Private, dir, e.Name()), limit); err != nil {
+		if files++; files > maxFetched {
+			return fmt.Errorf("fetching from the sandbox: %q has more than %d files", dir, maxFetched)
+		}
+		n, err := fetch(from, e.Name(), filepath.Join(c.order.Private, dir, e.Name()), min(limit, left))
+		if err != nil {
 			return fmt.Errorf("fetching from the sandbox: %w", err)
 		}
+		left -= n
 	}
 	return nil
 }
 
-func fetch(from *os.Root, name, to string, limit int64) error {
+func fetch(from *os.Root, name, to string, limit int64) (int64, error) {
 	r, err := from.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer r.Close()
 	st, err := r.Stat()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if !st.Mode().IsRegular() || st.Size() > limit {
-		return fmt.Errorf("%q is not a regular file of at most %d bytes", name, limit)
+		return 0, fmt.Errorf("%q is not a regular file of at most %d bytes", name, limit)
 	}
 	w, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	_, err = io.Copy(w, io.LimitReader(r, limit))
+	n, err := io.Copy(w, io.LimitReader(r, limit))
 	if cerr := w.Close(); err == nil {
 		err = cerr
 	}
-	return err
+	return n, err
 }
 
 // killGroup ends a process and its group.

@@ -191,6 +191,36 @@ func TestFetch(t *testing.T) {
 	}
 }
 
+// Files that take no room in the sandbox do not fill the disk.
+func TestFetchSparse(t *testing.T) {
+	for _, s := range variants(t) {
+		if s.Layers&Namespaces == 0 {
+			continue // they are on the disk already, and are not copied
+		}
+		for name, command := range map[string]string{
+			"holes": "for i in 1 2 3 4 5 6; do truncate -s 1M out/$i.ko; done",
+			"names": "truncate -s 1M out/1.ko; for i in 2 3 4 5 6; do ln out/1.ko out/$i.ko; done",
+			"many":  "i=0; while [ $i -lt 1100 ]; do : > out/$i.ko; i=$((i+1)); done",
+		} {
+			h := newHost(t)
+			c := s.Command(context.Background(), Spec{
+				Path: "/bin/sh", Args: []string{"-c", "mkdir out; " + command}, Size: 4 << 20,
+				Dir: h.spec.Private, Private: h.spec.Private, Env: []string{"PATH=/usr/bin:/bin"},
+			})
+			if err := errors.Join(c.Run(), os.Mkdir(filepath.Join(h.spec.Private, "out"), 0o755)); err != nil {
+				t.Fatalf("%v: %v", s.Layers, err)
+			}
+			if err := c.Fetch("out", "*.ko", 2<<20); err == nil {
+				t.Errorf("%v: %s were fetched", s.Layers, name)
+			}
+			c.Close()
+			if used := occupied(filepath.Join(h.spec.Private, "out")); used > 4<<20+1<<19 {
+				t.Errorf("%v: %s take %d bytes", s.Layers, name, used)
+			}
+		}
+	}
+}
+
 // What a process could do to files and processes of its user.
 func TestOutside(t *testing.T) {
 	for _, s := range variants(t) {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -40,15 +41,16 @@ func ReadFrame(r io.Reader, maxCompressed int64) ([]byte, error) {
 	case size > maxCompressed:
 		return nil, &FrameError{fmt.Sprintf("Error size of (compressed) request file is too large: %d bytes, at most %d are accepted (--max-compressed-request)", size, maxCompressed)}
 	}
-	data := make([]byte, size)
-	n, err := io.ReadFull(r, data)
+	// A length alone is no reason to have room for all of it.
+	var data bytes.Buffer
+	n, err := io.CopyN(&data, r, size)
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
 		return nil, &FrameError{fmt.Sprintf("Expected %d bytes, got %d while reading client request from socket", size, n)}
 	case err != nil:
 		return nil, fmt.Errorf("Expected %d bytes, got %d while reading client request from socket: %w", size, n, err)
 	}
-	return data, nil
+	return data.Bytes(), nil
 }
 
 // Frame puts the length before an archive.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -303,4 +304,21 @@ func FuzzReadFrame(f *testing.F) {
 			t.Errorf("got %d bytes", len(body))
 		}
 	})
+}
+
+// Who announces a lot and sends nothing costs nothing, however much a server
+// accepts.
+func TestReadFrameRoom(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 20 {
+		_, err := ReadFrame(bytes.NewReader([]byte{0x40, 0, 0, 0, 'P', 'K'}), 1<<31)
+		if want := "Expected 1073741824 bytes, got 2 while reading client request from socket"; err == nil || err.Error() != want {
+			t.Fatalf("got %v, want %q", err, want)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 10<<20 {
+		t.Errorf("%d bytes were allocated", n)
+	}
 }
