@@ -8,6 +8,7 @@
 //	STAPBOX_UPDATE=1      upstream's results become the recorded ones
 //	STAPBOX_ONLY=PATTERN  only scripts whose name matches, and nothing else;
 //	                      ^servers$ is the clients and servers alone,
+//	                      ^matrix$ the clients and servers of all versions,
 //	                      ^sessions$ the uses of staprun and stapio
 package interop
 
@@ -85,6 +86,14 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 	defer release()
 
 	only := os.Getenv("STAPBOX_ONLY")
+	if only == "" || only == "^matrix$" {
+		if err := r.matrix(ctx); err != nil {
+			return fmt.Errorf("clients and servers of all versions: %w", err)
+		}
+	}
+	if only == "^matrix$" {
+		return r.close()
+	}
 	if only != "" {
 		pattern, err := regexp.Compile(only)
 		if err != nil {
@@ -410,7 +419,7 @@ func (r *run) close() error {
 		fmt.Fprintf(r.out, "%-*s  %s\n", width, x.name, x.outcome)
 	}
 	bad := counts[different] + counts[failed]
-	fmt.Fprintf(r.out, "\n%d scripts the same, %d exchanges worked, %d different, %d failed\n", counts[same], counts[ok], counts[different], counts[failed])
+	fmt.Fprintf(r.out, "\n%d scripts the same, %d exchanges worked, %d failed %s client does, %d different, %d failed\n", counts[same], counts[ok], counts[asOwn], asOwn, counts[different], counts[failed])
 	if bad > 0 {
 		return fmt.Errorf("%d of %d comparisons with upstream did not hold", bad, len(r.rows))
 	}
