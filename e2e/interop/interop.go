@@ -419,7 +419,7 @@ func (r *run) close() error {
 		fmt.Fprintf(r.out, "%-*s  %s\n", width, x.name, x.outcome)
 	}
 	bad := counts[different] + counts[failed]
-	fmt.Fprintf(r.out, "\n%d scripts the same, %d exchanges worked, %d failed %s client does, %d different, %d failed\n", counts[same], counts[ok], counts[asOwn], asOwn, counts[different], counts[failed])
+	fmt.Fprintf(r.out, "\n%d scripts the same, %d exchanges worked, %d different, %d failed\n", counts[same], counts[ok], counts[different], counts[failed])
 	if bad > 0 {
 		return fmt.Errorf("%d of %d comparisons with upstream did not hold", bad, len(r.rows))
 	}

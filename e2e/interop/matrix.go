@@ -47,7 +47,6 @@ type station struct {
 	tree     *lab.Peer
 	log      *daemon
 	address  string // with port
-	port     string
 	certInfo string
 	stop     func()
 }
@@ -92,7 +91,7 @@ func cases() []caseOf {
 		}, check: checkTrust},
 		{name: "--list-servers", args: func(*station) []string { return []string{"--list-servers=online"} }, check: checkListed("online")},
 		{name: "--list-servers=trusted", args: func(*station) []string { return []string{"--list-servers=trusted"} }, check: checkListed("trusted")},
-		{name: "-p2", args: for_("-p2", "-e", "probe begin { exit() }"), stdout: regexp.MustCompile(`(?s)^# probes\nbegin`)},
+		{name: "-p2", args: for_("-p2", "-e", "probe begin { exit() }"), stdout: regexp.MustCompile(`(?s)^# functions\n.*# probes\nbegin /\*`)},
 		{name: "parse error", args: for_("-p4", "-e", "probe begin { printf( }"), exit: 1, stderr: regexp.MustCompile(`(?m)^parse error: `)},
 		{name: "privilege refusal", args: for_("-p4", "--privilege=stapusr", "-e", "probe timer.profile { exit() }"), exit: 1, stderr: regexp.MustCompile(`(?m)^semantic error: `)},
 		{name: "unknown release", args: func(s *station) []string {
@@ -114,33 +113,21 @@ func checkTrust(_ *station, a answer) error {
 
 var serverLine = regexp.MustCompile(`(?m)^ host=.*$`)
 
-// checkListed looks for the server in a listing: online by its port, with what
-// it advertises; trusted by the serial number of its certificate.
+// checkListed looks for the server in a listing, online or trusted, with what it
+// advertises and the serial number of its certificate.
 func checkListed(property string) func(*station, answer) error {
 	return func(s *station, a answer) error {
-		if head := "Systemtap Compile Server Status for '" + property + "'\n"; a.exit != 0 || !strings.HasPrefix(a.stdout, head) {
+		if head := "Systemtap Compile Server Status for '" + property + "'\n"; a.exit != 0 || a.stdout != "" || !strings.HasPrefix(a.stderr, head) {
 			return fmt.Errorf("exit status %d, without %q:\n%s%s", a.exit, head, a.stdout, a.stderr)
 		}
-		want := fmt.Sprintf(`certinfo="%s"`, s.certInfo)
-		lines := 0
-		for _, line := range serverLine.FindAllString(a.stdout, -1) {
-			if !strings.Contains(line, want) {
-				continue
-			}
-			lines++
-			if property != "online" {
-				continue
-			}
-			for _, field := range []string{"port=" + s.port + " ", fmt.Sprintf(`sysinfo="%s x86_64"`, s.tree.Kernel.Release)} {
-				if !strings.Contains(line, field) {
-					return fmt.Errorf("no %s in %q", field, line)
-				}
+		host, port, _ := strings.Cut(s.address, ":")
+		fields := []string{" address=" + host + " ", " port=" + port + " ", ` sysinfo="RELEASE x86_64" `, fmt.Sprintf(` certinfo="%s"`, s.certInfo)}
+		for _, line := range serverLine.FindAllString(a.stderr, -1) {
+			if !slices.ContainsFunc(fields, func(field string) bool { return !strings.Contains(line, field) }) {
+				return nil
 			}
 		}
-		if lines == 0 {
-			return fmt.Errorf("no line with %s:\n%s%s", want, a.stdout, a.stderr)
-		}
-		return nil
+		return fmt.Errorf("no line with%s:\n%s", strings.Join(fields, ""), a.stderr)
 	}
 }
 
@@ -228,7 +215,8 @@ func (m *matrixRun) station(client, server string) *station {
 
 // start starts a server as an unprivileged user and waits until it is found.
 func (m *matrixRun) start(ctx context.Context, s *station) error {
-	name := "server-" + s.side + "-" + s.tree.Kernel.Release
+	// Upstream's stap takes no TMPDIR with a "+" in it, or a "=".
+	name := fmt.Sprintf("server%d", len(m.stations))
 	for _, dir := range []string{name, name + "/tmp"} {
 		full := filepath.Join(m.work, dir)
 		if err := errors.Join(os.Mkdir(full, 0o755), os.Chown(full, lab.ServerUID, lab.ServerUID)); err != nil {
@@ -280,7 +268,7 @@ func (m *matrixRun) start(ctx context.Context, s *station) error {
 		if port == nil {
 			return fmt.Errorf("it names no port:\n%s", s.log.text())
 		}
-		s.port, s.address = port[1], m.host.IPv4+":"+port[1]
+		s.address = m.host.IPv4 + ":" + port[1]
 		der, err := os.ReadFile(filepath.Join(m.work, name, ".systemtap/ssl/server/stap.cert"))
 		if err != nil {
 			return err
@@ -344,20 +332,36 @@ func (m *matrixRun) cells(ctx context.Context) {
 		return
 	}
 	counts := map[string]int{}
+	fmt.Fprintf(m.out, "\n%-6s  %-6s  %-23s  result\n------  ------  -----------------------  ------\n", "client", "server", "case")
 	for _, client := range sides {
 		for _, server := range sides {
 			for _, c := range list {
 				outcome, why := m.judge(client, server, c)
 				counts[outcome]++
-				m.result(cell(client, server, c), outcome, why)
+				line := outcome
+				if outcome == different {
+					line = "differs: " + strings.ReplaceAll(strings.TrimSpace(why), "\n", "\n        ")
+					m.rows = append(m.rows, row{cell(client, server, c), different, why})
+				}
+				fmt.Fprintf(m.out, "%-6s  %-6s  %-23s  %s\n", client, server, c.name, line)
 			}
 		}
 	}
-	m.say("matrix: %d cells ok, %d fail as 4.8's own client does, %d differ", counts[ok], counts[asOwn], counts[different])
+	m.say("matrix: %d cells: %d ok, %d %s client fails, %d differ", len(m.done), counts[ok], counts[asOwn], asOwn, counts[different])
 }
 
 func cell(client, server string, c caseOf) string {
 	return fmt.Sprintf("%s client, %s server, %s", client, server, c.name)
+}
+
+// dir is a name that upstream's stap takes in TMPDIR.
+func (c caseOf) dir() string {
+	return strings.Trim(strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, c.name), "-")
 }
 
 // ask runs a client.
@@ -365,7 +369,7 @@ func (m *matrixRun) ask(ctx context.Context, client string, s *station, c caseOf
 	ctx, cancel := context.WithTimeout(ctx, serverTime)
 	defer cancel()
 	pair := filepath.Join("cells", client+"-"+s.side)
-	dir := filepath.Join(pair, strings.ReplaceAll(c.name, " ", "_"))
+	dir := filepath.Join(pair, c.dir())
 	for _, d := range []string{"tmp", "lib"} {
 		if err := os.MkdirAll(filepath.Join(m.work, dir, d), 0o755); err != nil {
 			return answer{}, err
@@ -398,8 +402,10 @@ func (m *matrixRun) ask(ctx context.Context, client string, s *station, c caseOf
 }
 
 var (
-	tempName = regexp.MustCompile(`/mnt/cells/[^/]*/[^/]*/tmp/stap[A-Za-z0-9]{6}`)
-	ownName  = regexp.MustCompile(`stap_[0-9a-f]+(_[0-9]+)?`)
+	tempName = regexp.MustCompile(`(/mnt/cells/[^/]*/[^/]*/tmp/stap|<server>/tmp/stap-server\.)[A-Za-z0-9]{6}`)
+	// Its place among the messages depends on who of two ends first.
+	unfinished = regexp.MustCompile(`(?m)^make.*: \*\*\* Waiting for unfinished jobs\.\.\.\.\n`)
+	ownName    = regexp.MustCompile(`stap_[0-9a-f]+(_[0-9]+)?`)
 	// Debian's stap ends each failure with it.
 	tip = regexp.MustCompile(`(?m)^Tip: .*\n`)
 	// Upstream wants debug information or a System.map; we need neither.
@@ -410,6 +416,7 @@ var (
 func (m *matrixRun) mask(text, client string, s *station) string {
 	text = tempName.ReplaceAllString(text, "TMP")
 	text = ownName.ReplaceAllString(text, "stap_NAME")
+	text = unfinished.ReplaceAllString(text, "")
 	text = noSymbols.ReplaceAllString(tip.ReplaceAllString(text, ""), "")
 	return strings.ReplaceAll(text, s.tree.Kernel.Release, "RELEASE")
 }
