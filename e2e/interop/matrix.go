@@ -93,7 +93,7 @@ func cases() []caseOf {
 		{name: "--list-servers=trusted", args: func(*station) []string { return []string{"--list-servers=trusted"} }, check: checkListed("trusted")},
 		{name: "-p2", args: for_("-p2", "-e", "probe begin { exit() }"), stdout: regexp.MustCompile(`(?s)^# functions\n.*# probes\nbegin /\*`)},
 		{name: "parse error", args: for_("-p4", "-e", "probe begin { printf( }"), exit: 1, stderr: regexp.MustCompile(`(?m)^parse error: `)},
-		{name: "privilege refusal", args: for_("-p4", "--privilege=stapusr", "-e", "probe timer.profile { exit() }"), exit: 1, stderr: regexp.MustCompile(`(?m)^semantic error: `)},
+		{name: "privilege refusal", args: for_("-p4", "--privilege=stapusr", "-e", `probe kernel.function("vfs_read") { exit() }`), exit: 1, stderr: regexp.MustCompile(`(?m)^semantic error: `)},
 		{name: "unknown release", args: func(s *station) []string {
 			return []string{"--use-server=" + s.address, "-r", noRelease, "-p4", "-e", "probe begin { exit() }"}
 		}, exit: 1, stderr: regexp.MustCompile(`(?m)^Passes: via server failed`), check: checkUnknown},
@@ -111,7 +111,10 @@ func checkTrust(_ *station, a answer) error {
 	return nil
 }
 
-var serverLine = regexp.MustCompile(`(?m)^ host=.*$`)
+var (
+	serverLine = regexp.MustCompile(`(?m)^ host=.*$`)
+	noAddress  = regexp.MustCompile(` address=(::|0\.0\.0\.0)[ %]`)
+)
 
 // checkListed looks for the server in a listing, online or trusted, with what it
 // advertises and the serial number of its certificate.
@@ -122,10 +125,16 @@ func checkListed(property string) func(*station, answer) error {
 		}
 		host, port, _ := strings.Cut(s.address, ":")
 		fields := []string{" address=" + host + " ", " port=" + port + " ", ` sysinfo="RELEASE x86_64" `, fmt.Sprintf(` certinfo="%s"`, s.certInfo)}
+		found := false
 		for _, line := range serverLine.FindAllString(a.stderr, -1) {
-			if !slices.ContainsFunc(fields, func(field string) bool { return !strings.Contains(line, field) }) {
-				return nil
+			// Another address of this server, which must be one.
+			if s.side == sideOurs && strings.Contains(line, fields[3]) && noAddress.MatchString(line) {
+				return fmt.Errorf("no address: %q", line)
 			}
+			found = found || !slices.ContainsFunc(fields, func(field string) bool { return !strings.Contains(line, field) })
+		}
+		if found {
+			return nil
 		}
 		return fmt.Errorf("no line with%s:\n%s", strings.Join(fields, ""), a.stderr)
 	}
