@@ -429,6 +429,7 @@ func TestServerIdleConnections(t *testing.T) {
 
 // TestServerRefusals is about what stap shows when a server refuses, with its
 // status, and that it leaves nothing that could be loaded.
+// Requirements: R-000-016 R-000-022 R-000-027 R-002-105
 func TestServerRefusals(t *testing.T) {
 	s := serve(t, "refusals")
 	home, err := os.MkdirTemp(stage.dir, "home-")

@@ -160,6 +160,7 @@ func (r *running) ask(t *testing.T, archive []byte) *wire.Response {
 	return got
 }
 
+// Requirements: R-002-098 R-003-002..003 R-004-002 R-004-004
 func TestServer(t *testing.T) {
 	r := start(t, "-DX=1")
 	if got := r.ask(t, request(t, "-p2", "-ehello")); got.RC != 0 || string(got.Stdout) != "script hello\n" {
@@ -591,6 +592,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+// Requirements: R-003-129..130
 func TestBadRC(t *testing.T) {
 	dir := t.TempDir()
 	for text, want := range map[string]string{"--rlimit-cpu=$X": "'$'", "--nosuch": "unrecognized option"} {

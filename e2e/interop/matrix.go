@@ -105,7 +105,7 @@ func cases() []caseOf {
 // checkTrust is for the granting of trust; that it counts is shown by the cells
 // after it.
 func checkTrust(_ *station, a answer) error {
-	if a.exit != 0 {
+	if a.exit != 0 || strings.Contains(a.stderr, "Unable to") {
 		return fmt.Errorf("exit status %d:\n%s%s", a.exit, a.stdout, a.stderr)
 	}
 	return nil
@@ -151,7 +151,8 @@ func checkUnknown(s *station, a answer) error {
 	return nil
 }
 
-// matrix runs all cells and adds a line for each to the table.
+// matrix runs all cells and prints a line for each.
+// Requirements: R-000-015..016 R-003-002 R-003-135
 func (r *run) matrix(ctx context.Context) error {
 	begin := time.Now()
 	old, err := r.lab.FetchOldPeer(ctx)
@@ -245,7 +246,7 @@ func (m *matrixRun) start(ctx context.Context, s *station) error {
 	cmd := s.tree.Command(life, lab.Inside{
 		Net: &m.host.Network, UID: lab.ServerUID, Work: m.work,
 		Env: []string{"HOME=" + home, "TMPDIR=" + home + "/tmp", "USER=nobody", "SYSTEMTAP_DIR=" + home + "/.systemtap", m.bus},
-	}, program, "-r", s.tree.Kernel.Release)
+	}, program, "-r", s.tree.Kernel.Release, "--max-threads=8") // a client is not to wait for what another left running
 	cmd.Stdout, cmd.Stderr = s.log, s.log
 	if err := cmd.Start(); err != nil {
 		cancel()
@@ -375,7 +376,7 @@ func (c caseOf) dir() string {
 
 // ask runs a client.
 func (m *matrixRun) ask(ctx context.Context, client string, s *station, c caseOf) (answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, serverTime)
+	ctx, cancel := context.WithTimeout(ctx, compileTime)
 	defer cancel()
 	pair := filepath.Join("cells", client+"-"+s.side)
 	dir := filepath.Join(pair, c.dir())
