@@ -434,6 +434,9 @@ func (m *matrixRun) mask(text, client string, s *station) string {
 // judge says how a cell came out, and why if it is not ok.
 func (m *matrixRun) judge(client, server string, c caseOf) (outcome, why string) {
 	a, s := m.done[cell(client, server, c)], m.station(client, server)
+	if a.exit < 0 {
+		return different, "no answer: " + a.stderr
+	}
 	if c.check != nil {
 		if err := c.check(s, a); err != nil {
 			return different, err.Error()
@@ -445,6 +448,9 @@ func (m *matrixRun) judge(client, server string, c caseOf) (outcome, why string)
 		reference = side56
 	}
 	want := m.done[cell(reference, reference, c)]
+	if want.exit < 0 {
+		return different, reference + "'s own client got no answer: " + want.stderr
+	}
 	absolute := c.holds(a, s)
 	if server == side48 && c.module && c.holds(want, s) != nil {
 		// Its own client gets no module either.
