@@ -434,6 +434,7 @@ func TestServerIdleConnections(t *testing.T) {
 
 // TestServerRefusals is about what stap shows when a server refuses, with its
 // status, and that it leaves nothing that could be loaded.
+// Requirements: R-000-016 R-000-022 R-000-027 R-002-105
 func TestServerRefusals(t *testing.T) {
 	s := serve(t, "refusals")
 	home, err := os.MkdirTemp(stage.dir, "home-")
@@ -481,7 +482,7 @@ func TestServerRefusals(t *testing.T) {
 		want string
 	}{
 		{"a kernel it cannot build for", []string{"--use-server=" + address, "-p4", "-r", "9.9.9-none", "-e", hello}, "Target kernel version 9.9.9-none is not supported by this server\n"},
-		{"a probe beyond the privilege", append(use, "--privilege=stapusr", "-e", `probe kernel.function("vfs_read") { exit() }`), "semantic error: probe point is not allowed for --privilege=stapusr: identifier 'function' at "},
+		{"a probe beyond the privilege", append(use, "--privilege=stapusr", "-e", `probe kernel.function("vfs_read") { exit() }`), "semantic error: probe point is not allowed for --privilege=stapusr: keyword at "},
 		{"a function beyond the privilege", append(use, "--privilege=stapusr", "-e", `probe begin { println(ctime(0)) exit() }`), "semantic error: function may not be used when --privilege=stapusr is specified: identifier 'ctime' at "},
 		{"a name for a module below stapdev", append(use, "--privilege=stapusr", "-m", "mine", "-e", hello), "You can't specify -m when --privilege=stapusr is specified.\n"},
 		{"a macro below stapdev", append(use, "--privilege=stapusr", "-DMAXACTION=1000000", "-e", hello), "You can't specify -D when --privilege=stapusr is specified.\n"},

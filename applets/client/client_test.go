@@ -178,6 +178,7 @@ func contains(t *testing.T, what, text string, want ...string) {
 const hello = `probe begin { printf ("Hello\n"); exit (); }`
 
 // The main job: a member of stapusr gives a script and nothing else.
+// Requirements: R-000-013..015 R-000-017 R-003-102..103
 func TestUnprivilegedRun(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupUsr, f)
@@ -214,6 +215,7 @@ func TestUnprivilegedRun(t *testing.T) {
 	contains(t, "stderr", d.err.String(), "WARNING: "+d.staprun+" exited with status: 3\nPass 5: run failed.  [man error::pass5]\n")
 }
 
+// Requirements: R-000-018 R-002-112
 func TestSavesModule(t *testing.T) {
 	f := newServer(t, good("mine"))
 	d := newDesk(t, privilege.GroupUsr)
@@ -256,6 +258,7 @@ func TestSavesModule(t *testing.T) {
 	}
 }
 
+// Requirements: R-000-034 R-003-097
 func TestRefusals(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	other := newServer(t, good("stap_1"))
@@ -323,6 +326,7 @@ func TestRefusals(t *testing.T) {
 }
 
 // Below stapdev a server that is found must be a known signer too.
+// Requirements: R-000-008
 func TestNeedsSigner(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupSys, f)
@@ -334,6 +338,7 @@ func TestNeedsSigner(t *testing.T) {
 		"you are a member of the groups stapusr and stapsys")
 }
 
+// Requirements: R-000-040
 func TestSelection(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	cert := identity.CertInfo(f.id.Certificate)
@@ -354,6 +359,7 @@ func TestSelection(t *testing.T) {
 	contains(t, "stderr", d.err.String(), "Two servers announce the certificate serial "+cert, "sha256:HEX")
 }
 
+// Requirements: R-000-006
 func TestListServers(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupDev, f)
@@ -374,6 +380,7 @@ func TestListServers(t *testing.T) {
 	contains(t, "stderr", d.err.String(), " host=vm address=offline port=unknown sysinfo=\"unknown\" version=unknown certinfo=")
 }
 
+// Requirements: R-000-032 R-000-041..044
 func TestTrustServers(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	use := "--use-server=" + f.spec()
@@ -495,6 +502,7 @@ func (b *fakeBackend) Translate(_ context.Context, job *compile.Job) (compile.Ar
 	return compile.Artifact{Name: "local", Path: path}, map[bool]int{true: 1}[os.WriteFile(path, []byte("module"), 0o600) != nil]
 }
 
+// Requirements: R-000-020 R-003-105
 func TestLocal(t *testing.T) {
 	d := newDesk(t, privilege.GroupDev)
 	b := &fakeBackend{}
@@ -545,6 +553,7 @@ func TestServerOnError(t *testing.T) {
 	}
 }
 
+// Requirements: R-000-004..005
 func TestHelpAndVersion(t *testing.T) {
 	d := newDesk(t, "none")
 	if code := d.stap("--version"); code != 0 {
@@ -561,6 +570,7 @@ func TestHelpAndVersion(t *testing.T) {
 	contains(t, "stderr", d.err.String(), "option -T is not supported")
 }
 
+// Requirements: R-004-008..010 R-004-025
 func TestFindServers(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, "none", f)
@@ -578,6 +588,7 @@ func TestFindServers(t *testing.T) {
 	}
 }
 
+// Requirements: R-004-022 R-004-024 R-004-028..029 R-004-032 R-004-035
 func TestStapClient(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupDev)
@@ -600,6 +611,7 @@ func TestStapClient(t *testing.T) {
 }
 
 // A certificate that the host revoked is refused though the user trusts it.
+// Requirements: R-003-097
 func TestRevokedByHost(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupDev)

@@ -18,6 +18,7 @@ import (
 // Every filter of --list-servers and every form of --use-server, against four
 // servers: one of this kernel and one of another on the same host with IPv4 and
 // IPv6, one that only a trust store knows, and one that is in the signer store.
+// Requirements: R-000-006 R-000-039 R-000-045
 func TestListFilters(t *testing.T) {
 	here, offline, signer := newServer(t, good("x")), newServer(t, good("x")), newServer(t, good("x"))
 	release, arch, _ := compile.Uname()
@@ -128,6 +129,7 @@ func TestListFilters(t *testing.T) {
 
 // A request goes to the address that was asked for, and to nothing that does not
 // fit.
+// Requirements: R-004-030..033
 func TestUseServerForms(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	port := fmt.Sprint(f.addr.Port())
@@ -203,6 +205,7 @@ func TestServerMayDo(t *testing.T) {
 }
 
 // The exact words of questions and answers about trust.
+// Requirements: R-000-032 R-000-042
 func TestTrustTexts(t *testing.T) {
 	f := newServer(t, good("x"))
 	closed := newServer(t, good("x"))

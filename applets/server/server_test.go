@@ -161,6 +161,7 @@ func (r *running) ask(t *testing.T, archive []byte) *wire.Response {
 	return got
 }
 
+// Requirements: R-002-098 R-003-002..003 R-004-002 R-004-004
 func TestServer(t *testing.T) {
 	r := start(t, "-DX=1")
 	if got := r.ask(t, request(t, "-p2", "-ehello")); got.RC != 0 || string(got.Stdout) != "script hello\n" {
@@ -558,6 +559,7 @@ func TestRefusesRoot(t *testing.T) {
 	}
 }
 
+// Requirements: R-000-029
 func TestParseRefuses(t *testing.T) {
 	for args, want := range map[string]string{
 		"--port=x": "cannot parse number '--port=x'", "--port=70000": "invalid entry: port must be between 0 and 65535 '--port=70000'",
@@ -592,6 +594,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+// Requirements: R-003-129..130
 func TestBadRC(t *testing.T) {
 	dir := t.TempDir()
 	for text, want := range map[string]string{"--rlimit-cpu=$X": "'$'", "--nosuch": "unrecognized option"} {
@@ -616,5 +619,39 @@ func TestBadRC(t *testing.T) {
 	}
 	if _, limits, err := (&server{data: dir}).rc(); err != nil || len(limits) != 3 || errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no limits set: got %+v, %v", limits, err)
+	}
+}
+
+// The port is the one that was asked for; requests are worked on below TMPDIR, or
+// /tmp where there is none.
+// Requirements: R-003-131..133
+func TestPortAndWorkSpace(t *testing.T) {
+	free, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(free.Addr().String())
+	free.Close()
+	r := start(t, "--port="+port)
+	if r.addr != "127.0.0.1:"+port {
+		t.Errorf("it listens on %s, not on port %s", r.addr, port)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go (&wire.Client{Address: r.addr, Verify: anybody}).Exchange(ctx, request(t, "-p2", "-esleep"))
+	found := false
+	for end := time.Now().Add(10 * time.Second); !found && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		list, _ := filepath.Glob(filepath.Join(r.inv.Getenv("TMPDIR"), "stap-server*"))
+		found = len(list) > 0
+	}
+	if !found {
+		t.Error("nothing below TMPDIR while a request runs")
+	}
+	cancel()
+	r.stop()
+	r.inv.Environ = r.inv.Environ[:1]
+	r.run(ctx, testRelease)
+	if r.temp != "/tmp" {
+		t.Errorf("without TMPDIR: %q", r.temp)
 	}
 }

@@ -24,6 +24,7 @@ func job(t *testing.T, script string) (*Job, *bytes.Buffer, *bytes.Buffer) {
 
 const hello = `probe begin { printf ("Hello\n"); exit (); }`
 
+// Requirements: R-000-028 R-000-033
 func TestBuiltinBuildsModules(t *testing.T) {
 	dirs := filepath.SplitList(os.Getenv("STAPBOX_KERNEL_HEADERS"))
 	if len(dirs) == 0 {
@@ -62,6 +63,7 @@ func TestBuiltinBuildsModules(t *testing.T) {
 	}
 }
 
+// Requirements: R-000-016
 func TestBuiltinRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

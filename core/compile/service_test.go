@@ -199,6 +199,7 @@ func req61(args ...string) *wire.Request {
 	return &wire.Request{Version: "5.6", Release: "6.1.0-1-cloud-amd64", Arch: "x86_64", Args: args, HasLocale: true}
 }
 
+// Requirements: R-000-035 R-002-096 R-002-104
 func TestServiceSigns(t *testing.T) {
 	for _, tt := range []struct {
 		args   []string
@@ -226,6 +227,7 @@ func TestServiceSigns(t *testing.T) {
 	}
 }
 
+// Requirements: R-000-022
 func TestServiceRefuses(t *testing.T) {
 	other := func(release, arch string) *wire.Request {
 		r := req61("-emodule stapdev")
@@ -293,6 +295,7 @@ func TestServiceRefuses(t *testing.T) {
 	}
 }
 
+// Requirements: R-003-128
 func TestServiceWorkerSurroundings(t *testing.T) {
 	s := newService(t)
 	t.Setenv("SECRET", "x")
@@ -425,6 +428,7 @@ func TestWorkerReach(t *testing.T) {
 
 // What a request can make its translator do to the host: the next one is
 // answered all the same, and soon.
+// Requirements: R-003-128
 func TestServiceSurvivesBombs(t *testing.T) {
 	s := newService(t)
 	s.Rlimits = []Rlimit{{"cpu", 1}, {"as", 2 << 30}, {"fsize", 32 << 20}}
@@ -479,6 +483,7 @@ func TestServiceWithFewerLayers(t *testing.T) {
 	}
 }
 
+// Requirements: R-000-019
 func TestExplainPath(t *testing.T) {
 	worker := func(name string) (string, bool) {
 		v, ok := map[string]string{WorkerVariable: "1", ReadableVariable: "/opt/app:/srv"}[name]

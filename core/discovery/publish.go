@@ -205,7 +205,12 @@ func (r *Responder) station(l link, v4 bool, names []string) (*station, error) {
 	short, _, _ := strings.Cut(r.host, ".")
 	var ips []net.IP
 	for _, a := range l.addrs() {
-		ips = append(ips, a.WithZone("").AsSlice())
+		// Of one family, as Avahi does it: upstream's client takes an address
+		// for one of the family by which it came, so that it would read the
+		// address "::" out of an A record that came by IPv6.
+		if a.Is4() == v4 {
+			ips = append(ips, a.WithZone("").AsSlice())
+		}
 	}
 	s := &station{socket: sock, last: make(map[string]time.Time)}
 	for i, svc := range r.services {

@@ -22,6 +22,7 @@ import (
 
 var now = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 
+// Requirements: R-002-097
 func TestProfile(t *testing.T) {
 	id, err := New(Options{NodeName: "vm.example.com", DNSNames: []string{"build"}, Now: now})
 	if err != nil {
@@ -61,6 +62,7 @@ func TestProfile(t *testing.T) {
 	}
 }
 
+// Requirements: R-000-040
 func TestCertInfo(t *testing.T) {
 	for serial, want := range map[int64]string{0xcc170694: "00:cc:17:06:94", 0x7f: "7f", 0x80: "00:80", 0: "00"} {
 		if got := CertInfo(&x509.Certificate{SerialNumber: big.NewInt(serial)}); got != want {

@@ -13,6 +13,7 @@ func user(uid int, gids ...int) User { return User{UID: uid, GIDs: gids, Groups:
 
 // TestDecide holds every row of loader-relay 4.2 as decisions L1 and L2 change
 // it, for every kind of user.
+// Requirements: R-000-001..002 R-000-011
 func TestDecide(t *testing.T) {
 	root, dev, devOnly := user(0, 0), user(1, 100, 156, 158), user(1, 100, 158)
 	sys, usr, nobody := user(1, 100, 156, 157), user(1, 100, 156), user(1, 100)
@@ -156,6 +157,7 @@ func TestLevels(t *testing.T) {
 	}
 }
 
+// Requirements: R-000-010
 func TestReadGroups(t *testing.T) {
 	const file = "root:x:0:\nstapusr:x:156:a,b\nstapusr:x:999:\nbad\nstapsys:x:notanumber:\nother:x:158:\n"
 	got := ReadGroups(strings.NewReader(file), strings.NewReader("# note\nstapsys=157\nstapdev=158\nstapusr=1\nroot=5\n"))

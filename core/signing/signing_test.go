@@ -63,6 +63,7 @@ func keys(t testing.TB) map[string]crypto.Signer {
 	return map[string]crypto.Signer{"rsa": rsaKeys()[0], "ecdsa": ec, "ed25519": ed}
 }
 
+// Requirements: R-000-036
 func TestSignVerify(t *testing.T) {
 	module := bytes.Repeat([]byte("module "), 1000)
 	other := signer(t, rsaKeys()[1])

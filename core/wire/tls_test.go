@@ -55,6 +55,7 @@ func serve(t *testing.T, config *tls.Config, handle func(net.Conn)) string {
 	return l.Addr().String()
 }
 
+// Requirements: R-002-095 R-003-096
 func TestExchange(t *testing.T) {
 	cert := certificate(t)
 	config := ServerTLS(func() (*tls.Certificate, error) { return &cert, nil })
@@ -106,6 +107,7 @@ func TestExchange(t *testing.T) {
 }
 
 // A peer that owns another key cannot show a trusted certificate.
+// Requirements: R-002-095 R-003-096
 func TestExchangeStolenCertificate(t *testing.T) {
 	cert, other := certificate(t), certificate(t)
 	stolen := tls.Certificate{Certificate: cert.Certificate, PrivateKey: other.PrivateKey}

@@ -1,13 +1,15 @@
 // Package interop holds the product against upstream's SystemTap, which lives
 // in a Debian sid tree with the kernel it works on: every script of the corpus
 // compiled and run by both, modules of each under the loader and relay of the other,
-// clients of each with the server of the other.
+// clients of each with the server of the other; and beside it with SystemTap 4.8
+// in a tree of Debian 12, every client with every server.
 //
 // Environment:
 //
 //	STAPBOX_UPDATE=1      upstream's results become the recorded ones
 //	STAPBOX_ONLY=PATTERN  only scripts whose name matches, and nothing else;
 //	                      ^servers$ is the clients and servers alone,
+//	                      ^matrix$ the clients and servers of all versions,
 //	                      ^sessions$ the uses of staprun and stapio
 package interop
 
@@ -85,6 +87,14 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 	defer release()
 
 	only := os.Getenv("STAPBOX_ONLY")
+	if only == "" || only == "^matrix$" {
+		if err := r.matrix(ctx); err != nil {
+			return fmt.Errorf("clients and servers of all versions: %w", err)
+		}
+	}
+	if only == "^matrix$" {
+		return r.close()
+	}
 	if only != "" {
 		pattern, err := regexp.Compile(only)
 		if err != nil {
@@ -404,6 +414,9 @@ func (r *run) close() error {
 	for _, x := range r.rows {
 		counts[x.outcome]++
 		width = max(width, len(x.name))
+	}
+	if len(r.rows) == 0 {
+		return nil // the matrix alone, with nothing to say
 	}
 	fmt.Fprintf(r.out, "\n%-*s  result\n%s  ---------\n", width, "comparison with SystemTap "+r.peer.Version, strings.Repeat("-", width))
 	for _, x := range r.rows {

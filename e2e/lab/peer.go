@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -21,6 +22,9 @@ type Peer struct {
 	Root    string // the tree
 	Kernel  *Kernel
 	Version string // of upstream's stap
+
+	suite    string // of Debian, and the name of the tree
+	packages []string
 }
 
 // peerPackages are installed in the tree beside the base system.
@@ -31,8 +35,18 @@ var peerPackages = []string{
 
 // FetchPeer makes the tree, or finds it where an earlier run left it.
 func (l *Lab) FetchPeer(ctx context.Context) (*Peer, error) {
-	p := &Peer{Dir: filepath.Join(l.Dir, "peer")}
-	p.Root = filepath.Join(p.Dir, "sid")
+	return l.fetchTree(ctx, &Peer{Dir: filepath.Join(l.Dir, "peer"), suite: "sid", packages: peerPackages})
+}
+
+// FetchOldPeer is the same for Debian 12 with its SystemTap 4.8 and kernel 6.1.
+// What that makes of a script does not compile on that kernel: its client and
+// server are there for what they say to others.
+func (l *Lab) FetchOldPeer(ctx context.Context) (*Peer, error) {
+	return l.fetchTree(ctx, &Peer{Dir: filepath.Join(l.Dir, "peer-4.8"), suite: "bookworm", packages: slices.Concat(peerPackages, []string{"zip", "unzip"})})
+}
+
+func (l *Lab) fetchTree(ctx context.Context, p *Peer) (*Peer, error) {
+	p.Root = filepath.Join(p.Dir, p.suite)
 	if os.Geteuid() != 0 {
 		return nil, errors.New("the peer is a tree of its own that only root can set up and enter")
 	}
@@ -63,7 +77,7 @@ func (l *Lab) FetchPeer(ctx context.Context) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.say("fetching the peer, Debian sid with SystemTap and its kernel, from %s (2 GB, some minutes)", mirror)
+	l.say("fetching a peer, Debian %s with SystemTap and its kernel, from %s (2 GB, some minutes)", p.suite, mirror)
 	log, err := os.Create(filepath.Join(p.Dir, "debootstrap.log"))
 	if err != nil {
 		return nil, err
@@ -78,7 +92,7 @@ func (l *Lab) FetchPeer(ctx context.Context) (*Peer, error) {
 		cmd.WaitDelay = 10 * time.Second
 		return cmd.Run()
 	}
-	bootstrap := step("debootstrap", "--variant=minbase", "--include="+strings.Join(peerPackages, ","), "sid", fresh, mirror)
+	bootstrap := step("debootstrap", "--variant=minbase", "--include="+strings.Join(p.packages, ","), p.suite, fresh, mirror)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -111,7 +125,7 @@ var stapVersion = regexp.MustCompile(`version ([0-9][^/ ]*)/`)
 // find looks whether the tree has what is needed.
 func (p *Peer) find(ctx context.Context) error {
 	var err error
-	if p.Kernel, err = FindKernel("7.x", p.Root); err != nil {
+	if p.Kernel, err = FindKernel(p.suite, p.Root); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)

@@ -16,7 +16,7 @@ var commands = []struct {
 	{"build", "the one static file, ./stapbox or another PATH", build},
 	{"demo", "the main job, end to end, as a transcript (root)", demo},
 	{"test", "all tests: unit, fuzz seeds, testscript, guests (root)", test},
-	{"interop", "with upstream SystemTap 5.6 on its own kernel (root, 2 GB, minutes)", interoperate},
+	{"interop", "with upstream SystemTap 5.6 on its own kernel, and 4.8 over the wire (root, 4 GB, minutes)", interoperate},
 	{"bench", "side by side with upstream: medians, ratios, budgets (root, 2 GB, minutes)", benchmark},
 	{"fuzz", "every fuzz target for a TIME such as 30s", fuzz},
 	{"malformed", "send malformed requests to ADDRESS:PORT (used by demo)", malformed},

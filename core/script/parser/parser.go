@@ -605,9 +605,6 @@ func (p *parser) component() *ast.Component {
 	if name != t.Text {
 		tok.Text, tok.Kind = name, token.Ident
 	}
-	if tok.Kind == token.Keyword {
-		tok.Kind = token.Ident
-	}
 	c := &ast.Component{Tok: &tok, Name: name}
 	if p.accept("(") {
 		if p.peek().Kind == token.EOF {
