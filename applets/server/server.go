@@ -6,17 +6,20 @@
 // Connections are cheap and have deadlines, translations are dear and have
 // slots: a peer that says nothing, or says it slowly, never holds a slot.
 //
-//	server.go        start: options to a running server
-//	listen.go        sockets, accepting
-//	connection.go    one client from handshake to answer
-//	certificates.go  certificates of clients
-//	limits.go        what one client, or one host, may take
-//	queue.go         whose turn it is to translate
-//	serve.go         signals and the end
-//	reload.go        settings that are read again
-//	certificate.go   the server's own certificate, its renewal, its announcement
-//	figures.go       metrics
-//	log.go           the log
+//	options.go     the command line
+//	server.go      start: options to a running server
+//	confine.go     what workers run in, and which translators there are
+//	listen.go      sockets, accepting
+//	connection.go  one client from handshake to answer
+//	clients.go     certificates of clients
+//	limits.go      what one client, or one host, may take
+//	queue.go       whose turn it is to translate
+//	serve.go       signals and the end
+//	reload.go      settings that are read again
+//	identity.go    the server's own certificate, its renewal, its announcement
+//	mok.go         keys for kernels that load signed modules only
+//	figures.go     metrics
+//	log.go         the log
 package server
 
 import (
