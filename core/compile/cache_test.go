@@ -101,6 +101,24 @@ func (s *safeBuffer) String() string {
 	return s.b.String()
 }
 
+// awaits waits until so many wait for answers in the making.
+func (l *logged) awaits(t *testing.T, n int) {
+	t.Helper()
+	for range 2000 {
+		l.Service.mu.Lock()
+		got := 0
+		for _, f := range l.flights {
+			got += f.waiting
+		}
+		l.Service.mu.Unlock()
+		if got == n {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatalf("never %d waiting", n)
+}
+
 func newCached(t *testing.T) *logged {
 	t.Helper()
 	s := newService(t)
@@ -331,22 +349,6 @@ func TestSingleFlightLeaderLeaves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waiting := func(n int) {
-		t.Helper()
-		for range 500 {
-			l.Service.mu.Lock()
-			got := 0
-			for _, f := range l.flights {
-				got += f.waiting
-			}
-			l.Service.mu.Unlock()
-			if got == n {
-				return
-			}
-			time.Sleep(time.Millisecond)
-		}
-		t.Fatalf("never %d waiting", n)
-	}
 	var all sync.WaitGroup
 	lead, leave := context.WithCancel(context.Background())
 	defer leave()
@@ -355,7 +357,7 @@ func TestSingleFlightLeaderLeaves(t *testing.T) {
 			t.Errorf("the leader got %d bytes", len(answer))
 		}
 	})
-	waiting(1)
+	l.awaits(t, 1)
 	for range 3 {
 		all.Go(func() {
 			answer, err := l.Do(context.Background(), archive, "other")
@@ -368,7 +370,7 @@ func TestSingleFlightLeaderLeaves(t *testing.T) {
 			}
 		})
 	}
-	waiting(4)
+	l.awaits(t, 4)
 	leave()
 	all.Wait()
 	if n := l.count(t); n != 1 {
@@ -387,7 +389,7 @@ func TestSingleFlightLeaderLeaves(t *testing.T) {
 			}
 		})
 	}
-	waiting(3)
+	l.awaits(t, 3)
 	began := time.Now()
 	cancel()
 	all.Wait()
@@ -482,22 +484,6 @@ func TestSingleFlightOfAnother(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waiting := func(n int) {
-		t.Helper()
-		for range 2000 {
-			l.Service.mu.Lock()
-			got := 0
-			for _, f := range l.flights {
-				got += f.waiting
-			}
-			l.Service.mu.Unlock()
-			if got == n {
-				return
-			}
-			time.Sleep(time.Millisecond)
-		}
-		t.Fatalf("never %d waiting", n)
-	}
 	ask := func(name string, want int) {
 		answer, err := l.Do(context.WithValue(context.Background(), who{}, name), archive, name)
 		if err != nil {
@@ -510,9 +496,9 @@ func TestSingleFlightOfAnother(t *testing.T) {
 	}
 	var all sync.WaitGroup
 	all.Go(func() { ask("greedy", 1) })
-	waiting(1)
+	l.awaits(t, 1)
 	all.Go(func() { ask("honest", 0) })
-	waiting(2)
+	l.awaits(t, 2)
 	close(joined)
 	all.Wait()
 }

@@ -1,7 +1,6 @@
 package translate
 
 import (
-	"fmt"
 	"strings"
 
 	"stapbox/core/script/ast"
@@ -194,16 +193,5 @@ func (b *body) foreachHist(s *ast.Foreach, h *ast.Hist) {
 		b.store(s.Value, t)
 	}
 	b.loops = append(b.loops, loop{id: id})
-	b.indent--
-	b.branch(s.Body, s.Token())
-	b.indent++
-	b.loops = b.loops[:len(b.loops)-1]
-	if b.used[fmt.Sprintf("continue_%d", id)] {
-		b.label(fmt.Sprintf("continue_%d", id))
-	}
-	b.indent--
-	b.line("}")
-	if b.used[fmt.Sprintf("break_%d", id)] {
-		b.label(fmt.Sprintf("break_%d", id))
-	}
+	b.round(s.Body, s.Token(), id, nil)
 }

@@ -347,21 +347,11 @@ func (b *body) forLoop(s *ast.For) {
 	}
 	b.temps, b.strTemps = temps, strs
 	b.loops = append(b.loops, loop{id: id})
-	b.indent--
-	b.branch(s.Body, s.Token())
-	b.indent++
-	b.loops = b.loops[:len(b.loops)-1]
-	if b.used[fmt.Sprintf("continue_%d", id)] {
-		b.label(fmt.Sprintf("continue_%d", id))
-	}
-	if s.Post != nil {
-		b.discard(s.Post)
-	}
-	b.indent--
-	b.line("}")
-	if b.used[fmt.Sprintf("break_%d", id)] {
-		b.label(fmt.Sprintf("break_%d", id))
-	}
+	b.round(s.Body, s.Token(), id, func() {
+		if s.Post != nil {
+			b.discard(s.Post)
+		}
+	})
 	b.pending += 2 // what leaving such a loop is seen to cost upstream
 }
 
@@ -379,6 +369,26 @@ func (b *body) leaveLoops(n int) {
 		if b.loops[i].m != "" {
 			b.line("stp_map_done(%s);", b.loops[i].m)
 		}
+	}
+}
+
+// round writes the body of the innermost loop, what is done after each turn, and
+// the end of the loop.
+func (b *body) round(body ast.Stmt, tok *token.Token, id int, after func()) {
+	b.indent--
+	b.branch(body, tok)
+	b.indent++
+	b.loops = b.loops[:len(b.loops)-1]
+	if b.used[fmt.Sprintf("continue_%d", id)] {
+		b.label(fmt.Sprintf("continue_%d", id))
+	}
+	if after != nil {
+		after()
+	}
+	b.indent--
+	b.line("}")
+	if b.used[fmt.Sprintf("break_%d", id)] {
+		b.label(fmt.Sprintf("break_%d", id))
 	}
 }
 
@@ -432,18 +442,7 @@ func (b *body) foreach(s *ast.Foreach) {
 	if s.Value != nil {
 		b.store(s.Value, b.column(m, node, 0, array.Type))
 	}
-	b.indent--
-	b.branch(s.Body, s.Token())
-	b.indent++
-	b.loops = b.loops[:len(b.loops)-1]
-	if b.used[fmt.Sprintf("continue_%d", id)] {
-		b.label(fmt.Sprintf("continue_%d", id))
-	}
-	b.indent--
-	b.line("}")
-	if b.used[fmt.Sprintf("break_%d", id)] {
-		b.label(fmt.Sprintf("break_%d", id))
-	}
+	b.round(s.Body, s.Token(), id, nil)
 	b.label(b.onError)
 	b.line("stp_map_done(%s);", m)
 	b.onError = outer
