@@ -280,7 +280,9 @@ func (t *traceReaders) merge() {
 			records = append(records, r)
 		}
 		stopped := t.stopped
-		t.room.Broadcast()
+		if len(records) > 0 {
+			t.room.Broadcast() // only then: a reader woken for nothing wakes us, and the two starve the others
+		}
 		t.mu.Unlock()
 		for _, r := range records {
 			out.add(nil, r.Payload)
