@@ -868,6 +868,30 @@ func TestDefect_10_3_12_DetachingWaitsForTheStart(t *testing.T) {
 	})
 }
 
+// While a record is missing and a queue is full, stapio waits: reader and writer
+// that woke each other kept the processor from the reader that had the record.
+func TestRelayWaitsQuietly(t *testing.T) {
+	const records, size = 64, 1 << 15 // twice what a queue holds
+	generations(t, func(t *testing.T, g int) {
+		m := fake(t, cpus(fakemodule.Config{Generation: g, Begin: func(m *fakemodule.Module) {
+			for i := range uint32(records) {
+				m.Record(0, i+2, bytes.Repeat([]byte{'b'}, size))
+			}
+		}}))
+		r := relayCommand(t, m, "fake").start()
+		time.Sleep(1500 * time.Millisecond)
+		m.Record(1, 1, []byte("a"))
+		r.until("output", 5*time.Second, func() bool { return len(r.stdout.String()) == 1+records*size })
+		m.Send(fakemodule.REQUEST_EXIT, nil)
+		if s := r.wait(); s != 0 || !strings.HasPrefix(r.stdout.String(), "ab") {
+			t.Errorf("status %d, output begins with %.10q", s, r.stdout.String())
+		}
+		if used := r.cmd.ProcessState.UserTime() + r.cmd.ProcessState.SystemTime(); used > 400*time.Millisecond {
+			t.Errorf("%v of the processor, for 2 MiB and a wait of 1.5 s", used)
+		}
+	})
+}
+
 // Defects of upstream in switching files (10.3): -S 0,N with SIGUSR2 crashes, and
 // -o /dev/null with -S removes the device.
 func TestRelaySwitching(t *testing.T) {
