@@ -26,12 +26,13 @@ const (
 const manyActions = "-DMAXACTION=1000000000"
 
 // shellHead is what the rows' shell scripts have: m is the module's file, NAME
-// its name; await waits until a command succeeds, attached until the file has
-// output and stapio listens to INT, bit 1 of the last digit.
+// its name; await waits until a command succeeds, listens until a process is a stapio
+// that listens to INT, bit 1 of the last digit, and attached until the file has output, too.
 const shellHead = `NAME=e2e_test_module_with_long_name STAPIO=/usr/libexec/stapbox/stapio
 await() { i=0; until eval "$1" >/dev/null 2>&1; do i=$((i+1)); [ $i -gt 200 ] && { echo "no $1"; killall -9 stapio; staprun -d $NAME; exit 99; }; sleep 0.05; done; }
 gone() { await "! grep -q $NAME /proc/modules"; }
-attached() { await "grep -q 'SigCgt:.*[2367abef]$' /proc/\$(pidof stapio)/status" && await "grep -q begin $1"; }
+listens() { await "grep -q stapio /proc/$1/comm && grep -q 'SigCgt:.*[2367abef]$' /proc/$1/status"; }
+attached() { await "pidof stapio" && listens $(pidof stapio) && await "grep -q begin $1"; }
 `
 
 // inGuest runs a shell script as the developer, in a directory of its own, with
@@ -218,7 +219,7 @@ func rowsReverse() []row {
 		withFakes("6", "garbage, split headers and bodies, impossible lengths, a cut end: the rest is found again", relayDamage),
 		withFakes("7", "EPIPE and ENOSPC: one message, orderly EXIT, status 1", relayWriteErrors),
 		shellRow("15", "3", "START that blocks for seconds: signals count afterwards, the target waits", scriptBusy,
-			`staprun -c 'echo target' m.ko > out & sleep 1.5; await "pidof stapio"; kill -INT $!; wait $!; echo $?; cat out; gone`, "0\nbegan\nend\n"),
+			`staprun -c 'echo target' m.ko > out & sleep 1.5; listens $!; kill -INT $!; wait $!; echo $?; cat out; gone`, "0\nbegan\nend\n"),
 		shellRow("15", "4", "all that is there at EXIT comes out, in order, before the process ends", scriptFlood,
 			`staprun m.ko > out; echo $?; seq 0 19999 | cmp - out`, "0\n"),
 		{"15", "12", "daemon: pid line, silent, messages to the system log, working directory /, own session", func(t *testing.T, s *scene) {

@@ -69,6 +69,10 @@ func (r *relay) converse(signals <-chan os.Signal) outcome {
 	// it in another mount namespace (-N): it is not used for anything else.
 	go func() {
 		runtime.LockOSThread()
+		if err := withoutSignals(); err != nil {
+			c.written <- err
+			return
+		}
 		for m := range c.writes {
 			c.written <- r.ch.Send(m)
 		}
@@ -128,6 +132,16 @@ func (r *relay) converse(signals <-chan os.Signal) outcome {
 		}
 	}
 	return c.result
+}
+
+// withoutSignals keeps the signals that stapio acts on from this thread. One that
+// is in the kernel for seconds, for START, would take them only afterwards.
+func withoutSignals() error {
+	var set unix.Sigset_t
+	for _, s := range []unix.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR2} {
+		set.Val[0] |= 1 << (s - 1)
+	}
+	return os.NewSyscallError("pthread_sigmask", unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil))
 }
 
 func (c *conversation) finishAs(o outcome) { c.result, c.over = o, true }
