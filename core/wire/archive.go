@@ -154,17 +154,21 @@ func inflate(f *zip.File, limits Limits, before, compressed int64) ([]byte, erro
 	}
 	defer r.Close()
 	var b bytes.Buffer
-	left := limits.Uncompressed - before
+	most := limits.Uncompressed
+	if limits.Ratio > 0 {
+		most = min(most, max(ratioFrom, limits.Ratio*compressed))
+	}
+	left := most - before
 	n, err := io.Copy(&b, io.LimitReader(r, left+1))
 	if err != nil {
 		return nil, fmt.Errorf("archive member %.100q: %w", f.Name, err)
 	}
-	total := before + n
-	if n > left {
-		return nil, &SizeError{total, limits.Uncompressed}
-	}
-	if total > ratioFrom && limits.Ratio > 0 && total/limits.Ratio > compressed {
+	switch {
+	case n <= left:
+	case most < limits.Uncompressed:
 		return nil, fmt.Errorf("archive member %.100q: archive inflates to more than %d times its size", f.Name, limits.Ratio)
+	default:
+		return nil, &SizeError{before + n, limits.Uncompressed}
 	}
 	return b.Bytes(), nil
 }

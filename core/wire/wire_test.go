@@ -280,6 +280,27 @@ func FuzzDecodeRequest(f *testing.F) {
 	})
 }
 
+// A bomb costs memory in proportion to its own size, not to what a response may
+// hold.
+func TestRatio(t *testing.T) {
+	bomb := archive(t, member{"rc", 0o644, "0"}, member{"stap000000/a.ko", 0o644, strings.Repeat("\x00", 64<<20)})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := DecodeResponse(bomb)
+	runtime.ReadMemStats(&after)
+	if err == nil || !strings.Contains(err.Error(), "more than 200 times") {
+		t.Errorf("got %v", err)
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > 80<<20 {
+		t.Errorf("%d bytes were allocated for an archive of %d", n, len(bomb))
+	}
+	// What is within the ratio passes, also in several members.
+	fair := archive(t, member{"stdout", 0o644, strings.Repeat("\x00", ratioFrom-1)}, member{"rc", 0o644, "0"})
+	if _, err := DecodeResponse(fair); err != nil {
+		t.Error(err)
+	}
+}
+
 func FuzzDecodeResponse(f *testing.F) {
 	data, err := (&Response{Version: "5.6", Stdout: []byte("x"), Files: []File{{"a.ko", []byte("x")}}}).Encode()
 	if err != nil {
