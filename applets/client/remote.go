@@ -5,14 +5,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"stapbox/core/compile"
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/kbuild"
+	"stapbox/core/report"
 	"stapbox/core/script/tapset"
 	"stapbox/core/wire"
 )
@@ -295,11 +298,11 @@ func (c *client) response(answer []byte) (outcome, error) {
 			}
 		}
 	}
-	c.inv.Stdout.Write(withoutModules(r.Stdout))
+	show(c.inv.Stdout, withoutModules(r.Stdout))
 	if wire.CompareVersions(r.Version, "1.6") < 0 {
 		r.Stderr = withoutLines(r.Stderr, func(line []byte) bool { return bytes.HasPrefix(line, []byte("Keeping temporary directory")) })
 	}
-	c.inv.Stderr.Write(r.Stderr)
+	show(c.inv.Stderr, r.Stderr)
 	if r.SigningKey != nil {
 		c.saveSigningKey(r.SigningKey)
 	}
@@ -307,6 +310,35 @@ func (c *client) response(answer []byte) (outcome, error) {
 		return outcome{rc: 1, server: true}, errors.New("The server refused the request without giving a status; it may not build for this kernel.")
 	}
 	return out, nil
+}
+
+// show writes what a server said. A terminal does what control characters tell
+// it, and a server has no orders to give there: they become question marks. A
+// file or a pipe gets all octets as they are.
+func show(w io.Writer, text []byte) {
+	if report.IsTerminal(w) {
+		text = printable(text)
+	}
+	w.Write(text)
+}
+
+// printable replaces control characters but line end and tab, those of 8 bits
+// (0x80 to 0x9f, by themselves or in UTF-8) too.
+func printable(text []byte) []byte {
+	out := make([]byte, 0, len(text))
+	for len(text) > 0 {
+		r, n := utf8.DecodeRune(text)
+		if r == utf8.RuneError && n == 1 {
+			r = rune(text[0])
+		}
+		if r < ' ' && r != '\n' && r != '\t' || r >= 0x7f && r < 0xa0 {
+			out = append(out, '?')
+		} else {
+			out = append(out, text[:n]...)
+		}
+		text = text[n:]
+	}
+	return out
 }
 
 // withoutModules drops the lines in which a translator names its module.
