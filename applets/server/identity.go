@@ -21,7 +21,7 @@ const renewTime = 10 * time.Minute
 func (s *server) identity() (*identity.Identity, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.id != nil && s.id.Valid(s.now()) == nil {
+	if s.id != nil && !s.id.Expired(s.now()) {
 		return s.id, nil
 	}
 	return s.id, s.ensure()

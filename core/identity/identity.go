@@ -254,12 +254,17 @@ func (id *Identity) Valid(now time.Time) error {
 	return nil
 }
 
+// Expired reports whether the time of the certificate is over, for good. One
+// whose time has not come is the right one on a host with a wrong clock.
+func (id *Identity) Expired(now time.Time) bool { return now.After(id.Certificate.NotAfter) }
+
 // timeLayout is how the server log shows the dates of certificates.
 const timeLayout = "Mon Jan _2 15:04:05 2006"
 
 // Ensure loads the identity in dir and makes a new one when there is none, its
 // time is over, or its files do not fit together. Other errors, such as a key
-// that others may read, are not repaired. The lines given to log are those of
+// that others may read, are not repaired. A certificate whose time has not come
+// is kept: clients trust it, and a clock that was set back is set right again. The lines given to log are those of
 // server-client 4.2.
 func Ensure(dir string, o Options, log func(format string, args ...any)) (*Identity, error) {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
@@ -274,6 +279,9 @@ func Ensure(dir string, o Options, log func(format string, args ...any)) (*Ident
 		switch {
 		case err == nil:
 			log("Certificate is valid")
+			return id, nil
+		case errors.Is(err, ErrNotValid) && !id.Expired(o.Now):
+			log("Certificate is not valid yet: the clock of this host, %s UTC, seems to be wrong. It is used all the same.", o.Now.UTC().Format(timeLayout))
 			return id, nil
 		case errors.Is(err, ErrNotValid):
 			log("Certificate is not valid")

@@ -136,6 +136,11 @@ func TestEnsure(t *testing.T) {
 	if !first.Certificate.Equal(second.Certificate) {
 		t.Error("a valid identity was replaced")
 	}
+	// A clock that was set back costs no key that clients trust.
+	o.Now = now.AddDate(-5, 0, 0)
+	if early := ensure("Certificate found", "Certificate is not valid yet: the clock of this host, Sat Nov 20 12:00:00 2021 UTC, seems"); !first.Certificate.Equal(early.Certificate) {
+		t.Error("an identity whose time has not come was replaced")
+	}
 	o.Now = now.AddDate(2, 0, 0)
 	third := ensure("Certificate is not valid", "Generating a new")
 	if third.Certificate.Equal(second.Certificate) {

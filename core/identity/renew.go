@@ -50,7 +50,7 @@ func Next(dir string, now time.Time) (*Identity, error) {
 // whether it did.
 func Prepare(dir string, o Options) (next *Identity, made bool, err error) {
 	next, err = Next(dir, o.Now)
-	if next != nil && err == nil {
+	if next != nil && (err == nil || errors.Is(err, ErrNotValid) && !next.Expired(o.Now)) {
 		return next, false, nil
 	}
 	if err != nil && !errors.Is(err, ErrNotValid) && !errors.Is(err, ErrBroken) {

@@ -37,6 +37,10 @@ func TestRenew(t *testing.T) {
 	if !id.Certificate.Equal(first.Certificate) || next == nil || !strings.Contains(strings.Join(lines, "\n"), "Made the next certificate sha256="+Fingerprint(next.Certificate)) {
 		t.Fatalf("got %v, %v, %q", id, next, lines)
 	}
+	// The clock goes back to before it was made, and right again.
+	if again, made, err := Prepare(dir, Options{NodeName: "vm", KeyType: ECDSA, Now: start}); err != nil || made || !again.Certificate.Equal(next.Certificate) {
+		t.Errorf("a next one whose time has not come was replaced: %v, %v", made, err)
+	}
 	// It stays the same, and the first one serves to its end.
 	if id, again := at(end.Add(-ChangeBefore - time.Second)); !id.Certificate.Equal(first.Certificate) || !again.Certificate.Equal(next.Certificate) {
 		t.Error("the overlap changed something")
