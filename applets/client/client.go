@@ -22,7 +22,7 @@ import (
 	"syscall"
 	"time"
 
-	"stapbox/core/compile"
+	"stapbox/core/backend"
 	"stapbox/core/config"
 	"stapbox/core/discovery"
 	"stapbox/core/hostpaths"
@@ -31,14 +31,16 @@ import (
 	"stapbox/core/report"
 	"stapbox/core/sandbox"
 	"stapbox/core/script/diag"
+	"stapbox/core/stapopts"
 	"stapbox/core/trust"
+	"stapbox/core/uname"
 	"stapbox/core/version"
 )
 
 // client is one run of stap.
 type client struct {
 	inv  *invocation.Invocation
-	opts *compile.Options
+	opts *stapopts.Options
 	uid  int
 	user privilege.User
 	data string // the user's data directory
@@ -48,7 +50,7 @@ type client struct {
 	extra              []store // peer stores that are searched before the user's
 	staprun            string  // "" to look for it
 	browse             browseFunc
-	backend            compile.Backend
+	translator         backend.Translator
 	now                func() time.Time
 	retryDelay         time.Duration
 
@@ -64,7 +66,7 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	c := &client{
 		inv: inv, uid: os.Getuid(), now: time.Now,
 		hostPeers: hostpaths.HostPeerStore(), signers: hostpaths.SignerStore(), hostRules: trust.HostRules(),
-		browse: discovery.Browse, backend: builtin(),
+		browse: discovery.Browse, translator: backend.Builtin{},
 	}
 	groups, err := privilege.HostGroups("/etc/group", hostpaths.GroupIDs())
 	if err == nil {
@@ -110,7 +112,7 @@ func (c *client) run(ctx context.Context) int {
 	if !filepath.IsAbs(c.data) {
 		c.data = filepath.Join(c.inv.Dir, c.data)
 	}
-	worker := c.inv.Getenv(compile.WorkerVariable) != ""
+	worker := c.inv.Getenv(sandbox.Variable) != ""
 	args := c.inv.Args
 	if worker {
 		var err error
@@ -127,16 +129,16 @@ func (c *client) run(ctx context.Context) int {
 		args = append(words, args...)
 	}
 	var err error
-	c.opts, err = compile.ParseOptions(args)
+	c.opts, err = stapopts.Parse(args)
 	for _, n := range c.opts.Notes {
 		c.say("%s", n)
 	}
 	switch {
 	case err != nil:
 		c.say("%v", err)
-		var usage *compile.UsageError
+		var usage *stapopts.UsageError
 		if errors.As(err, &usage) {
-			fmt.Fprint(c.inv.Stderr, compile.Hint)
+			fmt.Fprint(c.inv.Stderr, stapopts.Hint)
 		}
 		return 1
 	case c.opts.Help:
@@ -147,7 +149,7 @@ func (c *client) run(ctx context.Context) int {
 		return 0
 	}
 	if !worker && len(c.opts.Rlimits) > 0 {
-		if err := sandbox.Confine(compile.Limits(c.opts.Rlimits)); err != nil {
+		if err := sandbox.Confine(c.opts.Rlimits); err != nil {
 			c.say("stap: ERROR: %v", err)
 			return 1
 		}
@@ -191,7 +193,7 @@ func (c *client) manage(ctx context.Context) int {
 		c.trustServers(ctx, newServers(c), arg)
 	}
 	if len(c.opts.ListServers) > 0 {
-		running, _, _ := compile.Uname()
+		running, _, _ := uname.Host()
 		if k := c.opts.Kernel; k != "" && k != running {
 			c.say("WARNING: kernel release/architecture mismatch with host forces last-pass 4.")
 		}
@@ -230,7 +232,7 @@ func (c *client) unprivileged() (code int, ok bool) {
 		c.reasons = append(c.reasons, fmt.Sprintf("%s was automatically selected because you are a member of the %s.  [man stap]", option, groups))
 		if c.opts.Guru {
 			c.say("You can't specify -g and %s together.", option)
-			fmt.Fprint(c.inv.Stderr, compile.Hint)
+			fmt.Fprint(c.inv.Stderr, stapopts.Hint)
 			return 1, false
 		}
 	} else if levels == privilege.None {
@@ -249,7 +251,7 @@ func (c *client) unprivileged() (code int, ok bool) {
 func (c *client) normalUser() {
 	c.say("You are trying to run systemtap as a normal user.")
 	c.say(`You should either be root, or be part of the group "stapusr" and possibly one of the groups "stapsys" or "stapdev".  [man stap]`)
-	fmt.Fprint(c.inv.Stderr, compile.Hint)
+	fmt.Fprint(c.inv.Stderr, stapopts.Hint)
 	name := c.inv.Getenv("USER")
 	if u, err := user.LookupId(strconv.Itoa(c.uid)); err == nil {
 		name = u.Username
@@ -354,19 +356,19 @@ func (c *client) local(ctx context.Context) outcome {
 	if c.opts.OnServerError {
 		stderr = &held
 	}
-	var scripts []compile.Source
+	var scripts []backend.Source
 	for i, text := range c.opts.Scripts {
-		scripts = append(scripts, compile.Source{Name: fmt.Sprintf("<input%d>", i+1), Text: []byte(text)})
+		scripts = append(scripts, backend.Source{Name: fmt.Sprintf("<input%d>", i+1), Text: []byte(text)})
 	}
-	var tapsets []compile.Tapset
+	var tapsets []backend.Tapset
 	for _, dir := range c.opts.Tapsets {
-		tapsets = append(tapsets, compile.Tapset{Name: dir, Path: c.path(dir)})
+		tapsets = append(tapsets, backend.Tapset{Name: dir, Path: c.path(dir)})
 	}
 	arch := ""
 	if c.opts.Arch != "" {
-		arch = compile.Arch(c.opts.Arch)
+		arch = uname.Arch(c.opts.Arch)
 	}
-	job := &compile.Job{
+	job := &backend.Job{
 		Source: src, Scripts: scripts, Tapsets: tapsets, List: c.opts.List, Compatible: c.opts.Compatible, Args: c.opts.Args, LastPass: min(c.opts.LastPass, 4), Verbose: c.opts.Verbose, Keep: c.opts.Keep,
 		Name: c.opts.Module, Kernel: c.opts.Kernel, Arch: arch, Defines: c.opts.Defines, Globals: c.opts.Globals,
 		Privilege: c.opts.Privilege, Guru: c.opts.Guru, Target: c.opts.Target, Command: c.opts.Command, Suppress: c.opts.Suppress,
@@ -377,19 +379,19 @@ func (c *client) local(ctx context.Context) outcome {
 		Error: printer.Colors["error"], Warning: printer.Colors["warning"], Source: printer.Colors["source"],
 		Caret: printer.Colors["caret"], Token: printer.Colors["token"],
 	}
-	backend := c.backend
+	translator := c.translator
 	if c.opts.Translator != "" {
-		if backend, err = compile.NewBackend(c.opts.Translator, c.inv.LookupEnv, c.inv.Environ); err != nil {
+		if translator, err = backend.New(c.opts.Translator, c.inv.LookupEnv, c.inv.Environ); err != nil {
 			c.say("%v", err)
 			return outcome{rc: 1}
 		}
 	}
 	line := c.progress("this host")
 	job.Stdout, job.Stderr, job.Passed = line.before(job.Stdout), line.before(job.Stderr), line.passed
-	artifact, rc := backend.Translate(ctx, job)
+	artifact, rc := translator.Translate(ctx, job)
 	line.end()
 	if c.opts.ClientOptions {
-		if err := compile.LeaveTranslator(c.temp, artifact); err != nil {
+		if err := backend.LeaveTranslator(c.temp, artifact); err != nil {
 			c.say("stap: ERROR: %v", err)
 			return outcome{rc: 1}
 		}
@@ -428,12 +430,12 @@ func withoutPasses(text []byte) []byte {
 const maxScript = 16 << 20
 
 // source reads the script.
-func (c *client) source() (compile.Source, error) {
+func (c *client) source() (backend.Source, error) {
 	if c.opts.List != 0 {
-		return compile.Source{Name: "<input>", Text: []byte("probe " + c.opts.Pattern + " {}")}, nil
+		return backend.Source{Name: "<input>", Text: []byte("probe " + c.opts.Pattern + " {}")}, nil
 	}
 	if c.opts.HasScript {
-		return compile.Source{Name: "<input>", Text: []byte(c.opts.Script)}, nil
+		return backend.Source{Name: "<input>", Text: []byte(c.opts.Script)}, nil
 	}
 	name := c.opts.File
 	var text []byte
@@ -446,15 +448,15 @@ func (c *client) source() (compile.Source, error) {
 	}
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return compile.Source{}, fmt.Errorf("Input file '%s' is missing.", name)
+		return backend.Source{}, fmt.Errorf("Input file '%s' is missing.", name)
 	case err != nil:
-		return compile.Source{}, fmt.Errorf("Input file '%s' is empty or missing: %v", name, err)
+		return backend.Source{}, fmt.Errorf("Input file '%s' is empty or missing: %v", name, err)
 	case len(text) == 0:
-		return compile.Source{}, fmt.Errorf("Input file '%s' is empty.", name)
+		return backend.Source{}, fmt.Errorf("Input file '%s' is empty.", name)
 	case len(text) > maxScript:
-		return compile.Source{}, fmt.Errorf("Input file '%s' has more than %d bytes.", name, maxScript)
+		return backend.Source{}, fmt.Errorf("Input file '%s' has more than %d bytes.", name, maxScript)
 	}
-	return compile.Source{Name: name, Text: text}, nil
+	return backend.Source{Name: name, Text: text}, nil
 }
 
 func readScript(path string) ([]byte, error) {

@@ -17,13 +17,14 @@ import (
 	"testing"
 	"time"
 
-	"stapbox/core/compile"
+	"stapbox/core/backend"
 	"stapbox/core/discovery"
 	"stapbox/core/identity"
 	"stapbox/core/invocation"
 	"stapbox/core/privilege"
 	"stapbox/core/trust"
 	"stapbox/core/trust/edit"
+	"stapbox/core/uname"
 	"stapbox/core/wire"
 )
 
@@ -91,7 +92,7 @@ func (f *fakeServer) serve(c *tls.Conn) {
 func (f *fakeServer) spec() string { return f.addr.String() }
 
 func (f *fakeServer) found() discovery.Server {
-	release, arch, _ := compile.Uname()
+	release, arch, _ := uname.Host()
 	return discovery.Server{Host: "vm.local", Addr: f.addr.Addr(), Port: int(f.addr.Port()), Version: "5.6",
 		Sysinfo: release + " " + arch, Certinfo: identity.CertInfo(f.id.Certificate), MOK: f.moks}
 }
@@ -193,7 +194,7 @@ func TestUnprivilegedRun(t *testing.T) {
 	if d.err.String() != "err\n" {
 		t.Errorf("stderr: got %q", d.err.String())
 	}
-	release, arch, _ := compile.Uname()
+	release, arch, _ := uname.Host()
 	want := &wire.Request{Version: "5.6", Release: release, Arch: arch, Args: []string{"-e" + hello, "--privilege=stapusr"}, Locale: []string{"LANG=C"}, HasLocale: true}
 	if !reflect.DeepEqual(f.requests[0], want) {
 		t.Errorf("request: got %+v, want %+v", f.requests[0], want)
@@ -367,7 +368,7 @@ func TestListServers(t *testing.T) {
 		t.Errorf("got %d, %q", code, d.err.String())
 	}
 	d.trust(t, f, d.peerStore())
-	release, arch, _ := compile.Uname()
+	release, arch, _ := uname.Host()
 	line := fmt.Sprintf(" host=vm.local address=127.0.0.1 port=%d sysinfo=\"%s %s\" version=5.6 certinfo=\"%s\" sha256=%s\n", f.addr.Port(), release, arch,
 		identity.CertInfo(f.id.Certificate), identity.Fingerprint(f.id.Certificate))
 	if code := d.stap("--list-servers"); code != 0 || d.err.String() != "Systemtap Compile Server Status for 'online,trusted,compatible'\n"+line {
@@ -485,28 +486,28 @@ func FuzzParseSpec(f *testing.F) {
 
 // fakeBackend stands in for the translator.
 type fakeBackend struct {
-	job  *compile.Job
+	job  *backend.Job
 	fail string
 }
 
-func (b *fakeBackend) Translate(_ context.Context, job *compile.Job) (compile.Artifact, int) {
+func (b *fakeBackend) Translate(_ context.Context, job *backend.Job) (backend.Artifact, int) {
 	b.job = job
 	if b.fail != "" {
 		io.WriteString(job.Stderr, b.fail)
-		return compile.Artifact{}, 1
+		return backend.Artifact{}, 1
 	}
 	if job.LastPass < 4 {
-		return compile.Artifact{}, 0
+		return backend.Artifact{}, 0
 	}
 	path := filepath.Join(job.TempDir, "local.ko")
-	return compile.Artifact{Name: "local", Path: path}, map[bool]int{true: 1}[os.WriteFile(path, []byte("module"), 0o600) != nil]
+	return backend.Artifact{Name: "local", Path: path}, map[bool]int{true: 1}[os.WriteFile(path, []byte("module"), 0o600) != nil]
 }
 
 // Requirements: R-000-020 R-003-105
 func TestLocal(t *testing.T) {
 	d := newDesk(t, privilege.GroupDev)
 	b := &fakeBackend{}
-	d.backend = b
+	d.translator = b
 	if code := d.stap("-p4", "-r", "6.1", "-DA=1", "-Gx=1", "--privilege=stapusr", "-w", "-e", hello, "a"); code != 0 || d.out.String() != "local.ko\n" {
 		t.Fatalf("got %d, %q, %q", code, d.out.String(), d.err.String())
 	}
@@ -539,7 +540,7 @@ func TestServerOnError(t *testing.T) {
 	d := newDesk(t, privilege.GroupDev, f)
 	d.trust(t, f, d.peerStore())
 	b := &fakeBackend{fail: "ERROR: no compiler\nPass 4: compilation failed.  [man error::pass4]\n"}
-	d.backend = b
+	d.translator = b
 	if code := d.stap("-p4", "--use-server-on-error", "-e", hello); code != 0 {
 		t.Errorf("status %d", code)
 	}
@@ -574,7 +575,7 @@ func TestHelpAndVersion(t *testing.T) {
 func TestFindServers(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, "none", f)
-	release, arch, _ := compile.Uname()
+	release, arch, _ := uname.Host()
 	want := fmt.Sprintf("vm.local 127.0.0.1 %d 'sysinfo=%s %s'\n", f.addr.Port(), release, arch)
 	for _, args := range [][]string{nil, {"--all"}, {"word", "--all"}} {
 		d.out.Reset()

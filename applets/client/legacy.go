@@ -7,14 +7,14 @@ import (
 	"slices"
 	"strings"
 
-	"stapbox/core/compile"
+	"stapbox/core/stapopts"
 	"stapbox/core/trust"
 )
 
 // findServers is stap-find-servers [--all]: one line per compatible server,
 // "HOST ADDRESS PORT 'sysinfo=RELEASE ARCH'". Other words are ignored.
 func (c *client) findServers(ctx context.Context) int {
-	c.opts = &compile.Options{}
+	c.opts = &stapopts.Options{}
 	s := newServers(c)
 	list := s.compatible(ctx)
 	if slices.Contains(c.inv.Args, "--all") {

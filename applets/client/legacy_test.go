@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"stapbox/core/compile"
 	"stapbox/core/discovery"
 	"stapbox/core/privilege"
+	"stapbox/core/uname"
 )
 
 // Servers of other kernels are listed with --all only.
@@ -23,7 +23,7 @@ func TestFindServersOfOtherKernels(t *testing.T) {
 		other.Host, other.Sysinfo = "other.local", "9.9 x86_64"
 		return []discovery.Server{other, f.found()}, nil
 	}
-	release, arch, _ := compile.Uname()
+	release, arch, _ := uname.Host()
 	own := fmt.Sprintf("vm.local 127.0.0.1 %d 'sysinfo=%s %s'\n", f.addr.Port(), release, arch)
 	other := fmt.Sprintf("other.local 127.0.0.1 %d 'sysinfo=9.9 x86_64'\n", f.addr.Port())
 	for _, tt := range []struct {

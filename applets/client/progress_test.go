@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"stapbox/core/compile"
+	"stapbox/core/backend"
 	"stapbox/core/privilege"
 	"stapbox/core/wire"
 )
@@ -152,7 +152,7 @@ func TestProgressOfServer(t *testing.T) {
 // slowBackend takes its time in pass 4, and says something in the middle.
 type slowBackend struct{}
 
-func (slowBackend) Translate(_ context.Context, job *compile.Job) (compile.Artifact, int) {
+func (slowBackend) Translate(_ context.Context, job *backend.Job) (backend.Artifact, int) {
 	for pass := 1; pass <= 3; pass++ {
 		job.Passed(pass)
 	}
@@ -160,7 +160,7 @@ func (slowBackend) Translate(_ context.Context, job *compile.Job) (compile.Artif
 	fmt.Fprintln(job.Stderr, "WARNING: something")
 	time.Sleep(1100 * time.Millisecond)
 	fmt.Fprintln(job.Stderr, "Pass 2: analysis failed.")
-	return compile.Artifact{}, 1
+	return backend.Artifact{}, 1
 }
 
 func TestProgressHere(t *testing.T) {
@@ -168,7 +168,7 @@ func TestProgressHere(t *testing.T) {
 	d.inv.Environ = append(d.inv.Environ, "TERM=linux")
 	p := newPTY(t, 30)
 	d.inv.Stderr = p.slave
-	d.backend = slowBackend{}
+	d.translator = slowBackend{}
 	if code := d.stap("-p4", "-e", hello); code != 1 {
 		t.Errorf("status %d", code)
 	}

@@ -12,10 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"stapbox/core/compile"
 	"stapbox/core/discovery"
 	"stapbox/core/identity"
 	"stapbox/core/privilege"
+	"stapbox/core/uname"
 	"stapbox/core/wire"
 )
 
@@ -47,7 +47,7 @@ func TestRemembered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	release, arch, _ := compile.Uname()
+	release, arch, _ := uname.Host()
 	lines := strings.Split(string(data), "\n")
 	want := fmt.Sprintf("\t%s\tvm.local\t5.6\t%s %s\t%s\t%s", f.spec(), release, arch, identity.CertInfo(f.id.Certificate), identity.Fingerprint(f.id.Certificate))
 	if len(lines) != 3 || lines[0] != rememberedMagic || !strings.HasSuffix(lines[1], want) {
@@ -92,7 +92,7 @@ func TestRememberedIsGone(t *testing.T) {
 	}
 	refusing.Close()
 	f := newServer(t, good("stap_1"))
-	release, arch, _ := compile.Uname()
+	release, arch, _ := uname.Host()
 	for _, tt := range []struct {
 		name  string
 		entry func(m *memory)

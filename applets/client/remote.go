@@ -11,7 +11,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"stapbox/core/compile"
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/kbuild"
@@ -142,7 +141,7 @@ func (c *client) request() (*wire.Request, error) {
 		release = k.Release
 	}
 	r := &wire.Request{Version: wire.Version, Release: release, Arch: arch, HasLocale: true, MOK: c.kernel.fingerprints}
-	for _, name := range compile.LocaleNames {
+	for _, name := range wire.LocaleNames {
 		if v, ok := c.inv.LookupEnv(name); ok && !strings.ContainsAny(v, "\n\x00") {
 			r.Locale = append(r.Locale, name+"="+v)
 		}

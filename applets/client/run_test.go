@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"stapbox/core/compile"
+	"stapbox/core/stapopts"
 )
 
 // moduleFile writes an ELF file with the sections .modinfo, .rodata and
@@ -99,7 +99,7 @@ func TestStaprunArgs(t *testing.T) {
 			"-v -w -o out -t 7 -N 8 -b 9 -D -R -S 5 -C always -M 3 MODULE a=1"},
 		{"-G a=1 --monitor -c ls -vv", "-v -c ls -R -M 1 MODULE a=1"},
 	} {
-		opts, err := compile.ParseOptions(append(strings.Fields(tt.line), "-e", "probe never {}"))
+		opts, err := stapopts.Parse(append(strings.Fields(tt.line), "-e", "probe never {}"))
 		if err != nil {
 			t.Errorf("%q: %v", tt.line, err)
 			continue
@@ -109,7 +109,7 @@ func TestStaprunArgs(t *testing.T) {
 			t.Errorf("%q: got %q, want %q", tt.line, got, tt.want)
 		}
 	}
-	opts, err := compile.ParseOptions(strings.Fields("-s 9 -F -e x"))
+	opts, err := stapopts.Parse(strings.Fields("-s 9 -F -e x"))
 	if err != nil {
 		t.Fatal(err)
 	}

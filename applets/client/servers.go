@@ -12,11 +12,11 @@ import (
 	"slices"
 	"strings"
 
-	"stapbox/core/compile"
 	"stapbox/core/discovery"
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/trust"
+	"stapbox/core/uname"
 )
 
 // servers answers the queries of server-client 6.3. Each source is asked once.
@@ -36,12 +36,12 @@ type servers struct {
 }
 
 func newServers(c *client) *servers {
-	release, arch, _ := compile.Uname()
+	release, arch, _ := uname.Host()
 	if c.opts.Kernel != "" && !strings.HasPrefix(c.opts.Kernel, "/") {
 		release = c.opts.Kernel
 	}
 	if c.opts.Arch != "" {
-		arch = compile.Arch(c.opts.Arch)
+		arch = uname.Arch(c.opts.Arch)
 	}
 	return &servers{c: c, kernel: release + " " + arch, arch: arch, stores: make(map[string][]record)}
 }

@@ -9,10 +9,10 @@ import (
 	"strings"
 	"testing"
 
-	"stapbox/core/compile"
 	"stapbox/core/discovery"
 	"stapbox/core/identity"
 	"stapbox/core/privilege"
+	"stapbox/core/uname"
 )
 
 // Every filter of --list-servers and every form of --use-server, against four
@@ -21,7 +21,7 @@ import (
 // Requirements: R-000-006 R-000-039 R-000-045
 func TestListFilters(t *testing.T) {
 	here, offline, signer := newServer(t, good("x")), newServer(t, good("x")), newServer(t, good("x"))
-	release, arch, _ := compile.Uname()
+	release, arch, _ := uname.Host()
 	d := newDesk(t, privilege.GroupDev)
 	six := netip.MustParseAddr("fe80::1%eth0")
 	host := func(f *fakeServer, port int, sysinfo, version string) discovery.Server {
@@ -187,7 +187,7 @@ func TestServerMayDo(t *testing.T) {
 	for arg, want := range map[string]bool{"": true, "=yes": true, "=YES": true, "=ye": true, "=Y": true, "=no": false, "=n": false, "=foo": false} {
 		d := newDesk(t, privilege.GroupDev, f)
 		d.trust(t, f, d.peerStore())
-		d.backend = &fakeBackend{fail: "Pass 4: compilation failed.  [man error::pass4]\n"}
+		d.translator = &fakeBackend{fail: "Pass 4: compilation failed.  [man error::pass4]\n"}
 		code := d.stap("-p4", "--use-server-on-error"+arg, "-e", hello)
 		if got := strings.Contains(d.err.String(), "Attempting compilation using a compile server\n"); got != want || (code == 0) != want {
 			t.Errorf("%q: status %d, tried: %v, want %v\n%s", arg, code, got, want, d.err.String())

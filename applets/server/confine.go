@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 
+	"stapbox/core/backend"
 	"stapbox/core/compile"
 	"stapbox/core/sandbox"
+	"stapbox/core/stapopts"
 )
 
 // detect finds out how workers can be confined.
@@ -42,15 +44,15 @@ func (s *server) confine(box *sandbox.Sandbox) error {
 
 // findSystemtap looks for an installed stap when it may translate.
 func (s *server) findSystemtap() error {
-	if s.opts.backend == compile.TranslatorBuiltin {
+	if s.opts.backend == stapopts.TranslatorBuiltin {
 		return nil
 	}
-	path, err := compile.FindSystemtap(context.Background(), s.inv.LookupEnv)
+	path, err := backend.FindSystemtap(context.Background(), s.inv.LookupEnv)
 	switch {
 	case err == nil:
 		s.log.printf("SystemTap is %s", path)
 		s.systemtap = path
-	case s.opts.backend == compile.TranslatorSystemtap:
+	case s.opts.backend == stapopts.TranslatorSystemtap:
 		return fmt.Errorf("--translator=systemtap: %w", err)
 	default:
 		s.log.printf("Only the built-in translator is here: %v", err)

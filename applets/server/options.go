@@ -9,12 +9,14 @@ import (
 	"strings"
 	"time"
 
+	"stapbox/core/backend"
 	"stapbox/core/cache"
 	"stapbox/core/compile"
 	"stapbox/core/getopt"
 	"stapbox/core/identity"
 	"stapbox/core/kbuild"
 	"stapbox/core/metrics"
+	"stapbox/core/stapopts"
 	"stapbox/core/wire"
 )
 
@@ -172,7 +174,7 @@ func parse(args []string, processors int) (*options, error) {
 		threads: processors, maxRequest: wire.DefaultMaxUncompressed,
 		maxArchive: wire.DefaultMaxCompressed, keyType: identity.RSA,
 		cacheSize: defaultCacheSize, limits: defaultLimits(),
-		sandbox: sandboxAuto, backend: compile.TranslatorBuiltin,
+		sandbox: sandboxAuto, backend: stapopts.TranslatorBuiltin,
 	}
 	list, words, err := getopt.Parse(spec, args)
 	if err != nil {
@@ -215,7 +217,7 @@ func (o *options) set(g getopt.Option) error {
 		}
 		o.releases = append(o.releases, k)
 	case "D":
-		if _, err := compile.ParseOptions([]string{"-D" + g.Value, "-e", ""}); err != nil {
+		if _, err := stapopts.Parse([]string{"-D" + g.Value, "-e", ""}); err != nil {
 			return err
 		}
 		o.translator = append(o.translator, "-D"+g.Value)
@@ -248,7 +250,7 @@ func (o *options) set(g getopt.Option) error {
 			return fmt.Errorf("sandbox %q is not auto, require or off", g.Value)
 		}
 	case "translator":
-		if _, err := compile.NewBackend(g.Value, nil, nil); err != nil || g.Value == "" {
+		if _, err := backend.New(g.Value, nil, nil); err != nil || g.Value == "" {
 			return fmt.Errorf("translator %q is not builtin, systemtap or auto", g.Value)
 		}
 		o.backend = g.Value

@@ -6,10 +6,11 @@ import (
 	"path/filepath"
 	"slices"
 
-	"stapbox/core/compile"
 	"stapbox/core/config"
 	"stapbox/core/getopt"
 	"stapbox/core/identity"
+	"stapbox/core/sandbox"
+	"stapbox/core/stapopts"
 	"stapbox/core/systemd"
 )
 
@@ -17,14 +18,14 @@ import (
 type settings struct {
 	limits  limits
 	clients *clientTrust
-	options []string         // of the translator, from DATA/rc
-	rlimits []compile.Rlimit // of workers
+	options []string        // of the translator, from DATA/rc
+	rlimits []sandbox.Limit // of workers
 	id      *identity.Identity
 }
 
 // rc reads the server user's DATA/rc, where an administrator sets limits for
 // the translator. Without limits there, some are set all the same.
-func (s *server) rc() ([]string, []compile.Rlimit, error) {
+func (s *server) rc() ([]string, []sandbox.Limit, error) {
 	limits := map[string]uint64{"cpu": 60, "as": 3 << 30, "fsize": 256 << 20}
 	path := filepath.Join(s.data, "rc")
 	words, err := readWords(path)
@@ -32,7 +33,7 @@ func (s *server) rc() ([]string, []compile.Rlimit, error) {
 		return nil, nil, err
 	}
 	if len(words) > 0 {
-		o, err := compile.ParseOptions(append(append([]string{}, words...), "-e", ""))
+		o, err := stapopts.Parse(append(append([]string{}, words...), "-e", ""))
 		if err != nil {
 			return nil, nil, fmt.Errorf("reading %q: %w", path, err)
 		}
@@ -40,10 +41,10 @@ func (s *server) rc() ([]string, []compile.Rlimit, error) {
 			limits[l.Name] = l.Value
 		}
 	}
-	var list []compile.Rlimit
+	var list []sandbox.Limit
 	for _, name := range []string{"as", "cpu", "fsize", "nproc", "stack"} {
 		if v, ok := limits[name]; ok {
-			list = append(list, compile.Rlimit{Name: name, Value: v})
+			list = append(list, sandbox.Limit{Name: name, Value: v})
 		}
 	}
 	return words, list, nil

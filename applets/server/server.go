@@ -40,6 +40,7 @@ import (
 	"syscall"
 	"time"
 
+	"stapbox/core/backend"
 	"stapbox/core/cache"
 	"stapbox/core/compile"
 	"stapbox/core/discovery"
@@ -48,6 +49,7 @@ import (
 	"stapbox/core/invocation"
 	"stapbox/core/sandbox"
 	"stapbox/core/systemd"
+	"stapbox/core/uname"
 	"stapbox/core/version"
 	"stapbox/core/wire"
 )
@@ -154,7 +156,7 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	// The work is done by workers; what is left here is little, and a server
 	// that idles for weeks should keep little.
 	debug.SetGCPercent(25)
-	release, arch, node := compile.Uname()
+	release, arch, node := uname.Host()
 	s := &server{
 		inv: inv, euid: os.Geteuid(), uid: os.Getuid(), node: node, arch: arch, opts: opts,
 		now: time.Now, clock: wallClock,
@@ -282,13 +284,13 @@ func (s *server) setup(release string) error {
 }
 
 // newService makes a compile service.
-func (s *server) newService(options []string, rlimits []compile.Rlimit) *compile.Service {
+func (s *server) newService(options []string, rlimits []sandbox.Limit) *compile.Service {
 	environ := []string{"HOME=" + s.home}
 	if dir := s.inv.Getenv("SYSTEMTAP_DIR"); dir != "" {
 		environ = append(environ, "SYSTEMTAP_DIR="+s.data)
 	}
 	if s.systemtap != "" {
-		environ = append(environ, compile.SystemtapVariable+"="+s.systemtap)
+		environ = append(environ, backend.SystemtapVariable+"="+s.systemtap)
 	}
 	return &compile.Service{
 		Releases: s.opts.kernels(s.release), Arch: s.arch,

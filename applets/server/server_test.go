@@ -26,6 +26,7 @@ import (
 	"stapbox/core/identity"
 	"stapbox/core/invocation"
 	"stapbox/core/sandbox"
+	"stapbox/core/stapopts"
 	"stapbox/core/trust"
 	"stapbox/core/wire"
 )
@@ -33,13 +34,13 @@ import (
 // The test binary is the worker of the servers it starts.
 func TestMain(m *testing.M) {
 	sandbox.Enter()
-	if os.Getenv(compile.WorkerVariable) != "" {
+	if os.Getenv(sandbox.Variable) != "" {
 		args, err := sandbox.Args()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		o, err := compile.ParseOptions(args)
+		o, err := stapopts.Parse(args)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -610,7 +611,7 @@ func TestBadRC(t *testing.T) {
 		t.Fatal(err)
 	}
 	words, limits, err := (&server{data: dir}).rc()
-	want := []compile.Rlimit{{Name: "as", Value: 3 << 30}, {Name: "cpu", Value: 7}, {Name: "fsize", Value: 256 << 20}, {Name: "nproc", Value: 9}}
+	want := []sandbox.Limit{{Name: "as", Value: 3 << 30}, {Name: "cpu", Value: 7}, {Name: "fsize", Value: 256 << 20}, {Name: "nproc", Value: 9}}
 	if err != nil || len(words) != 3 || !slices.Equal(limits, want) {
 		t.Errorf("got %q, %+v, %v", words, limits, err)
 	}

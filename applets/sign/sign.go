@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"stapbox/core/compile"
 	"stapbox/core/getopt"
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
@@ -24,6 +23,7 @@ import (
 	"stapbox/core/modsig"
 	"stapbox/core/mok"
 	"stapbox/core/signing"
+	"stapbox/core/uname"
 	"stapbox/core/version"
 )
 
@@ -65,7 +65,7 @@ func spec() getopt.Spec {
 
 // Main runs stap-sign-module. Unlike upstream's it fails when nothing was signed.
 func Main(_ context.Context, inv *invocation.Invocation) int {
-	_, _, node := compile.Uname()
+	_, _, node := uname.Host()
 	s := &signer{inv: inv, node: node, now: time.Now()}
 	opts, words, err := getopt.Parse(spec(), inv.Args)
 	if err != nil {

@@ -35,8 +35,8 @@ func TestKeyCoversInfluences(t *testing.T) {
 			*f = "x"
 		case *[]string:
 			*f = append([]string{"x"}, *f...)
-		case *[]Rlimit:
-			*f = []Rlimit{{"cpu", 1}}
+		case *[]sandbox.Limit:
+			*f = []sandbox.Limit{{Name: "cpu", Value: 1}}
 		default:
 			t.Fatalf("%s has a type this test does not know", name)
 		}
@@ -55,8 +55,8 @@ func TestKeyCoversInfluences(t *testing.T) {
 		{"order of arguments", influences{Args: []string{"-DA", "-DB"}}, influences{Args: []string{"-DB", "-DA"}}},
 		{"neighbours", influences{Release: "6", BuildDir: ""}, influences{Release: "", BuildDir: "6"}},
 		{"lists", influences{Args: []string{"LANG=C"}}, influences{Locale: []string{"LANG=C"}}},
-		{"limit", influences{Rlimits: []Rlimit{{"cpu", 1}}}, influences{Rlimits: []Rlimit{{"cpu", 2}}}},
-		{"name of a limit", influences{Rlimits: []Rlimit{{"cpu", 1}}}, influences{Rlimits: []Rlimit{{"as", 1}}}},
+		{"limit", influences{Rlimits: []sandbox.Limit{{Name: "cpu", Value: 1}}}, influences{Rlimits: []sandbox.Limit{{Name: "cpu", Value: 2}}}},
+		{"name of a limit", influences{Rlimits: []sandbox.Limit{{Name: "cpu", Value: 1}}}, influences{Rlimits: []sandbox.Limit{{Name: "as", Value: 1}}}},
 	} {
 		if tt.a.key() == tt.b.key() {
 			t.Errorf("%s: one key for two", tt.name)
@@ -272,7 +272,7 @@ func TestServiceCacheMisses(t *testing.T) {
 	expect("kernel configuration", madeMiss, ask(nil))
 	l.Options = []string{"-DSERVER=2"}
 	expect("server's options", madeMiss, ask(nil))
-	l.Rlimits = []Rlimit{{"cpu", 34}}
+	l.Rlimits = []sandbox.Limit{{Name: "cpu", Value: 34}}
 	expect("limits", madeMiss, ask(nil))
 	l.self().digest = "another program"
 	expect("translator, tapset or runtime", madeMiss, ask(nil))

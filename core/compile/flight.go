@@ -26,7 +26,7 @@ type result struct {
 	sum    string // SHA-256 of the module
 	by     string // name of the certificate whose key signed it
 	made   string
-	madeBy string // TranslatorBuiltin, TranslatorSystemtap, or "" where it was not made now
+	madeBy string // stapopts.TranslatorBuiltin, stapopts.TranslatorSystemtap, or "" where it was not made now
 	err    error  // for the log
 	keep   bool   // the answer will be the same next time
 	noSlot bool   // Slot refused: that is about whoever asked first

@@ -13,8 +13,10 @@ import (
 	"slices"
 	"strings"
 
+	"stapbox/core/backend"
 	"stapbox/core/cache"
 	"stapbox/core/kbuild"
+	"stapbox/core/sandbox"
 	"stapbox/core/wire"
 )
 
@@ -27,24 +29,24 @@ import (
 // client (but for the complaints about what it sent) and where it is. The
 // architecture a client names is this server's or refused.
 type influences struct {
-	Program    string   // SHA-256 of the worker's file: translator, tapset and runtime are parts of it
-	Protocol   string   // version the answer carries
-	Release    string   // kernel release asked for, in sysinfo or by -r
-	BuildDir   string   // where the server was told to look for its headers
-	Kernel     string   // kbuild.Identity: headers, prepared objects, compiler, linker, objtool
-	Arch       string   // that modules are built for
-	Options    []string // the server's own translator options
-	Rlimits    []Rlimit // of the worker: a script may ask a lot
-	Environ    []string // of the worker
-	Home       string   // what is hidden from clients in texts
-	Args       []string // of the client but -r, in order: script, -p, -m, -D, arguments ...
-	Translator string   // that was chosen; what SystemTap makes is not kept
-	Privilege  string   // level the script is checked and signed for
-	Locale     []string // accepted LANG and LC_*
-	Complaints string   // about locale lines that were not accepted
-	MOK        []string // the machine owner key that signs for the kernel, see mokInfluence
-	Files      string   // contents: names and texts of the script and tapset files of the request
-	Signer     string   // SHA-256 of the public key, or "" for none
+	Program    string          // SHA-256 of the worker's file: translator, tapset and runtime are parts of it
+	Protocol   string          // version the answer carries
+	Release    string          // kernel release asked for, in sysinfo or by -r
+	BuildDir   string          // where the server was told to look for its headers
+	Kernel     string          // kbuild.Identity: headers, prepared objects, compiler, linker, objtool
+	Arch       string          // that modules are built for
+	Options    []string        // the server's own translator options
+	Rlimits    []sandbox.Limit // of the worker: a script may ask a lot
+	Environ    []string        // of the worker
+	Home       string          // what is hidden from clients in texts
+	Args       []string        // of the client but -r, in order: script, -p, -m, -D, arguments ...
+	Translator string          // that was chosen; what SystemTap makes is not kept
+	Privilege  string          // level the script is checked and signed for
+	Locale     []string        // accepted LANG and LC_*
+	Complaints string          // about locale lines that were not accepted
+	MOK        []string        // the machine owner key that signs for the kernel, see mokInfluence
+	Files      string          // contents: names and texts of the script and tapset files of the request
+	Signer     string          // SHA-256 of the public key, or "" for none
 }
 
 // key is the digest of all influences. Every text goes in with its length, every
@@ -102,9 +104,6 @@ func contents(files []wire.File) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// workerPath is where a worker finds programs.
-const workerPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
 // program is what is learned once about this program.
 type program struct {
 	digest  string
@@ -117,7 +116,7 @@ type program struct {
 func (s *Service) self() *program {
 	s.once.Do(func() {
 		s.program.reading = make(chan struct{}, runtime.GOMAXPROCS(0))
-		s.program.runtime = kbuild.Runtime{Version: Runtime().Version}
+		s.program.runtime = kbuild.Runtime{Version: backend.Runtime().Version}
 		s.program.digest, s.program.err = fileDigest(s.Worker[0])
 		if s.program.err != nil {
 			s.Log("Answers are not cached: %v", s.program.err)
@@ -147,7 +146,7 @@ func (s *Service) influences(r *request) *influences {
 		kernel = r.release.Name
 	}
 	k, err := kbuild.FindKernel(kernel)
-	identity := kbuild.Identity(s.StateDir, k, p.runtime, workerPath)
+	identity := kbuild.Identity(s.StateDir, k, p.runtime, backend.Path)
 	if err != nil {
 		identity += err.Error()
 	}

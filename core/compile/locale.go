@@ -4,13 +4,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-)
 
-// LocaleNames are the variables a client sends with its request, in the order
-// it sends them.
-var LocaleNames = []string{
-	"LANG", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME",
-}
+	"stapbox/core/wire"
+)
 
 // isLocaleValue accepts [a-zA-Z0-9@_.=-]*.
 func isLocaleValue(s string) bool {
@@ -27,7 +23,7 @@ func checkLocale(lines []string) (env, complaints []string) {
 		switch {
 		case !ok:
 			complaints = append(complaints, fmt.Sprintf("Localization key=value line '%s' cannot be parsed", oneLine(line)))
-		case !slices.Contains(LocaleNames, name):
+		case !slices.Contains(wire.LocaleNames, name):
 			complaints = append(complaints, fmt.Sprintf("Localization key '%s' not found in global list", oneLine(name)))
 		case !isLocaleValue(value):
 			complaints = append(complaints, fmt.Sprintf("Localization value '%s' contains illegal characters", oneLine(value)))

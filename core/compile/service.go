@@ -1,3 +1,9 @@
+// Package compile answers the requests of a compile server.
+//
+// A request archive is read and checked (service.go); its answer is looked up by
+// everything it depends on (key.go), awaited where it is in the making
+// (flight.go), or made: a worker, which is this program again in a sandbox,
+// translates (worker.go, core/backend), and the server signs what it left.
 package compile
 
 import (
@@ -8,7 +14,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -19,20 +24,19 @@ import (
 	"sync/atomic"
 	"time"
 
+	"stapbox/core/backend"
 	"stapbox/core/cache"
 	"stapbox/core/getopt"
 	"stapbox/core/kmod"
 	"stapbox/core/mok"
 	"stapbox/core/sandbox"
 	"stapbox/core/signing"
+	"stapbox/core/stapopts"
 	"stapbox/core/wire"
 )
 
-// Limits on what a worker leaves.
-const (
-	maxOutput = 4 << 20  // stdout and stderr, each
-	maxModule = 48 << 20 // one module
-)
+// maxOutput is how much a worker may write to stdout and stderr, each.
+const maxOutput = 4 << 20
 
 // Release is a kernel a service builds for.
 type Release struct {
@@ -47,14 +51,14 @@ type Release struct {
 // is up to Slot.
 type Service struct {
 	Releases  []Release
-	Arch      string        // normalised (Arch)
-	Options   []string      // translator options of the server (-D ...), before the client's
-	Rlimits   []Rlimit      // of a worker
-	Environ   []string      // HOME, SYSTEMTAP_DIR and the like, for the worker
-	StateDir  string        // prepared kernels; workers of requests only read it
-	Home      string        // replaced by <server> in what clients see
-	TempDir   string        // where request directories are made
-	WallClock time.Duration // of a worker
+	Arch      string          // normalised (Arch)
+	Options   []string        // translator options of the server (-D ...), before the client's
+	Rlimits   []sandbox.Limit // of a worker
+	Environ   []string        // HOME, SYSTEMTAP_DIR and the like, for the worker
+	StateDir  string          // prepared kernels; workers of requests only read it
+	Home      string          // replaced by <server> in what clients see
+	TempDir   string          // where request directories are made
+	WallClock time.Duration   // of a worker
 	Limits    wire.Limits
 	Keep      bool
 
@@ -64,10 +68,10 @@ type Service struct {
 	Worker []string
 	// Sandbox is what workers run in; nil is as much as this host allows.
 	Sandbox *sandbox.Sandbox
-	// Translator is TranslatorBuiltin, also if it is "", TranslatorSystemtap, or
-	// TranslatorAuto, with which clients may choose.
+	// Translator is stapopts.TranslatorBuiltin, also if it is "", stapopts.TranslatorSystemtap, or
+	// stapopts.TranslatorAuto, with which clients may choose.
 	Translator string
-	// SignSystemtap lets modules of TranslatorSystemtap be signed.
+	// SignSystemtap lets modules of stapopts.TranslatorSystemtap be signed.
 	SignSystemtap bool
 	// Readable are files and directories that scripts may name, besides the
 	// toolchain's.
@@ -161,7 +165,7 @@ var Self = []string{"/proc/self/exe", "stap"}
 type request struct {
 	archive []byte
 	wire    *wire.Request // without Files once it is checked: many may wait
-	opts    *Options
+	opts    *stapopts.Options
 	argv    []string // of the client, without -r
 	release Release
 	env     []string
@@ -248,7 +252,7 @@ func (s *Service) finish(ctx context.Context, r *request, err error) result {
 	// script, and its status does not tell; that of a script costs little again,
 	// as no compiler has run. So only success is kept.
 	res := result{rc: r.rc, signer: r.signer, module: r.module, sum: r.sum, by: r.by, err: err, madeBy: r.madeBy,
-		keep: err == nil && r.rc == 0 && !r.cut && r.madeBy != TranslatorSystemtap}
+		keep: err == nil && r.rc == 0 && !r.cut && r.madeBy != stapopts.TranslatorSystemtap}
 	if ctx.Err() != nil {
 		res.keep = false
 		return res
@@ -379,7 +383,7 @@ func (s *Service) make(ctx context.Context, r *request) error {
 	if err != nil {
 		return err
 	}
-	r.madeBy = s.madeBy(filepath.Join(r.dir, "response", wire.BuildDir))
+	r.madeBy = backend.MadeBy(filepath.Join(r.dir, "response", wire.BuildDir))
 	if r.rc != 0 || r.opts.LastPass < 4 {
 		return nil
 	}
@@ -406,10 +410,10 @@ func (s *Service) check(r *request) error {
 		return err
 	}
 
-	spec := Spec()
+	spec := stapopts.Spec()
 	list, words, err := getopt.Parse(spec, r.wire.Args)
 	if err != nil {
-		return refuse("stap: %v\n%s", err, strings.TrimSuffix(Hint, "\n"))
+		return refuse("stap: %v\n%s", err, strings.TrimSuffix(stapopts.Hint, "\n"))
 	}
 	// The server's own -r says where the build tree is; a client's may only
 	// repeat the release it asked for in sysinfo, or name another one we have.
@@ -426,11 +430,11 @@ func (s *Service) check(r *request) error {
 		own = append(own, o)
 	}
 	all := append(append(slices.Clone(s.Options), "--client-options"), r.wire.Args...)
-	r.opts, err = ParseOptions(all)
-	var usage *UsageError
+	r.opts, err = stapopts.Parse(all)
+	var usage *stapopts.UsageError
 	switch {
 	case errors.As(err, &usage):
-		return refuse("%v\n%s", err, strings.TrimSuffix(Hint, "\n"))
+		return refuse("%v\n%s", err, strings.TrimSuffix(stapopts.Hint, "\n"))
 	case err != nil:
 		return refuse("%v", err)
 	case r.opts.Help || r.opts.Version:
@@ -562,7 +566,7 @@ func (s *Service) sign(r *request) error {
 	case len(names) > 1:
 		return refuse("Too many modules (%d) in %s", len(names), dir)
 	}
-	module, err := readRegular(names[0], maxModule)
+	module, err := backend.ReadLeft(names[0], backend.MaxModule)
 	if err != nil {
 		return fmt.Errorf("reading the module: %w", err)
 	}
@@ -594,20 +598,4 @@ func (s *Service) sign(r *request) error {
 	r.sum = hex.EncodeToString(sum[:])
 	r.files, r.module = files, strings.TrimSuffix(name, ".ko")
 	return nil
-}
-
-func readRegular(path string, limit int64) ([]byte, error) {
-	f, err := openNoFollow(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() || st.Size() > limit {
-		return nil, fmt.Errorf("%q is not a regular file of at most %d bytes", path, limit)
-	}
-	return io.ReadAll(io.LimitReader(f, limit))
 }

@@ -22,15 +22,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"stapbox/core/backend"
 	"stapbox/core/privilege"
 	"stapbox/core/sandbox"
+	"stapbox/core/stapopts"
 	"stapbox/core/wire"
 )
 
 // The test binary is its own worker: it does what its script says.
 func TestMain(m *testing.M) {
 	sandbox.Enter()
-	if os.Getenv(WorkerVariable) != "" {
+	if os.Getenv(sandbox.Variable) != "" {
 		os.Exit(fakeWorker())
 	}
 	os.Exit(m.Run())
@@ -51,7 +53,7 @@ func fakeWorker() int {
 			f.Close()
 		}
 	}
-	o, err := ParseOptions(args)
+	o, err := stapopts.Parse(args)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -68,7 +70,7 @@ func fakeWorker() int {
 		name, made, _ := strings.Cut(strings.TrimPrefix(o.Script, "module "), " ")
 		level, _ := privilege.ParseLevel(name)
 		module(level, "stap_x.ko")
-		LeaveTranslator(o.TempDir, Artifact{Translator: made})
+		backend.LeaveTranslator(o.TempDir, backend.Artifact{Translator: made})
 	case o.Script == "two":
 		module(o.Privilege, "a.ko")
 		module(o.Privilege, "b.ko")
@@ -157,7 +159,7 @@ func newService(t *testing.T) *testService {
 	s := &testService{}
 	s.Service = Service{
 		Releases: []Release{{Name: "6.1.0-1-cloud-amd64"}, {Name: "6.12", BuildDir: "/build/6.12"}}, Arch: "x86_64",
-		Options: []string{"-DSERVER=1"}, Rlimits: []Rlimit{{"cpu", 33}},
+		Options: []string{"-DSERVER=1"}, Rlimits: []sandbox.Limit{{Name: "cpu", Value: 33}},
 		Environ: []string{"HOME=/home/server"}, Home: "/home/server", TempDir: t.TempDir(), StateDir: filepath.Join(t.TempDir(), "kernels"),
 		WallClock: 10 * time.Second, Limits: wire.RequestLimits(wire.DefaultMaxUncompressed),
 		Worker: []string{"/proc/self/exe", "stap"},
@@ -369,25 +371,6 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
-func TestArch(t *testing.T) {
-	for in, want := range map[string]string{"x86_64": "x86_64", "i686": "i386", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "powerpc", "s390x": "s390", "riscv64": "riscv"} {
-		if got := Arch(in); got != want {
-			t.Errorf("%s: got %s, want %s", in, got, want)
-		}
-	}
-}
-
-func FuzzParseOptions(f *testing.F) {
-	f.Add("-p4\x00-eprobe begin {}\x00--privilege=stapusr")
-	f.Add("-r../x\x00--\x00-v")
-	f.Fuzz(func(t *testing.T, in string) {
-		o, err := ParseOptions(append([]string{"--client-options"}, strings.Split(in, "\x00")...))
-		if err == nil && !o.Help && !o.Version && (o.LastPass > 4 || o.TempDir != "" || o.Unprivileged() && (o.Guru || len(o.Defines) > 0)) {
-			t.Errorf("got %+v", o)
-		}
-	})
-}
-
 // A worker reaches its request directory, the prepared kernels for reading, and
 // what a compiler needs; not the key of the server, nor another request.
 func TestWorkerReach(t *testing.T) {
@@ -431,7 +414,7 @@ func TestWorkerReach(t *testing.T) {
 // Requirements: R-003-128
 func TestServiceSurvivesBombs(t *testing.T) {
 	s := newService(t)
-	s.Rlimits = []Rlimit{{"cpu", 1}, {"as", 2 << 30}, {"fsize", 32 << 20}}
+	s.Rlimits = []sandbox.Limit{{Name: "cpu", Value: 1}, {Name: "as", Value: 2 << 30}, {Name: "fsize", Value: 32 << 20}}
 	s.WallClock = 3 * time.Second
 	layers := s.Confinement().Layers
 	for _, tt := range []struct {
@@ -480,32 +463,6 @@ func TestServiceWithFewerLayers(t *testing.T) {
 		if got.RC != 1 || !strings.Contains(string(got.Stderr), "internal error") {
 			t.Errorf("%v: got %d, %q for a module that is a link", l, got.RC, got.Stderr)
 		}
-	}
-}
-
-// Requirements: R-000-019
-func TestExplainPath(t *testing.T) {
-	worker := func(name string) (string, bool) {
-		v, ok := map[string]string{WorkerVariable: "1", ReadableVariable: "/opt/app:/srv"}[name]
-		return v, ok
-	}
-	nobody := func(string) (string, bool) { return "", false }
-	for _, tt := range []struct {
-		lookup  func(string) (string, bool)
-		path    string
-		refused bool
-	}{
-		{worker, "/home/a/prog", true}, {worker, "/opt/application", true}, {worker, "/opt/app/../other", true},
-		{worker, "/opt/app/bin/x", false}, {worker, "/usr/bin/nosuch", false}, {worker, "/srv", false}, {nobody, "/home/a/prog", false},
-	} {
-		err := ExplainPath(tt.lookup, tt.path, os.ErrNotExist)
-		var refused *RefusedPath
-		if errors.As(err, &refused) != tt.refused || tt.refused && (!strings.Contains(err.Error(), "--allow-path=") || !strings.Contains(err.Error(), "rule")) {
-			t.Errorf("%s: got %v", tt.path, err)
-		}
-	}
-	if err := ExplainPath(worker, "/x", nil); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -590,5 +547,20 @@ func TestRemoveLeft(t *testing.T) {
 	}
 	if _, err := os.Stat(elsewhere); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestPhaseOfPasses(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, backend.PassesFile), []byte("1 1000\n2 2000000\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := &Service{}
+	s.passes(dir) // nobody listens
+	var got []string
+	s.Phase = func(name string, took time.Duration) { got = append(got, name+" "+took.String()) }
+	s.passes(dir)
+	if want := []string{"pass1 1ms", "pass2 2s"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -11,12 +11,11 @@ import (
 	"slices"
 	"strings"
 
+	"stapbox/core/backend"
 	"stapbox/core/sandbox"
+	"stapbox/core/stapopts"
 	"stapbox/core/wire"
 )
-
-// WorkerVariable marks the environment of a server's worker.
-const WorkerVariable = sandbox.Variable
 
 // translate runs the worker.
 func (s *Service) translate(ctx context.Context, r *request) error {
@@ -27,14 +26,14 @@ func (s *Service) translate(ctx context.Context, r *request) error {
 	}
 	args := append([]string{"-r" + kernel}, s.Options...)
 	args = append(args, "--tmpdir="+build)
-	if r.translator != TranslatorBuiltin {
+	if r.translator != stapopts.TranslatorBuiltin {
 		args = append(args, "--translator="+r.translator)
 	}
 	args = append(append(args, "--client-options"), r.argv...)
 	w := worker{
 		Spec: sandbox.Spec{
 			Args: args, Dir: filepath.Join(r.dir, "request"), Private: r.dir,
-			Read: append(s.reach(r.release), s.StateDir), Limits: Limits(s.Rlimits),
+			Read: append(s.reach(r.release), s.StateDir), Limits: s.Rlimits,
 		},
 		temp: build, env: r.env,
 	}
@@ -89,14 +88,6 @@ func (s *Service) Prepare(ctx context.Context, k Release) error {
 	return nil
 }
 
-// Limits are resource limits as the sandbox takes them.
-func Limits(list []Rlimit) (limits []sandbox.Limit) {
-	for _, l := range list {
-		limits = append(limits, sandbox.Limit(l))
-	}
-	return limits
-}
-
 // reach is what a worker may read besides the toolchain.
 func (s *Service) reach(k Release) []string { return append(headers(k.BuildDir), s.Readable...) }
 
@@ -144,8 +135,8 @@ func (s *Service) run(ctx context.Context, w *worker, out, errOut *limited) (rc 
 	ctx, cancel := context.WithTimeoutCause(ctx, s.WallClock, errWallClock)
 	defer cancel()
 	w.Env = append(append([]string{
-		"PATH=" + workerPath,
-		"TMPDIR=" + w.temp, "PWD=" + w.Dir, WorkerVariable + "=1", ReadableVariable + "=" + strings.Join(s.Readable, ":"),
+		"PATH=" + backend.Path,
+		"TMPDIR=" + w.temp, "PWD=" + w.Dir, sandbox.Variable + "=1", backend.ReadableVariable + "=" + strings.Join(s.Readable, ":"),
 	}, s.Environ...), w.env...)
 	cmd := confinement.Command(ctx, w.Spec)
 	defer cmd.Close()
@@ -183,15 +174,15 @@ func (s *Service) run(ctx context.Context, w *worker, out, errOut *limited) (rc 
 	if rerr != nil {
 		return 1, rerr
 	}
-	patterns := []string{passesFile}
+	patterns := []string{backend.PassesFile}
 	if rc == 0 {
-		patterns = append(patterns, "*.ko", translatorFile)
+		patterns = append(patterns, "*.ko", backend.TranslatorFile)
 	}
 	if s.Keep {
 		patterns = []string{"*"}
 	}
 	for _, p := range patterns {
-		if ferr := cmd.Fetch(relative, p, maxModule); ferr != nil && rc == 0 {
+		if ferr := cmd.Fetch(relative, p, backend.MaxModule); ferr != nil && rc == 0 {
 			return 1, ferr
 		}
 	}

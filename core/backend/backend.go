@@ -1,10 +1,11 @@
-// Package compile turns a script into a kernel module.
+// Package backend turns a script into a kernel module.
 //
-// A Job describes one translator run (passes 1 to 4 of stap). A Backend runs
-// it: Builtin is our translator, in this process. A compile server never calls
-// a backend in its own process: it re-executes itself as a worker, under the
-// limits and the sandbox of this package, and the worker runs the backend.
-package compile
+// A Job describes one translator run (passes 1 to 4 of stap). A Translator runs
+// it: Builtin is ours, in this process; Systemtap is an installed upstream stap;
+// Auto is the first and, for what it lacks, the second. A compile server never
+// calls one in its own process (core/compile): it re-executes itself as a worker
+// in a sandbox, and the worker does, with Job.TempDir to leave the module in.
+package backend
 
 import (
 	"context"
@@ -63,12 +64,12 @@ func (j *Job) Unprivileged() bool { return j.Privilege != privilege.StapDev }
 type Artifact struct {
 	Name string // module name, without ".ko"
 	Path string // the module, inside Job.TempDir
-	// Translator made it: TranslatorBuiltin or TranslatorSystemtap.
+	// Translator made it: stapopts.TranslatorBuiltin or stapopts.TranslatorSystemtap.
 	Translator string
 }
 
-// Backend runs jobs. It reports errors in the script, the kernel or the build
+// Translator runs jobs. It reports errors in the script, the kernel or the build
 // on job.Stderr as stap does and answers the exit status, 0 for success.
-type Backend interface {
+type Translator interface {
 	Translate(ctx context.Context, job *Job) (Artifact, int)
 }

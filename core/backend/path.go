@@ -1,4 +1,4 @@
-package compile
+package backend
 
 import (
 	"errors"
@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"stapbox/core/sandbox"
 )
 
 // ReadableVariable tells a worker which files and directories its server lets
@@ -25,7 +27,7 @@ func (e *RefusedPath) Error() string {
 // of a server that does not let scripts read it, a RefusedPath (decision T7). A
 // worker sees neither the path nor whether there is something.
 func ExplainPath(lookup func(string) (string, bool), path string, err error) error {
-	if _, worker := lookup(WorkerVariable); !worker || err == nil || !filepath.IsAbs(path) {
+	if _, worker := lookup(sandbox.Variable); !worker || err == nil || !filepath.IsAbs(path) {
 		return err
 	}
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {

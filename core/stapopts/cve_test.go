@@ -1,10 +1,8 @@
-package compile
+package stapopts
 
 import (
 	"strings"
 	"testing"
-
-	"stapbox/core/script"
 )
 
 // The historical vulnerabilities of the compile server (loader-relay 10.1).
@@ -14,13 +12,13 @@ func TestCVE_2009_4273_NoShell(t *testing.T) {
 	for _, args := range [][]string{
 		{"-D", "X=1;id"}, {"-D", "X=$(id)"}, {"-m", "a;b"}, {"-r", "6.1`id`"}, {"-a", "x|y"}, {"-S", "1;id"}, {"-G", "a=b;c"},
 	} {
-		_, err := ParseOptions(append(append([]string{"--client-options"}, args...), "-e", "probe begin {}"))
+		_, err := Parse(append(append([]string{"--client-options"}, args...), "-e", "probe begin {}"))
 		if err == nil || !strings.Contains(err.Error(), "Safety pattern mismatch") {
 			t.Errorf("%q: got %v", args, err)
 		}
 	}
 	const words = "a;id $(id) `id` | & > <"
-	o, err := ParseOptions([]string{"--client-options", "-e", "probe begin { println(@1) }", words})
+	o, err := Parse([]string{"--client-options", "-e", "probe begin { println(@1) }", words})
 	if err != nil || len(o.Args) != 1 || o.Args[0] != words {
 		t.Errorf("an argument of the script: got %+v, %v", o, err)
 	}
@@ -29,20 +27,9 @@ func TestCVE_2009_4273_NoShell(t *testing.T) {
 // -B gave make variables to the build.
 func TestCVE_2010_0412_NoMakeVariables(t *testing.T) {
 	for _, arg := range []string{"-BCC=/tmp/cc", "-BM=/tmp", "-B", "-R/tmp", "--sysroot=/tmp"} {
-		_, err := ParseOptions([]string{"--client-options", arg, "-e", "probe begin {}"})
+		_, err := Parse([]string{"--client-options", arg, "-e", "probe begin {}"})
 		if err == nil || !strings.Contains(err.Error(), "invalid with --client-options") {
 			t.Errorf("%s: got %v", arg, err)
-		}
-	}
-}
-
-// The helper behind the arguments of an execve had a sign error. There is none
-// here.
-func TestCVE_2010_0411_NoArgumentHelper(t *testing.T) {
-	for _, call := range []string{"__get_argv(0, 0)", "__get_compat_argv(0, 0)"} {
-		_, _, err := script.Load(script.Source{Name: "<input>", Text: "probe begin { println(" + call + ") }"}, script.Options{Release: "6.1.0", Arch: "x86_64"})
-		if err == nil || !strings.Contains(err.Error(), "unresolved function") {
-			t.Errorf("%s: got %v", call, err)
 		}
 	}
 }

@@ -1,8 +1,7 @@
-package compile
+package backend
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +9,7 @@ import (
 	"testing"
 
 	"stapbox/core/privilege"
+	"stapbox/core/stapopts"
 )
 
 // fakeStap stands for an installed stap: it writes down its words and its
@@ -58,7 +58,7 @@ func TestSystemtapArguments(t *testing.T) {
 		j.Kernel = "6.1.0"
 		tt.change(j)
 		a, rc := Systemtap{Path: path, Environ: []string{"PATH=/usr/bin:/bin"}}.Translate(context.Background(), j)
-		if rc != 0 || a.Name != "stap_fake" || a.Translator != TranslatorSystemtap || stdout.Len() != 0 {
+		if rc != 0 || a.Name != "stap_fake" || a.Translator != stapopts.TranslatorSystemtap || stdout.Len() != 0 {
 			t.Errorf("%s: got %+v, %d, %q, %q", tt.name, a, rc, stdout, stderr)
 		}
 		var own []string
@@ -87,22 +87,22 @@ func TestAuto(t *testing.T) {
 		rc                 int
 		made, want         string
 	}{
-		{"what the built-in translator knows", "probe begin { exit() }", path, 0, TranslatorBuiltin, "Pass 3"},
-		{"a probe it lacks", `probe kernel.function("vfs_read") { exit() }`, path, 0, TranslatorSystemtap, "trying SystemTap"},
-		{"a function it lacks", `probe begin { nosuchfunction() }`, path, 0, TranslatorSystemtap, "Translated by SystemTap"},
+		{"what the built-in translator knows", "probe begin { exit() }", path, 0, stapopts.TranslatorBuiltin, "Pass 3"},
+		{"a probe it lacks", `probe kernel.function("vfs_read") { exit() }`, path, 0, stapopts.TranslatorSystemtap, "trying SystemTap"},
+		{"a function it lacks", `probe begin { nosuchfunction() }`, path, 0, stapopts.TranslatorSystemtap, "Translated by SystemTap"},
 		{"an error of the script", `probe begin { `, path, 1, "", "parse error"},
 		{"an error of upstream", `probe kernel.function("broken") { exit() }`, path, 1, "", "upstream says so"},
 		{"no upstream", `probe kernel.function("vfs_read") { exit() }`, "/nosuch/stap", 1, "", `hint: SystemTap might know it, but asking "/nosuch/stap"`},
 		{"not upstream", `probe kernel.function("vfs_read") { exit() }`, "/bin/true", 1, "", `"/bin/true" is not the stap of SystemTap`},
 		{"this program", `probe kernel.function("vfs_read") { exit() }`, "/proc/self/exe", 1, "", "is this program"},
 	} {
-		b, err := NewBackend(TranslatorAuto, lookup(tt.path), []string{"PATH=/usr/bin:/bin"})
+		b, err := New(stapopts.TranslatorAuto, lookup(tt.path), []string{"PATH=/usr/bin:/bin"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		j, _, stderr := job(t, tt.script)
 		j.Verbose = 1
-		if tt.made == TranslatorBuiltin {
+		if tt.made == stapopts.TranslatorBuiltin {
 			j.LastPass = 3 // without headers
 		}
 		a, rc := b.Translate(context.Background(), j)
@@ -110,63 +110,8 @@ func TestAuto(t *testing.T) {
 			t.Errorf("%s: got %+v, %d\n%s", tt.name, a, rc, stderr)
 		}
 	}
-	if _, err := NewBackend("x", nil, nil); err == nil {
+	if _, err := New("x", nil, nil); err == nil {
 		t.Error("translator x")
-	}
-}
-
-// Which translator a request gets, and what is refused.
-func TestServiceTranslator(t *testing.T) {
-	for _, tt := range []struct {
-		own  string
-		sign bool
-		args []string
-		want string
-	}{
-		{"", false, nil, "builtin"},
-		{"", false, []string{"--translator=builtin"}, "builtin"},
-		{"", false, []string{"--translator=systemtap"}, "--translator=systemtap is refused: this server has --translator=builtin"},
-		{"systemtap", false, []string{"--translator=auto"}, "--translator=auto is refused"},
-		{"systemtap", false, nil, "systemtap"},
-		{"auto", false, nil, "auto"},
-		{"auto", false, []string{"--translator=systemtap"}, "systemtap"},
-		{"auto", false, []string{"--privilege=stapusr"}, "builtin"},
-		{"auto", true, []string{"--privilege=stapusr"}, "auto"},
-		{"auto", false, []string{"--translator=systemtap", "--privilege=stapusr"}, "--sign-systemtap would allow it"},
-		{"systemtap", false, []string{"--privilege=stapsys"}, "not signed for stapsys"},
-		{"systemtap", true, []string{"--privilege=stapsys"}, "systemtap"},
-	} {
-		o, err := ParseOptions(append([]string{"--client-options", "-e", "x"}, tt.args...))
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := (&Service{Translator: tt.own, SignSystemtap: tt.sign}).translator(o)
-		if err != nil {
-			got = err.Error()
-		}
-		if !strings.Contains(got, tt.want) {
-			t.Errorf("%+v: got %q", tt, got)
-		}
-	}
-	if _, err := ParseOptions([]string{"--translator=gcc", "-e", "x"}); err == nil {
-		t.Error("--translator=gcc")
-	}
-}
-
-// What the worker says about who made the module is in the log, and what
-// SystemTap made is not kept.
-func TestServiceTellsTranslator(t *testing.T) {
-	l := newCached(t)
-	l.Translator = TranslatorAuto
-	for _, tt := range []struct{ made, second string }{{TranslatorBuiltin, madeHit}, {TranslatorSystemtap, madeMiss}} {
-		for i, want := range []string{madeMiss, tt.second} {
-			if _, made := l.do(t, req61("-p4", fmt.Sprintf("-emodule stapdev %s", tt.made))); made != want {
-				t.Errorf("%s, request %d: got %s, want %s", tt.made, i, made, want)
-			}
-		}
-		if !strings.Contains(l.lines.String(), "translator="+tt.made) {
-			t.Errorf("the log lacks %s:\n%s", tt.made, l.lines)
-		}
 	}
 }
 

@@ -1,4 +1,4 @@
-package compile
+package backend
 
 import (
 	"bytes"
@@ -17,18 +17,11 @@ import (
 	"strings"
 
 	"stapbox/core/script/diag"
+	"stapbox/core/stapopts"
 )
 
-// Translators that --translator names.
-const (
-	TranslatorBuiltin   = "builtin"
-	TranslatorSystemtap = "systemtap"
-	TranslatorAuto      = "auto"
-)
-
-// translatorFile is where a worker leaves the name of the translator that made
-// the module, beside it.
-const translatorFile = "translator"
+// Path is where translators find programs.
+const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // SystemtapVariable names an installed upstream stap. It is upstream's own
 // variable for the stap that its server starts.
@@ -74,7 +67,7 @@ func FindSystemtap(ctx context.Context, lookup func(string) (string, bool)) (str
 	if path, _ := lookup(SystemtapVariable); path != "" {
 		return path, checkSystemtap(ctx, path)
 	}
-	for _, dir := range filepath.SplitList(workerPath) {
+	for _, dir := range filepath.SplitList(Path) {
 		path := filepath.Join(dir, "stap")
 		if _, err := os.Stat(path); err != nil {
 			continue
@@ -83,7 +76,7 @@ func FindSystemtap(ctx context.Context, lookup func(string) (string, bool)) (str
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("there is no stap of SystemTap in %s, and %s names none", workerPath, SystemtapVariable)
+	return "", fmt.Errorf("there is no stap of SystemTap in %s, and %s names none", Path, SystemtapVariable)
 }
 
 // checkSystemtap asks a stap whose it is. Ours may have the same name.
@@ -102,7 +95,7 @@ func checkSystemtap(ctx context.Context, path string) error {
 	}
 	defer os.RemoveAll(dir)
 	cmd := exec.CommandContext(ctx, path, "-V")
-	cmd.Env = []string{"PATH=" + workerPath, "HOME=" + dir, "SYSTEMTAP_DIR=" + dir, "TMPDIR=" + dir}
+	cmd.Env = []string{"PATH=" + Path, "HOME=" + dir, "SYSTEMTAP_DIR=" + dir, "TMPDIR=" + dir}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("asking %q for its version: %w", path, err)
@@ -166,7 +159,7 @@ func jobName(job *Job) string {
 	return fmt.Sprintf("stap_%s_%d", hex.EncodeToString(h.Sum(nil))[:32], len(job.Source.Text))
 }
 
-// Translate implements Backend.
+// Translate implements Translator.
 func (s Systemtap) Translate(ctx context.Context, job *Job) (Artifact, int) {
 	a, rc, err := s.translate(ctx, job)
 	if err != nil {
@@ -201,13 +194,13 @@ func (s Systemtap) translate(ctx context.Context, job *Job) (Artifact, int, erro
 		return Artifact{}, 1, fmt.Errorf("running %q: %w", s.Path, err)
 	}
 	if job.LastPass < 4 {
-		return Artifact{Translator: TranslatorSystemtap}, 0, nil
+		return Artifact{Translator: stapopts.TranslatorSystemtap}, 0, nil
 	}
 	path, err := oneModule(job.TempDir, strings.TrimSpace(names.String()))
 	if err != nil {
 		return Artifact{}, 1, err
 	}
-	return Artifact{Name: strings.TrimSuffix(filepath.Base(path), ".ko"), Path: path, Translator: TranslatorSystemtap}, 0, nil
+	return Artifact{Name: strings.TrimSuffix(filepath.Base(path), ".ko"), Path: path, Translator: stapopts.TranslatorSystemtap}, 0, nil
 }
 
 // oneModule finds what upstream's stap made: in its temporary directory, or where
@@ -221,7 +214,7 @@ func oneModule(dir, said string) (string, error) {
 		return list[0], nil
 	}
 	if len(list) == 0 && strings.HasSuffix(said, ".ko") && !strings.Contains(said, "\n") {
-		module, err := readRegular(said, maxModule)
+		module, err := ReadLeft(said, MaxModule)
 		if err != nil {
 			return "", fmt.Errorf("reading the module of SystemTap: %w", err)
 		}
@@ -252,7 +245,7 @@ type Auto struct {
 	Find func(context.Context) (Systemtap, error)
 }
 
-// Translate implements Backend.
+// Translate implements Translator.
 func (a Auto) Translate(ctx context.Context, job *Job) (Artifact, int) {
 	first := *job
 	var stdout, stderr bytes.Buffer
@@ -278,18 +271,18 @@ func (a Auto) Translate(ctx context.Context, job *Job) (Artifact, int) {
 	return s.Translate(ctx, job)
 }
 
-// NewBackend is the translator of a name; "" is the built-in one.
-func NewBackend(name string, lookup func(string) (string, bool), environ []string) (Backend, error) {
+// New is the translator of a name; "" is the built-in one.
+func New(name string, lookup func(string) (string, bool), environ []string) (Translator, error) {
 	find := func(ctx context.Context) (Systemtap, error) {
 		path, err := FindSystemtap(ctx, lookup)
 		return Systemtap{Path: path, Environ: environ}, err
 	}
 	switch name {
-	case "", TranslatorBuiltin:
+	case "", stapopts.TranslatorBuiltin:
 		return Builtin{}, nil
-	case TranslatorSystemtap:
+	case stapopts.TranslatorSystemtap:
 		return lazy(find), nil
-	case TranslatorAuto:
+	case stapopts.TranslatorAuto:
 		return Auto{find}, nil
 	}
 	return nil, fmt.Errorf("translator %q is not builtin, systemtap or auto", name)
@@ -305,47 +298,4 @@ func (l lazy) Translate(ctx context.Context, job *Job) (Artifact, int) {
 		return Artifact{}, 1
 	}
 	return s.Translate(ctx, job)
-}
-
-// LeaveTranslator leaves word for a server who made the module.
-func LeaveTranslator(dir string, a Artifact) error {
-	if a.Translator == "" {
-		return nil
-	}
-	return os.WriteFile(filepath.Join(dir, translatorFile), []byte(a.Translator), 0o600)
-}
-
-// translator is the one for a request: the client's choice as far as the
-// server's allows, and below stapdev never one whose modules are not signed
-// (decision T6).
-func (s *Service) translator(o *Options) (string, error) {
-	own, asked := s.Translator, o.Translator
-	if own == "" {
-		own = TranslatorBuiltin
-	}
-	if asked == "" {
-		asked = own
-	}
-	if own != TranslatorAuto && asked != own {
-		return "", refuse("--translator=%s is refused: this server has --translator=%s, and only with --translator=auto may clients choose", asked, own)
-	}
-	if asked == TranslatorBuiltin || !o.Unprivileged() || s.SignSystemtap {
-		return asked, nil
-	}
-	if o.Translator == TranslatorSystemtap || own == TranslatorSystemtap {
-		return "", refuse("Modules of SystemTap are not signed for %s on this server: its option --sign-systemtap would allow it", o.Privilege)
-	}
-	return TranslatorBuiltin, nil
-}
-
-// madeBy is the translator whose name a worker left.
-func (s *Service) madeBy(dir string) string {
-	b, err := readRegular(filepath.Join(dir, translatorFile), 64)
-	if err != nil {
-		return ""
-	}
-	if t := string(b); t == TranslatorBuiltin || t == TranslatorSystemtap {
-		return t
-	}
-	return ""
 }

@@ -1,4 +1,4 @@
-package compile
+package stapopts
 
 import (
 	"errors"
@@ -10,7 +10,7 @@ import (
 )
 
 func TestParseOptions(t *testing.T) {
-	o, err := ParseOptions([]string{"-vvp4", "-r", "6.1.0", "-DMAXACTION=5", "-G", "x=1", "--privilege=stapsys", "--use-server", "--use-server=1.2.3.4:5",
+	o, err := Parse([]string{"-vvp4", "-r", "6.1.0", "-DMAXACTION=5", "-G", "x=1", "--privilege=stapsys", "--use-server", "--use-server=1.2.3.4:5",
 		"-e", "probe begin {}", "a", "--", "-b"})
 	if err != nil {
 		t.Fatal(err)
@@ -27,10 +27,10 @@ func TestParseOptions(t *testing.T) {
 	if want := []string{"a", "-b"}; !reflect.DeepEqual(o.Args, want) {
 		t.Errorf("arguments: got %q, want %q", o.Args, want)
 	}
-	if o, err := ParseOptions([]string{"-p4", "-m", "mod.ko", "x.stp", "1"}); err != nil || o.File != "x.stp" || o.Module != "mod" || len(o.Notes) != 1 {
+	if o, err := Parse([]string{"-p4", "-m", "mod.ko", "x.stp", "1"}); err != nil || o.File != "x.stp" || o.Module != "mod" || len(o.Notes) != 1 {
 		t.Errorf("got %+v, %v", o, err)
 	}
-	if o, err := ParseOptions([]string{"--client-options", "-e", "x"}); err != nil || o.LastPass != 4 || o.Unprivileged() {
+	if o, err := Parse([]string{"--client-options", "-e", "x"}); err != nil || o.LastPass != 4 || o.Unprivileged() {
 		t.Errorf("got %+v, %v", o, err)
 	}
 }
@@ -77,13 +77,13 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"--monitor=x -e x", "Invalid monitor interval (x)."},
 		{"--nosuch -e x", "stap: unrecognized option '--nosuch'"},
 	} {
-		_, err := ParseOptions(strings.Fields(tt.args))
+		_, err := Parse(strings.Fields(tt.args))
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", tt.args, err, tt.want)
 		}
 	}
 	var usage *UsageError
-	if _, err := ParseOptions([]string{"-g", "--unprivileged", "-e", "x"}); !errors.As(err, &usage) {
+	if _, err := Parse([]string{"-g", "--unprivileged", "-e", "x"}); !errors.As(err, &usage) {
 		t.Errorf("got %T, want a UsageError", err)
 	}
 }
@@ -95,10 +95,21 @@ func TestOptionTableComplete(t *testing.T) {
 		if d.arg == req {
 			args = append(args, "1")
 		}
-		_, err := ParseOptions(append(args, "-e", "x"))
+		_, err := Parse(append(args, "-e", "x"))
 		unsupported := err != nil && strings.Contains(err.Error(), "not supported")
 		if d.pattern == "" && unsupported != d.missing {
 			t.Errorf("%s: missing is %v, got %v", d.written(), d.missing, err)
 		}
 	}
+}
+
+func FuzzParseOptions(f *testing.F) {
+	f.Add("-p4\x00-eprobe begin {}\x00--privilege=stapusr")
+	f.Add("-r../x\x00--\x00-v")
+	f.Fuzz(func(t *testing.T, in string) {
+		o, err := Parse(append([]string{"--client-options"}, strings.Split(in, "\x00")...))
+		if err == nil && !o.Help && !o.Version && (o.LastPass > 4 || o.TempDir != "" || o.Unprivileged() && (o.Guru || len(o.Defines) > 0)) {
+			t.Errorf("got %+v", o)
+		}
+	})
 }

@@ -1,4 +1,4 @@
-package compile
+package backend
 
 import (
 	"bytes"
@@ -20,7 +20,9 @@ import (
 	"stapbox/core/script/check"
 	"stapbox/core/script/diag"
 	"stapbox/core/script/tapset"
+	"stapbox/core/stapopts"
 	"stapbox/core/translate"
+	"stapbox/core/uname"
 )
 
 // Builtin is our own translator, in this process.
@@ -52,7 +54,7 @@ type builtinRun struct {
 // errShown ends a run whose reason the user has seen.
 var errShown = errors.New("shown")
 
-// Translate implements Backend.
+// Translate implements Translator.
 func (b Builtin) Translate(ctx context.Context, job *Job) (Artifact, int) {
 	a, rc, _ := b.try(ctx, job)
 	return a, rc
@@ -64,7 +66,7 @@ func (Builtin) try(ctx context.Context, job *Job) (Artifact, int, *LackError) {
 	a, err := r.passes(ctx)
 	switch {
 	case err == nil:
-		a.Translator = TranslatorBuiltin
+		a.Translator = stapopts.TranslatorBuiltin
 		return a, 0, nil
 	case !errors.Is(err, errShown):
 		fmt.Fprintf(job.Stderr, "ERROR: %v\n", err)
@@ -116,7 +118,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 
 	r.begin()
 	// The scripts of another architecture can be checked here, no more.
-	if _, host, _ := Uname(); r.Arch != "" && r.Arch != host {
+	if _, host, _ := uname.Host(); r.Arch != "" && r.Arch != host {
 		fmt.Fprintf(r.Stderr, "ERROR: architecture %q is not supported: this stap builds modules for %q\nPass 4: compilation failed.  [man error::pass4]\n", r.Arch, host)
 		return Artifact{}, errShown
 	}
@@ -138,7 +140,7 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 	opts := script.Options{Args: r.Args, Release: r.kernel.Release, Arch: r.Arch, Privilege: r.Privilege, Guru: r.Guru,
 		Compatible: r.Compatible, Unoptimized: r.List != 0}
 	if opts.Arch == "" {
-		_, opts.Arch, _ = Uname()
+		_, opts.Arch, _ = uname.Host()
 	}
 	config, err := r.libraries(&opts)
 	if err != nil {

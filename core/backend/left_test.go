@@ -1,4 +1,4 @@
-package compile
+package backend
 
 import (
 	"os"
@@ -13,29 +13,22 @@ func TestPasses(t *testing.T) {
 	for i, d := range []time.Duration{time.Millisecond, 2 * time.Second} {
 		notePass(dir, i+1, d)
 	}
-	s := &Service{}
-	s.passes(dir) // nobody listens
-	var got []string
-	s.Phase = func(name string, took time.Duration) { got = append(got, name+" "+took.String()) }
-	s.passes(dir)
-	if want := []string{"pass1 1ms", "pass2 2s"}; !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
+	if got, want := Passes(dir), []time.Duration{time.Millisecond, 2 * time.Second}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
-	got = nil
 	// A link, and a file that is too long, are not read.
 	other := t.TempDir()
-	if err := os.Symlink(filepath.Join(dir, passesFile), filepath.Join(other, passesFile)); err != nil {
+	if err := os.Symlink(filepath.Join(dir, PassesFile), filepath.Join(other, PassesFile)); err != nil {
 		t.Fatal(err)
 	}
 	notePass(other, 1, time.Second)
-	s.passes(other)
-	if err := os.WriteFile(filepath.Join(dir, passesFile), make([]byte, maxPasses+1), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, PassesFile), make([]byte, maxPasses+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.passes(dir)
-	s.passes(t.TempDir())
-	if got != nil {
-		t.Errorf("got %q", got)
+	for _, d := range []string{other, dir, t.TempDir()} {
+		if got := Passes(d); got != nil {
+			t.Errorf("%s: got %v", d, got)
+		}
 	}
 	for text, n := range map[string]int{
 		"": 0, "1 5\n2 6\n3 7\n4 8\n5 9\n": 4, "2 5\n": 0, "1 5\n1 5\n": 1, "1 -5\n": 0, "1 99999999999999\n": 0, "1  5\n": 0, "x\n": 0,

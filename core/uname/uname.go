@@ -1,9 +1,9 @@
-package compile
+// Package uname tells what uname(2) says about this host, with the names that
+// SystemTap gives to architectures.
+package uname
 
 import (
-	"os"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,15 +33,11 @@ func Arch(machine string) string {
 	return machine
 }
 
-// Uname is the release, normalised architecture and node name of this host.
-func Uname() (release, arch, node string) {
+// Host is the release, normalised architecture and node name of this host.
+func Host() (release, arch, node string) {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
 		return "", "", ""
 	}
 	return unix.ByteSliceToString(u.Release[:]), Arch(unix.ByteSliceToString(u.Machine[:])), unix.ByteSliceToString(u.Nodename[:])
-}
-
-func openNoFollow(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 }

@@ -1,4 +1,7 @@
-package compile
+// Package stapopts reads the command line of stap: every option of stap(1) 5.6,
+// the safety patterns of what goes into a build, and what a client may not give
+// to a server (server-client 3 and 4.5).
+package stapopts
 
 import (
 	"errors"
@@ -13,6 +16,13 @@ import (
 	"stapbox/core/sandbox"
 	"stapbox/core/script"
 	"stapbox/core/script/parser"
+)
+
+// Translators that --translator names.
+const (
+	TranslatorBuiltin   = "builtin"
+	TranslatorSystemtap = "systemtap"
+	TranslatorAuto      = "auto"
 )
 
 // Options is a command line of stap, read once, by the client, by the server
@@ -41,9 +51,9 @@ type Options struct {
 	FileSize   string // -S, as staprun reads it
 	Namespaces int    // --target-namespaces
 	Color      string
-	Translator string // --translator: builtin, systemtap, auto, or "" for the default
-	TempDir    string // --tmpdir
-	Rlimits    []Rlimit
+	Translator string          // --translator: builtin, systemtap, auto, or "" for the default
+	TempDir    string          // --tmpdir
+	Rlimits    []sandbox.Limit // --rlimit-NAME=NUM
 	Privilege  privilege.Level
 	// PrivilegeSet tells --privilege=stapdev from nothing.
 	PrivilegeSet bool
@@ -77,9 +87,6 @@ type Options struct {
 	// Notes are remarks for the user, such as a shortened module name.
 	Notes []string
 }
-
-// Rlimit is one --rlimit-NAME=NUM.
-type Rlimit sandbox.Limit
 
 // UsageError is an error after which stap shows where help is.
 type UsageError struct{ Text string }
@@ -228,10 +235,10 @@ func Spec() getopt.Spec {
 	return s
 }
 
-// ParseOptions reads a command line of stap. The error is what stap prints;
+// Parse reads a command line of stap. The error is what stap prints;
 // after a UsageError the Hint follows. Options read before an error are
 // returned too.
-func ParseOptions(args []string) (*Options, error) {
+func Parse(args []string) (*Options, error) {
 	o := &Options{LastPass: 5, Privilege: privilege.StapDev, Color: "auto"}
 	list, words, err := getopt.Parse(Spec(), args)
 	var clientOnly []string // -I -D -m given by a client
@@ -425,7 +432,7 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		if err != nil {
 			return fmt.Errorf("Invalid argument '%s' for --%s.", g.Value, d.long)
 		}
-		o.Rlimits = append(o.Rlimits, Rlimit{Name: strings.TrimPrefix(d.long, "rlimit-"), Value: n})
+		o.Rlimits = append(o.Rlimits, sandbox.Limit{Name: strings.TrimPrefix(d.long, "rlimit-"), Value: n})
 	default:
 		return fmt.Errorf("ERROR: option %s is not supported by this stap", d.written())
 	}
