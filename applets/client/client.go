@@ -369,7 +369,7 @@ func (c *client) local(ctx context.Context) outcome {
 		arch = uname.Arch(c.opts.Arch)
 	}
 	job := &backend.Job{
-		Source: src, Scripts: scripts, Tapsets: tapsets, List: c.opts.List, Compatible: c.opts.Compatible, Args: c.opts.Args, LastPass: min(c.opts.LastPass, 4), Verbose: c.opts.Verbose, Keep: c.opts.Keep,
+		Source: src, Scripts: scripts, Tapsets: tapsets, List: c.opts.List, Pattern: c.opts.Pattern, Compatible: c.opts.Compatible, Args: c.opts.Args, LastPass: min(c.opts.LastPass, 4), Verbose: c.opts.Verbose, Keep: c.opts.Keep,
 		Name: c.opts.Module, Kernel: c.opts.Kernel, Arch: arch, Defines: c.opts.Defines, Globals: c.opts.Globals,
 		Privilege: c.opts.Privilege, Guru: c.opts.Guru, Target: c.opts.Target, Command: c.opts.Command, Suppress: c.opts.Suppress,
 		TempDir: c.temp, StateDir: hostpaths.Kernels(c.data), Stdout: c.inv.Stdout, Stderr: stderr,

@@ -32,6 +32,7 @@ type Job struct {
 	Scripts []Source // -E: scripts beside Source
 	Tapsets []Tapset // -I
 	List    rune     // 'l' or 'L': Source is "probe PATTERN {}", and what it stands for is listed
+	Pattern string   // of List
 	// Compatible is the language version of --compatible, "" for the newest.
 	Compatible string
 	Args       []string // $1, @1 ... of the script

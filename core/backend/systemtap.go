@@ -119,7 +119,10 @@ func (s Systemtap) arguments(job *Job) []string {
 		// same again in a sandbox.
 		args = append(args, "-m", jobName(job))
 	}
-	args = append(args, "--client-options", "-p"+strconv.Itoa(job.LastPass))
+	args = append(args, "--client-options")
+	if job.List == 0 {
+		args = append(args, "-p"+strconv.Itoa(job.LastPass))
+	}
 	for range job.Verbose {
 		args = append(args, "-v")
 	}
@@ -147,7 +150,20 @@ func (s Systemtap) arguments(job *Job) []string {
 	if job.Command != "" {
 		args = append(args, "-c", job.Command)
 	}
-	args = append(args, "-")
+	if job.Compatible != "" {
+		args = append(args, "--compatible="+job.Compatible)
+	}
+	for _, t := range job.Tapsets {
+		args = append(args, "-I", t.Path)
+	}
+	for _, e := range job.Scripts {
+		args = append(args, "-E", string(e.Text))
+	}
+	if job.List != 0 {
+		args = append(args, "-"+string(job.List), job.Pattern)
+	} else {
+		args = append(args, "-")
+	}
 	// What follows is for the script, even if it looks like an option.
 	return append(append(args, "--"), job.Args...)
 }
@@ -156,6 +172,7 @@ func (s Systemtap) arguments(job *Job) []string {
 func jobName(job *Job) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q %q %q %v %q", job.Source.Text, job.Args, job.Kernel, job.Defines, job.Globals, job.Guru, job.Privilege)
+	fmt.Fprintf(h, " %q %q", job.Scripts, job.Compatible)
 	return fmt.Sprintf("stap_%s_%d", hex.EncodeToString(h.Sum(nil))[:32], len(job.Source.Text))
 }
 

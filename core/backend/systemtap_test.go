@@ -51,6 +51,9 @@ func TestSystemtapArguments(t *testing.T) {
 		{"all of it", func(j *Job) {
 			j.Verbose, j.Guru, j.Suppress, j.Name, j.Defines, j.Globals, j.Target, j.Command = 2, true, 1, "x", []string{"A=1", "B"}, []string{"g=1"}, 7, "ls"
 		}, "-p4 -v -v -g -w -m x -D A=1 -D B -G g=1 -x 7 -c ls"},
+		{"scripts and libraries beside the script", func(j *Job) {
+			j.Scripts, j.Tapsets, j.Compatible = []Source{{"<input1>", []byte("probe\tend{}")}}, []Tapset{{"lib", "/w/lib"}}, "4.8"
+		}, "-p4 --compatible=4.8 -I /w/lib -E probe\tend{}"},
 		{"a level", func(j *Job) { j.Privilege = privilege.StapUsr }, "-p4 --privilege=stapusr"},
 		{"words that look like options", func(j *Job) { j.Args = []string{"-B", "CC=x", "--sysroot=/", "-R/tmp", "; id"} }, "-p4"},
 	} {
@@ -66,7 +69,7 @@ func TestSystemtapArguments(t *testing.T) {
 			own = []string{"-m", jobName(j)}
 		}
 		want := append([]string{"--tmpdir=" + j.TempDir, "--disable-cache", "-r", "6.1.0"}, own...)
-		want = append(append(want, "--client-options"), strings.Fields(tt.want)...)
+		want = append(append(want, "--client-options"), strings.Split(tt.want, " ")...)
 		want = append(append(want, "-", "--"), j.Args...)
 		if got := words(); !slices.Equal(got, want) {
 			t.Errorf("%s: got\n%q, want\n%q", tt.name, got, want)
@@ -74,6 +77,21 @@ func TestSystemtapArguments(t *testing.T) {
 		if input() != "probe begin { exit() }" {
 			t.Errorf("%s: the script was %q", tt.name, input())
 		}
+	}
+}
+
+// A listing asks for the pattern: the text of Source is a script, which would be
+// shown instead.
+func TestSystemtapLists(t *testing.T) {
+	path, words, _ := fakeStap(t)
+	j, _, stderr := job(t, `probe process("/bin/x").* {}`)
+	j.List, j.Pattern, j.LastPass, j.Args = 'L', `process("/bin/x").*`, 2, []string{"a"}
+	if _, rc := (Systemtap{Path: path, Environ: []string{"PATH=/usr/bin:/bin"}}).Translate(context.Background(), j); rc != 0 {
+		t.Fatalf("status %d: %s", rc, stderr)
+	}
+	got := words()
+	if i := slices.Index(got, "--client-options"); !slices.Equal(got[i:], []string{"--client-options", "-L", j.Pattern, "--", "a"}) {
+		t.Errorf("got %q", got)
 	}
 }
 
