@@ -41,6 +41,11 @@ func (s *Service) chooseMOK(r *request) error {
 	case r.mok != nil && r.opts.Guru && !s.MOKGuru:
 		r.mok = nil
 		return refuse("ERROR: -g is refused by the rule that this server signs no guru-mode modules for kernels with a machine owner key (MOK); its option --mok-guru would allow it")
+	case r.mok != nil && len(r.opts.ClientTapsets) > 0 && !s.MOKGuru:
+		// Library files may hold embedded C, and call functions for guru mode,
+		// without -g.
+		r.mok = nil
+		return refuse("ERROR: -I is refused by the rule that this server signs no guru-mode modules for kernels with a machine owner key (MOK): libraries may do what scripts need -g for; its option --mok-guru would allow it")
 	case r.mok != nil:
 		return nil
 	}

@@ -112,6 +112,8 @@ func TestServiceMOK(t *testing.T) {
 		{"upper case", []string{"-emodule stapdev"}, []string{strings.ToUpper(key.Fingerprint())}, []*mok.Key{key}, false, 1, "isn't in the correct format", true},
 		{"-p2 needs no key", []string{"-p2", "-enothing"}, []string{"missing"}, nil, false, 0, "", false},
 		{"-g", []string{"-g", "-emodule stapdev"}, []string{key.Fingerprint()}, []*mok.Key{key}, false, 1, "ERROR: -g is refused by the rule that this server signs no guru-mode modules", false},
+		{"-I", []string{"-Itapset/x", "-emodule stapdev"}, []string{key.Fingerprint()}, []*mok.Key{key}, false, 1, "ERROR: -I is refused by the rule that this server signs no guru-mode modules", false},
+		{"-I, allowed", []string{"-Itapset/x", "-emodule stapdev"}, []string{key.Fingerprint()}, []*mok.Key{key}, true, 0, "Module signed with MOK", false},
 		{"-g, allowed", []string{"-g", "-emodule stapdev"}, []string{key.Fingerprint()}, []*mok.Key{key}, true, 0, "Module signed with MOK", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
