@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"stapbox/core/getopt"
 	"stapbox/core/privilege"
@@ -263,7 +264,9 @@ func Parse(args []string) (*Options, error) {
 			}
 		}
 		if d.pattern != "" && (d.short != 'r' || o.ClientOptions) {
-			if !regexp.MustCompile("(?i)" + d.pattern).MatchString(g.Value) {
+			// Without regard to case k and s are also U+212A and U+017F, of which
+			// the patterns know nothing.
+			if !isASCII(g.Value) || !regexp.MustCompile("(?i)"+d.pattern).MatchString(g.Value) {
 				from := ""
 				if d.short == 'r' {
 					from = " from client"
@@ -293,6 +296,10 @@ func Parse(args []string) (*Options, error) {
 		return o, nil
 	}
 	return o, o.check(clientOnly)
+}
+
+func isASCII(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r > unicode.MaxASCII }) < 0
 }
 
 func (o *Options) set(d optionDef, g getopt.Option) error {
