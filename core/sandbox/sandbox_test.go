@@ -420,7 +420,7 @@ func TestBombs(t *testing.T) {
 			{"processes", "f() { f | f & }; f; sleep 3; exit 1", "namespaces"},
 			{"memory", "tail /dev/zero", ""},
 			{"memory of many", "for i in 1 2 3 4 5 6; do head -c 200000000 /dev/zero | tail & done; wait; exit 1", "namespaces"},
-			{"those left behind", "setsid sleep 1000 & setsid sleep 1000 & exit 1", "namespaces"},
+			{"those left behind", "setsid sleep 1234 & setsid sleep 1234 & sleep 1234 & sleep 0.2; exit 1", ""},
 		} {
 			if tt.needs != "" && s.Layers&Namespaces == 0 {
 				continue
@@ -437,6 +437,12 @@ func TestBombs(t *testing.T) {
 				files, _ := filepath.Glob(filepath.Join(h.spec.Dir, "f*"))
 				for _, f := range files {
 					os.Remove(f)
+				}
+			}
+			if out, _ := exec.Command("pgrep", "-fx", "sleep 1234").Output(); len(out) > 0 {
+				t.Errorf("%v: %s: still there: %q", s.Layers, tt.name, out)
+				for _, pid := range strings.Fields(string(out)) {
+					exec.Command("kill", "-9", pid).Run()
 				}
 			}
 			h.unharmed(t, s.Layers.String()+": "+tt.name)

@@ -34,8 +34,8 @@ var allowed = [...]uint32{
 	unix.SYS_SENDFILE, unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_WAIT4, unix.SYS_WAITID,
 	unix.SYS_UNAME, unix.SYS_FCNTL, unix.SYS_FLOCK, unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_FTRUNCATE, unix.SYS_GETCWD, unix.SYS_CHDIR,
 	unix.SYS_FCHDIR, unix.SYS_UMASK, unix.SYS_GETTIMEOFDAY, unix.SYS_GETRLIMIT, unix.SYS_SETRLIMIT, unix.SYS_PRLIMIT64, unix.SYS_GETRUSAGE,
-	unix.SYS_SYSINFO, unix.SYS_TIMES, unix.SYS_GETUID, unix.SYS_GETGID, unix.SYS_GETEUID, unix.SYS_GETEGID, unix.SYS_SETPGID, unix.SYS_GETPPID,
-	unix.SYS_SETSID, unix.SYS_GETGROUPS, unix.SYS_SETUID, unix.SYS_SETGID, unix.SYS_SETREUID, unix.SYS_SETREGID, unix.SYS_SETRESUID,
+	unix.SYS_SYSINFO, unix.SYS_TIMES, unix.SYS_GETUID, unix.SYS_GETGID, unix.SYS_GETEUID, unix.SYS_GETEGID, unix.SYS_GETPPID,
+	unix.SYS_GETGROUPS, unix.SYS_SETUID, unix.SYS_SETGID, unix.SYS_SETREUID, unix.SYS_SETREGID, unix.SYS_SETRESUID,
 	unix.SYS_SETRESGID, unix.SYS_GETRESUID, unix.SYS_GETRESGID, unix.SYS_GETPGID, unix.SYS_GETSID, unix.SYS_CAPGET, unix.SYS_CAPSET, unix.SYS_STATFS,
 	unix.SYS_FSTATFS, unix.SYS_GETPRIORITY, unix.SYS_SETPRIORITY, unix.SYS_SCHED_GETPARAM, unix.SYS_SCHED_GETSCHEDULER,
 	unix.SYS_SCHED_GET_PRIORITY_MAX, unix.SYS_SCHED_GET_PRIORITY_MIN, unix.SYS_MLOCK, unix.SYS_MUNLOCK, unix.SYS_PRCTL,
@@ -57,6 +57,10 @@ var byName = [...]uint32{
 	unix.SYS_TRUNCATE, unix.SYS_FCHMODAT, unix.SYS_FCHMODAT2, unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_SETXATTR, unix.SYS_LSETXATTR,
 	unix.SYS_FSETXATTR, unix.SYS_REMOVEXATTR, unix.SYS_LREMOVEXATTR, unix.SYS_FREMOVEXATTR, unix.SYS_OPENAT2,
 }
+
+// groups make a process group of its own. Where there is no pid namespace the
+// group is what ends all that a program started.
+var groups = [...]uint32{unix.SYS_SETPGID, unix.SYS_SETSID}
 
 // newNamespaces are the flags of clone(2) that make namespaces.
 const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
@@ -137,6 +141,7 @@ func (o *order) filter() ([]unix.SockFilter, error) {
 	case o.layers&Namespaces != 0 || o.Private == "":
 		a.allow(byName[:]...)
 		a.allow(byNameHere[:]...)
+		a.allow(groups[:]...)
 		if openNumber != 0 {
 			a.allow(openNumber)
 		}
@@ -150,7 +155,7 @@ func (o *order) filter() ([]unix.SockFilter, error) {
 
 // narrow is for a process among those of its user.
 func (a *assembler) narrow() {
-	for _, list := range [][]uint32{byName[:], byNameHere[:]} {
+	for _, list := range [][]uint32{byName[:], byNameHere[:], groups[:]} {
 		for _, n := range list {
 			a.jump(unix.BPF_JEQ, n, 0, 1)
 			a.answer(fail(unix.EPERM))
