@@ -60,8 +60,8 @@ func (w *work) counts() (requests, refusals int) {
 // connection serves one client.
 func (s *server) connection(ctx context.Context, raw *opened, config *tls.Config) {
 	peer := raw.RemoteAddr().String()
-	s.log.printf("Accepted connection from %s", peer)
-	defer s.log.printf("Request from %s complete", peer)
+	s.log.aboutf("Accepted connection from %s", peer)
+	defer s.log.aboutf("Request from %s complete", peer)
 	low := &wire.DeadlineConn{Conn: raw, Idle: idleTime}
 	conn := tls.Server(low, config)
 	defer conn.Close()
@@ -72,7 +72,7 @@ func (s *server) connection(ctx context.Context, raw *opened, config *tls.Config
 
 	low.Phase(handshakeTime)
 	if err := conn.HandshakeContext(ctx); err != nil {
-		s.log.printf("Handshake with %s: %v", peer, err)
+		s.log.aboutf("Handshake with %s: %v", peer, err)
 		s.figures.refused("handshake")
 		return
 	}
@@ -83,11 +83,15 @@ func (s *server) connection(ctx context.Context, raw *opened, config *tls.Config
 	case errors.Is(err, wire.ErrTrustContact):
 		return
 	case errors.As(err, &frame):
-		s.log.errorf("%v", err)
+		if s.log.some() {
+			s.log.errorf("%v", err)
+		}
 		s.refuse(ctx, conn, low, client{address: peer}, &limitError{"frame", err.Error()})
 		return
 	case err != nil:
-		s.log.errorf("%v", err)
+		if s.log.some() {
+			s.log.errorf("%v", err)
+		}
 		return
 	}
 	c, err := s.who(peer, raw.host, conn.ConnectionState().PeerCertificates)
@@ -147,7 +151,9 @@ func (s *server) refuse(ctx context.Context, conn *tls.Conn, low *wire.DeadlineC
 	var limit *limitError
 	if errors.As(reason, &limit) {
 		s.figures.refused(limit.reason)
-		s.audit.WarnContext(c.with(ctx), "refused", "peer", c.address, "reason", limit.reason, "error", reason.Error())
+		if s.log.some() {
+			s.audit.WarnContext(c.with(ctx), "refused", "peer", c.address, "reason", limit.reason, "error", reason.Error())
+		}
 	}
 	answer, err := (&wire.Response{Version: version.Protocol, RC: 1, Stderr: []byte("Server: " + reason.Error() + "\n")}).Encode()
 	if err != nil {
@@ -168,6 +174,6 @@ func (s *server) answer(conn *tls.Conn, low *wire.DeadlineConn, answer []byte) {
 		err = conn.CloseWrite()
 	}
 	if err != nil && !strings.Contains(err.Error(), "broken pipe") {
-		s.log.printf("Answering %s: %v", conn.RemoteAddr(), err)
+		s.log.aboutf("Answering %s: %v", conn.RemoteAddr(), err)
 	}
 }

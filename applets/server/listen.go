@@ -135,7 +135,9 @@ func (s *server) accept(ctx context.Context, l net.Listener, connections *sync.W
 				return
 			}
 			// Out of descriptors, or the peer is gone already: both pass.
-			s.log.errorf("Accepting a connection: %v", err)
+			if s.log.some() {
+				s.log.errorf("Accepting a connection: %v", err)
+			}
 			select {
 			case <-ctx.Done():
 				return
@@ -147,13 +149,13 @@ func (s *server) accept(ctx context.Context, l net.Listener, connections *sync.W
 		host := peerOf(c.RemoteAddr())
 		o, instead, err := s.open.add(host, c)
 		if err != nil {
-			s.log.printf("Refused connection from %s: %v", c.RemoteAddr(), err)
+			s.log.aboutf("Refused connection from %s: %v", c.RemoteAddr(), err)
 			s.figures.refused("connections")
 			c.Close()
 			continue
 		}
 		if instead != nil {
-			s.log.printf("Closed connection from %s: %d were open, and this host has most of them", instead.RemoteAddr(), maxConnections)
+			s.log.aboutf("Closed connection from %s: %d were open, and this host has most of them", instead.RemoteAddr(), maxConnections)
 			s.figures.refused("connections")
 			instead.Close()
 		}

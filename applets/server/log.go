@@ -24,10 +24,61 @@ type logger struct {
 	path   string
 	now    func() time.Time
 	json   slog.Handler // nil for text
+	flood  flood
+}
+
+// flood bounds the lines that anybody can cause by connecting, or by sending
+// what is no request: they could fill a disk. Metrics count everything.
+type flood struct {
+	every time.Duration
+	most  int
+
+	mu            sync.Mutex
+	written, left int
+	ticking       bool
+}
+
+// Lines about connections in a time.
+const (
+	floodTime  = 10 * time.Second
+	floodLines = 1000
+)
+
+// some tells whether one more line about connections may be written. The number
+// of those that were not is, when the time is over.
+func (l *logger) some() bool {
+	f := &l.flood
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.ticking {
+		f.ticking = true
+		time.AfterFunc(f.every, func() {
+			f.mu.Lock()
+			left := f.left
+			f.written, f.left, f.ticking = 0, 0, false
+			f.mu.Unlock()
+			if left > 0 {
+				l.printf("%d lines about connections were left out", left)
+			}
+		})
+	}
+	if f.written >= f.most {
+		f.left++
+		return false
+	}
+	f.written++
+	return true
+}
+
+// aboutf is printf for lines about connections.
+func (l *logger) aboutf(format string, args ...any) {
+	if l.some() {
+		l.printf(format, args...)
+	}
 }
 
 func openLog(path string, stderr io.Writer, now func() time.Time) (*logger, error) {
-	l := &logger{w: stderr, now: now, path: path}
+	l := &logger{w: stderr, now: now, path: path, flood: flood{every: floodTime, most: floodLines}}
 	if path == "" {
 		return l, nil
 	}
