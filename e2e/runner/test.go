@@ -2,13 +2,15 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"regexp"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,10 +85,11 @@ type summary struct {
 	output  map[string][]string // of tests that have not passed yet
 	parents map[string]bool
 	count   map[string]int
+	took    map[string]float64 // seconds, of tests and of their part on each kernel
 }
 
 func newSummary() *summary {
-	return &summary{start: time.Now(), result: map[string]string{}, output: map[string][]string{}, parents: map[string]bool{}, count: map[string]int{}}
+	return &summary{start: time.Now(), result: map[string]string{}, output: map[string][]string{}, parents: map[string]bool{}, count: map[string]int{}, took: map[string]float64{}}
 }
 
 func (s *summary) add(e event) {
@@ -107,12 +110,18 @@ func (s *summary) add(e event) {
 			return
 		}
 		s.result[key] = e.Action
+		if m := onKernel.FindStringSubmatchIndex(e.Test); !strings.Contains(e.Test, "/") || m != nil && m[1] == len(e.Test) {
+			s.took[e.Test] = e.Elapsed
+		}
 		if e.Action != "pass" {
 			fmt.Printf("%s %s %s\n%s", strings.ToUpper(e.Action), e.Package, e.Test, strings.Join(s.output[key], ""))
 		}
 		delete(s.output, key)
 	}
 }
+
+// slowest is how many tests the summary names by the time they took.
+const slowest = 25
 
 func (s *summary) print() {
 	kernels := map[string]int{}
@@ -126,13 +135,13 @@ func (s *summary) print() {
 			kernels[m[1]]++
 		}
 	}
-	var versions []string
-	for v := range kernels {
-		versions = append(versions, v)
+	slow := slices.SortedFunc(maps.Keys(s.took), func(a, b string) int { return cmp.Compare(s.took[b], s.took[a]) })
+	fmt.Println("\nthe slowest:")
+	for _, name := range slow[:min(slowest, len(slow))] {
+		fmt.Printf("%6.1f s  %s\n", s.took[name], name)
 	}
-	sort.Strings(versions)
 	fmt.Printf("\n%.0f seconds\n", time.Since(s.start).Seconds())
-	for _, v := range versions {
+	for _, v := range slices.Sorted(maps.Keys(kernels)) {
 		fmt.Printf("guest tests on kernel %s: %d\n", v, kernels[v])
 	}
 	fmt.Printf("%d passed, %d failed, %d skipped\n", s.count["pass"], s.count["fail"], s.count["skip"])
