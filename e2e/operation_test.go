@@ -485,3 +485,25 @@ func TestServerClientCertificate(t *testing.T) {
 		t.Errorf("pass 2: %v, %v in\n%s", n, ok, body)
 	}
 }
+
+// Headers or a compiler are upgraded while a server runs: what was prepared does
+// not fit any more, and is made anew without a restart.
+func TestServerPreparesAgain(t *testing.T) {
+	o := operate(t, "again", nil, nil).listens(t)
+	if got := <-o.later(o.frame(t, "-p4", "-e"+hello)); got.err != nil || got.RC != 0 {
+		t.Fatalf("got %+v, %v", got.Response, got.err)
+	}
+	left, err := filepath.Glob(filepath.Join(o.Dir, "kernels", "*", "recipe.json"))
+	if err != nil || len(left) != 1 {
+		t.Fatalf("prepared: %q, %v", left, err)
+	}
+	if err := os.RemoveAll(filepath.Dir(left[0])); err != nil {
+		t.Fatal(err)
+	}
+	const other = `probe begin { println("other") exit() }`
+	got := <-o.later(o.frame(t, "-p4", "-e"+other))
+	if got.err != nil || got.RC != 0 {
+		t.Fatalf("got %+v, %v", got.Response, got.err)
+	}
+	o.wait(t, "is prepared anew: kernel is not prepared")
+}

@@ -141,11 +141,7 @@ func fileDigest(path string) (string, error) {
 // influences collects what the answer to r depends on, as things are now.
 func (s *Service) influences(r *request) *influences {
 	p := s.self()
-	kernel := r.release.BuildDir
-	if kernel == "" {
-		kernel = r.release.Name
-	}
-	k, err := kbuild.FindKernel(kernel)
+	k, err := s.kernel(r.release)
 	identity := kbuild.Identity(s.StateDir, k, p.runtime, backend.Path)
 	if err != nil {
 		identity += err.Error()

@@ -106,7 +106,8 @@ type Service struct {
 
 	mu      sync.Mutex
 	flights map[cache.Key]*flight
-	making  sync.WaitGroup // flights, until their answers are stored
+	kernels map[string]*readiness // by release name
+	making  sync.WaitGroup        // flights, until their answers are stored
 
 	detect   sync.Once
 	once     sync.Once
@@ -369,7 +370,10 @@ func (s *Service) read(ctx context.Context, r *request) error {
 
 // make has a checked request translated and signs the module.
 func (s *Service) make(ctx context.Context, r *request) error {
-	var err error
+	err := s.ready(ctx, r)
+	if err != nil {
+		return err
+	}
 	if r.dir, r.lock, err = s.makeDir(); err != nil {
 		return err
 	}

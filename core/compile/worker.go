@@ -56,10 +56,11 @@ func (s *Service) translate(ctx context.Context, r *request) error {
 // Prepare has a worker make what is made once per kernel, from a script of our
 // own, so that no client waits for it.
 func (s *Service) Prepare(ctx context.Context, k Release) error {
-	dir, err := os.MkdirTemp(s.TempDir, "stap-server.")
+	dir, lock, err := s.makeDir() // locked: another server may look for what is left
 	if err != nil {
-		return fmt.Errorf("making a request directory: %w", err)
+		return err
 	}
+	defer lock.Close()
 	defer os.RemoveAll(dir)
 	kernel := k.Name
 	if k.BuildDir != "" {
