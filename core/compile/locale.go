@@ -15,6 +15,18 @@ func isLocaleValue(s string) bool {
 	}) < 0
 }
 
+// maxComplaints is how many lines about settings of a client go to him and to the
+// log: a few hundred octets that were packed hold ten thousands of them.
+const maxComplaints = 8
+
+// fewer cuts a list of complaints.
+func fewer(complaints []string) []string {
+	if more := len(complaints) - maxComplaints; more > 0 {
+		complaints = append(complaints[:maxComplaints:maxComplaints], fmt.Sprintf("%d more lines are like these", more))
+	}
+	return complaints
+}
+
 // checkLocale sorts the lines of a request into settings and complaints
 // (server-client 4.5).
 func checkLocale(lines []string) (env, complaints []string) {
@@ -31,7 +43,7 @@ func checkLocale(lines []string) (env, complaints []string) {
 			env = append(env, line)
 		}
 	}
-	return env, complaints
+	return env, fewer(complaints)
 }
 
 // oneLine makes text of a client harmless in a log: no line ends, no terminal

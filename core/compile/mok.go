@@ -21,14 +21,13 @@ func (s *Service) chooseMOK(r *request) error {
 	if s.MOKs != nil {
 		keys = s.MOKs()
 	}
+	var complaints []string
 	for _, fingerprint := range r.wire.MOK {
 		if fingerprint == mok.Missing {
 			continue
 		}
 		if !mok.IsFingerprint(fingerprint) {
-			text := fmt.Sprintf("MOK fingerprint value '%.100s' isn't in the correct format", oneLine(fingerprint))
-			s.Log("%s", text)
-			fmt.Fprintf(&r.stderr, "Server: %s\n", text)
+			complaints = append(complaints, fmt.Sprintf("MOK fingerprint value '%.100s' isn't in the correct format", oneLine(fingerprint)))
 			continue
 		}
 		for _, k := range keys {
@@ -37,6 +36,7 @@ func (s *Service) chooseMOK(r *request) error {
 			}
 		}
 	}
+	s.complain(r, fewer(complaints))
 	switch {
 	case r.mok != nil && r.opts.Guru && !s.MOKGuru:
 		r.mok = nil

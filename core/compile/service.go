@@ -403,10 +403,7 @@ func (s *Service) check(r *request) error {
 	if !r.wire.HasLocale && wire.CompareVersions(r.wire.Version, "1.6") >= 0 {
 		complaints = append(complaints, "Unable to open file locale for reading: the request has none")
 	}
-	for _, c := range complaints {
-		s.Log("%s", c)
-		fmt.Fprintf(&r.stderr, "Server: %s\n", c)
-	}
+	s.complain(r, complaints)
 	s.Log("Client version is %s", r.wire.Version)
 	s.Log("Options passed from the client: %s", oneLine(strings.Join(r.wire.Args, " ")))
 
@@ -470,6 +467,14 @@ func (s *Service) check(r *request) error {
 	r.digest, r.contents, r.script = digest(r), contents(r.wire.Files), scriptDigest(r)
 	r.complaints, r.key = r.stderr.String(), s.Key()
 	return nil
+}
+
+// complain tells the client and the log about what is not used of a request.
+func (s *Service) complain(r *request, complaints []string) {
+	for _, c := range complaints {
+		s.Log("%s", c)
+		fmt.Fprintf(&r.stderr, "Server: %s\n", c)
+	}
 }
 
 // target finds the kernel to build for.
