@@ -300,6 +300,12 @@ func (c *client) translateAndRun(ctx context.Context) int {
 	if out.module == "" {
 		return 1
 	}
+	if c.opts.SignModule && !out.server {
+		if err := c.signModule(out); err != nil {
+			c.say("%v", err)
+			return 1
+		}
+	}
 	if c.opts.LastPass == 4 || c.opts.Module != "" {
 		if err := c.save(out); err != nil {
 			c.say("%v", err)

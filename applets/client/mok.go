@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"stapbox/core/hostpaths"
 	"stapbox/core/kmod"
 	"stapbox/core/modsig"
 	"stapbox/core/mok"
@@ -33,8 +34,9 @@ func (k kernelKeys) accepts(server []string) bool {
 }
 
 // requireKernelKeys finds out whether the module must be signed for the kernel.
-// Then only a server can make it. SYSTEMTAP_SIGN and SYSTEMTAP_NOSIGN, whatever
-// their values, decide before the kernel does.
+// Then only a server can make it, unless --sign-module says that this user has
+// the key. SYSTEMTAP_SIGN and SYSTEMTAP_NOSIGN, whatever their values, decide
+// before the kernel does.
 func (c *client) requireKernelKeys() error {
 	if c.opts.LastPass < 4 || c.opts.List != 0 || c.opts.ClientOptions {
 		return nil
@@ -45,7 +47,7 @@ func (c *client) requireKernelKeys() error {
 	}
 	_, sign := c.inv.LookupEnv("SYSTEMTAP_SIGN")
 	_, nosign := c.inv.LookupEnv("SYSTEMTAP_NOSIGN")
-	if !sign {
+	if !sign && !c.opts.SignModule {
 		if _, enforced := kmod.SignatureRule(sys); nosign || !enforced {
 			return nil
 		}
@@ -58,6 +60,9 @@ func (c *client) requireKernelKeys() error {
 		return fmt.Errorf("Failed to get list of machine owner keys (MOK) for module signing: %w", err)
 	}
 	c.kernel = kernelKeys{required: true, enrolled: certs, fingerprints: mok.Fingerprints(certs)}
+	if c.opts.SignModule {
+		return nil
+	}
 	c.reasons = append(c.reasons,
 		"The kernel on your system requires modules to be signed for loading.\nThe module created by compiling your script must be signed by a systemtap compile-server.  [man stap-server]")
 	if len(c.opts.UseServer) == 0 {
@@ -65,6 +70,39 @@ func (c *client) requireKernelKeys() error {
 		c.reasons = append(c.reasons, "--use-server was automatically selected in order to request compilation by a compile-server.")
 	}
 	return nil
+}
+
+// signModule signs a module that was made here for the kernel (--sign-module):
+// with a machine owner key of this user's own store that is enrolled. If there is
+// none, what to enrol is said; a key is made for that if there is none at all.
+func (c *client) signModule(out outcome) error {
+	store := filepath.Join(hostpaths.ServerIdentity(c.data), "moks")
+	keys := mok.Keys(store, func(err error) { c.say("%v", err) })
+	for _, k := range keys {
+		if !slices.ContainsFunc(c.kernel.enrolled, k.Certificate.Equal) {
+			continue
+		}
+		image, err := os.ReadFile(out.module)
+		if err != nil {
+			return fmt.Errorf("ERROR: reading the module: %w", err)
+		}
+		if image, err = modsig.Append(image, k.Certificate, k.Signer); err != nil {
+			return fmt.Errorf("ERROR: signing the module: %w", err)
+		}
+		if err := os.WriteFile(out.module, image, 0o600); err != nil {
+			return fmt.Errorf("ERROR: writing the module: %w", err)
+		}
+		c.say("Module signed with MOK, fingerprint %q", k.Fingerprint())
+		return nil
+	}
+	if len(keys) == 0 {
+		k, err := mok.Generate(store, c.now())
+		if err != nil {
+			return fmt.Errorf("ERROR: making a machine owner key (MOK): %w", err)
+		}
+		keys = append(keys, k)
+	}
+	return fmt.Errorf("There is no machine owner key (MOK) in common with this system.\nUse the following command to import a MOK into this system, then reboot:\n\n\t# sudo mokutil --import %s", filepath.Join(store, keys[0].Fingerprint(), mok.CertFile))
 }
 
 // checkKernelSignature refuses a module that this kernel would refuse. Servers of

@@ -137,6 +137,54 @@ func TestKernelKeys(t *testing.T) {
 	}
 }
 
+// TestSignModule: with --sign-module no server is asked; the module gets a
+// signature by a key of this user that is enrolled, or there is no module.
+func TestSignModule(t *testing.T) {
+	stranger := machineKey(t)
+	d := newDesk(t, privilege.GroupDev)
+	d.user = privilege.User{UID: 0}
+	d.translator = &fakeBackend{}
+	store := filepath.Join(d.peerStore(), "../server/moks")
+	// The first time there is no key: one is made, and is to be enrolled.
+	d.sys = enforcing(t, stranger)
+	if code := d.stap("--sign-module", "-e", hello); code != 1 || strings.Contains(d.out.String(), "args:") {
+		t.Errorf("status %d\n%s", code, d.out.String())
+	}
+	keys := mok.Keys(store, func(err error) { t.Error(err) })
+	if len(keys) != 1 {
+		t.Fatalf("%d keys were made\n%s", len(keys), d.err.String())
+	}
+	key := keys[0]
+	contains(t, "stderr", d.err.String(), "There is no machine owner key (MOK) in common with this system.\nUse the following command to import a MOK into this system, then reboot:\n\n\t# sudo mokutil --import "+filepath.Join(filepath.Clean(store), key.Fingerprint(), mok.CertFile)+"\n")
+	// The next time the same is named.
+	if code := d.stap("--sign-module", "-e", hello); code != 1 || !strings.Contains(d.err.String(), key.Fingerprint()) {
+		t.Errorf("status %d\n%s", code, d.err.String())
+	}
+	// It is enrolled: the module runs under the name that was signed.
+	d.sys = enforcing(t, stranger, key)
+	if code := d.stap("--sign-module", "-e", hello); code != 0 {
+		t.Errorf("status %d\n%s", code, d.err.String())
+	}
+	contains(t, "stdout", d.out.String(), "args: MODULE\n")
+	contains(t, "stderr", d.err.String(), "Module signed with MOK, fingerprint \""+key.Fingerprint()+"\"\n")
+	// With -p4 it is saved so.
+	if code := d.stap("--sign-module", "-p4", "-e", hello); code != 0 {
+		t.Errorf("status %d\n%s", code, d.err.String())
+	}
+	image, err := os.ReadFile(filepath.Join(d.dir, "local.ko"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := modsig.Verify(image, key.Certificate); err != nil || !strings.HasPrefix(string(image), "module") {
+		t.Errorf("the signature of %.20q: %v", image, err)
+	}
+	// A script that is not compiled to the end needs no key.
+	d.sys = t.TempDir()
+	if code := d.stap("--sign-module", "-p2", "-e", hello); code != 0 {
+		t.Errorf("status %d\n%s", code, d.err.String())
+	}
+}
+
 // TestKernelKeysInCommon: a server that has none of the enrolled keys is not asked.
 func TestKernelKeysInCommon(t *testing.T) {
 	key := machineKey(t)

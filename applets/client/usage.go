@@ -55,6 +55,8 @@ Options (in ~/.systemtap/rc and on command line):
               ssl,signer,all-users,revoke,no-prompt
    --use-server-on-error[=yes/no]
               retry compilation using a compile server upon compilation error
+   --sign-module
+              sign the module for the kernel, with a machine owner key of yours
    --tmpdir=NAME
               specify name of temporary directory to be used
    --rlimit-as=NUM --rlimit-cpu=NUM --rlimit-nproc=NUM --rlimit-stack=NUM

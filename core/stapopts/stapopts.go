@@ -65,6 +65,7 @@ type Options struct {
 	ListServers   []string // one per --list-servers
 	TrustServers  []string
 	OnServerError bool // --use-server-on-error
+	SignModule    bool // --sign-module
 	// BadOnError is the argument --use-server-on-error did not understand.
 	BadOnError string
 
@@ -191,7 +192,7 @@ var table = []optionDef{
 	{long: "clean-cache", client: isInvalidWith, missing: true},
 	{long: "poison-cache", client: isInvalidWith, missing: true},
 	{long: "semantic-keep-going", forward: true, missing: true},
-	{long: "sign-module", arg: opt, client: isInvalidWith, missing: true},
+	{long: "sign-module", arg: opt, client: isInvalidWith},
 	{long: "dump-probe-types", forward: true, missing: true},
 	{long: "dump-probe-aliases", forward: true, missing: true},
 	{long: "dump-functions", forward: true, missing: true},
@@ -416,6 +417,11 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		o.ClientOptions = true
 	case "tmpdir":
 		o.TempDir = g.Value
+	case "sign-module":
+		if g.Given {
+			return errors.New("ERROR: --sign-module=PATH is only valid with --client-options")
+		}
+		o.SignModule = true
 	case "disable-cache":
 		// Nothing is cached on this side.
 	case "use-server":

@@ -64,6 +64,7 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"--client-options --use-server -e x", "ERROR: --use-server is invalid with --client-options"},
 		{"--client-options --remote=x -e x", "ERROR: --remote is invalid with --client-options"},
 		{"--client-options --rlimit-cpu=1 -e x", "ERROR: --rlimit-cpu is invalid with --client-options"},
+		{"--sign-module=/x -e x", "ERROR: --sign-module=PATH is only valid with --client-options"},
 		{"--client-options --sign-module -e x", "ERROR: --sign-module is invalid with --client-options"},
 		{"--client-options --privilege=stapusr -m x -DA -DB -e x", "You can't specify -m, -D when --privilege=stapusr is specified."},
 		{"--rlimit-cpu=x -e x", "Invalid argument 'x' for --rlimit-cpu."},
