@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"strconv"
@@ -172,12 +173,36 @@ func enter() error {
 			return fmt.Errorf("handing over words: %w", err)
 		}
 	}
+	if err := closeInherited(); err != nil {
+		return err
+	}
 	if len(filter) > 0 {
 		if err := install(filter); err != nil {
 			return err
 		}
 	}
 	return start.exec()
+}
+
+// closeInherited keeps from the program what somebody left open when he started
+// the parent: standard descriptors and the words are all it gets.
+func closeInherited() error {
+	const first = channel + 1
+	err := unix.CloseRange(first, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+	if err == nil {
+		return nil
+	}
+	// Linux before 5.11.
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("looking for inherited descriptors: %w", err)
+	}
+	for _, e := range list {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd >= first {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 func (o *order) argv0() string {

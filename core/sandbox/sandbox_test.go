@@ -453,6 +453,39 @@ func TestBombs(t *testing.T) {
 	}
 }
 
+// What was open when the parent was started is not the program's.
+func TestInheritedDescriptors(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(secret); err != nil {
+		t.Fatal(err)
+	}
+	fd := 9 // the shell of Debian knows one digit
+	for ; fd > channel; fd-- {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == unix.EBADF {
+			break
+		}
+	}
+	if fd == channel {
+		t.Skip("missing: a descriptor below 10 that is free")
+	}
+	if err := unix.Dup3(int(f.Fd()), fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for _, s := range append(variants(t), Off(self)) {
+		if _, err := f.Seek(0, 0); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := sh(t, s, newHost(t).spec, fmt.Sprintf("cat <&%d", fd)); err == nil || strings.Contains(out, secret) {
+			t.Errorf("%v: got %q, %v", s.Layers, out, err)
+		}
+	}
+}
+
 func TestEndsWithContext(t *testing.T) {
 	for _, s := range variants(t) {
 		h := newHost(t)
