@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"stapbox/core/backend"
 	"stapbox/core/config"
 	"stapbox/core/discovery"
@@ -325,7 +327,10 @@ func (c *client) makeTemp() error {
 		if !filepath.IsAbs(c.temp) {
 			c.temp = filepath.Join(c.inv.Dir, c.temp)
 		}
-		return os.MkdirAll(c.temp, 0o700)
+		if err := os.MkdirAll(c.temp, 0o700); err != nil || c.opts.ClientOptions {
+			return err
+		}
+		return c.checkTemp()
 	}
 	dir := c.inv.Getenv("TMPDIR")
 	if dir == "" {
@@ -334,6 +339,22 @@ func (c *client) makeTemp() error {
 	var err error
 	c.temp, err = os.MkdirTemp(dir, "stap*") // 0700
 	return err
+}
+
+// checkTemp refuses a directory of --tmpdir in which somebody else could put
+// links, or another module, under names that are known before.
+func (c *client) checkTemp() error {
+	var st unix.Stat_t
+	if err := unix.Stat(c.temp, &st); err != nil {
+		return fmt.Errorf("examining %q: %w", c.temp, err)
+	}
+	switch {
+	case int(st.Uid) != c.uid && st.Uid != 0:
+		return fmt.Errorf("--tmpdir: %q belongs to uid %d", c.temp, st.Uid)
+	case st.Mode&0o002 != 0:
+		return fmt.Errorf("--tmpdir: %q can be written by everybody (mode %04o)", c.temp, st.Mode&0o7777)
+	}
+	return nil
 }
 
 func (c *client) removeTemp() {

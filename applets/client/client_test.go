@@ -503,6 +503,34 @@ func (b *fakeBackend) Translate(_ context.Context, job *backend.Job) (backend.Ar
 	return backend.Artifact{Name: "local", Path: path}, map[bool]int{true: 1}[os.WriteFile(path, []byte("module"), 0o600) != nil]
 }
 
+// Names in the directory of --tmpdir are known before; nobody else may put
+// something there.
+func TestTempDirOfOthers(t *testing.T) {
+	d := newDesk(t, privilege.GroupDev)
+	d.translator = &fakeBackend{}
+	dir := filepath.Join(t.TempDir(), "new")
+	if code := d.stap("--tmpdir="+dir, "-p4", "-e", hello); code != 0 {
+		t.Errorf("status %d\n%s", code, d.err.String())
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if code := d.stap("--tmpdir="+dir, "-p4", "-e", hello); code != 1 {
+		t.Errorf("status %d", code)
+	}
+	contains(t, "stderr", d.err.String(), "--tmpdir: ", " can be written by everybody (mode 0777)\n")
+	if os.Getuid() != 0 {
+		t.Skip("missing: the right to give a directory away")
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, 65534, -1)); err != nil {
+		t.Fatal(err)
+	}
+	if code := d.stap("--tmpdir="+dir, "-p4", "-e", hello); code != 1 {
+		t.Errorf("status %d", code)
+	}
+	contains(t, "stderr", d.err.String(), " belongs to uid 65534\n")
+}
+
 // Requirements: R-000-020 R-003-105
 func TestLocal(t *testing.T) {
 	d := newDesk(t, privilege.GroupDev)
