@@ -95,20 +95,28 @@ func (s *server) key() crypto.Signer {
 }
 
 // signerName is the certificate of a key that has signed: it may have been
-// replaced since.
+// replaced since. Keys are told apart by their public half: an Ed25519 key is a
+// slice, which Go compares with nothing.
 func (s *server) signerName(key crypto.Signer) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.signers == nil {
-		s.signers = make(map[crypto.Signer]string)
+		s.signers = make(map[string]string)
 	}
-	if s.id.Key == key {
-		if s.signers[key] == "" {
-			clear(s.signers)
-			s.signers[key] = identity.Fingerprint(s.id.Certificate)
-		}
+	name := publicHalf(key)
+	if publicHalf(s.id.Key) == name && s.signers[name] == "" {
+		clear(s.signers)
+		s.signers[name] = identity.Fingerprint(s.id.Certificate)
 	}
-	return s.signers[key]
+	return s.signers[name]
+}
+
+func publicHalf(key crypto.Signer) string {
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return "" // of no kind that a certificate can have
+	}
+	return string(der)
 }
 
 // advertise publishes the services, replacing what was published before. A

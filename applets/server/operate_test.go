@@ -371,6 +371,25 @@ func TestReload(t *testing.T) {
 
 // The next certificate is made, trusted, announced, and takes over; connections
 // and signatures follow.
+// The names of signers are those of keys of all types; an Ed25519 key is a type
+// that cannot be compared, and ended the server with the first signed answer.
+func TestSignerNames(t *testing.T) {
+	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
+		r := start(t, "--key-type="+kind)
+		if got := r.signerName(r.key()); got != identity.Fingerprint(r.id.Certificate) {
+			t.Errorf("%s: got %q", kind, got)
+		}
+		other, err := identity.New(identity.Options{NodeName: "vm", KeyType: identity.KeyType(kind), Now: time.Now()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.signerName(other.Key); got != "" {
+			t.Errorf("%s: another key is that of %q", kind, got)
+		}
+		r.stop()
+	}
+}
+
 func TestRenewal(t *testing.T) {
 	r := start(t, "--renew-before=30")
 	first := r.id.Certificate

@@ -24,7 +24,6 @@ package server
 
 import (
 	"context"
-	"crypto"
 	"errors"
 	"fmt"
 	"io"
@@ -115,7 +114,7 @@ type server struct {
 	service   *compile.Service
 	former    []*compile.Service // that served before a reload
 	id, next  *identity.Identity
-	signers   map[crypto.Signer]string
+	signers   map[string]string // fingerprints of certificates by public key
 	responder io.Closer
 }
 
