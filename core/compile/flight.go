@@ -205,7 +205,7 @@ func (s *Service) build(ctx context.Context, r *request) result {
 		}
 		defer release()
 	}
-	return s.finish(ctx, r, s.make(ctx, r))
+	return s.finish(ctx, r, s.guard(func() error { return s.make(ctx, r) }))
 }
 
 // clone is a request of its own for a flight, which may outlive the request that

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -210,7 +211,7 @@ func (s *Service) Do(ctx context.Context, archive []byte, peer string) ([]byte, 
 	start := time.Now()
 	r := &request{archive: archive, rc: 1, signer: "unsigned"}
 	var res result
-	if err := s.receive(ctx, r); err != nil {
+	if err := s.guard(func() error { return s.receive(ctx, r) }); err != nil {
 		res = s.finish(ctx, r, err)
 	} else {
 		res = s.answer(ctx, r)
@@ -223,6 +224,18 @@ func (s *Service) Do(ctx context.Context, archive []byte, peer string) ([]byte, 
 		return nil, res.err
 	}
 	return res.answer, nil
+}
+
+// guard makes a panic of f an error: a bug that a request meets is the end of
+// the request, not of the server and of all others' requests.
+func (s *Service) guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.Log("A bug: %v: %s", p, oneLine(string(debug.Stack())))
+			err = fmt.Errorf("a bug: %v", p)
+		}
+	}()
+	return f()
 }
 
 // finish ends the work on a request, whatever came of it, and writes the answer.

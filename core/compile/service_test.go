@@ -446,6 +446,22 @@ func TestServiceSurvivesBombs(t *testing.T) {
 	}
 }
 
+// A bug that one request meets costs this request an answer, and nobody else.
+func TestServiceSurvivesPanics(t *testing.T) {
+	s := newService(t)
+	s.SignerName = func(crypto.Signer) string { panic("at the disco") }
+	got := s.ask(t, context.Background(), req61("-p4", "-emodule stapusr", "--privilege=stapusr"))
+	if got.RC != 1 || len(got.Files) != 0 || string(got.Stderr) != "Server: an internal error ended this request, the log of the server has the details\n" {
+		t.Errorf("got %d, %d files, %q", got.RC, len(got.Files), got.Stderr)
+	}
+	if log := strings.Join(s.log, "\n"); !strings.Contains(log, "A bug: at the disco: ") || !strings.Contains(log, "service.go") {
+		t.Errorf("the log has\n%s", log)
+	}
+	if got := s.ask(t, context.Background(), req61("-p4", "-emodule stapdev")); got.RC != 0 {
+		t.Errorf("the next request: %d, %q", got.RC, got.Stderr)
+	}
+}
+
 // A host without namespaces or Landlock has the other layers.
 func TestServiceWithFewerLayers(t *testing.T) {
 	have := newService(t).Confinement().Layers
