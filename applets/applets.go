@@ -7,13 +7,13 @@ import (
 	"path/filepath"
 
 	"stapbox/applets/box"
+	"stapbox/applets/certs"
 	"stapbox/applets/client"
 	"stapbox/applets/loader"
 	"stapbox/applets/relay"
 	"stapbox/applets/relay/merge"
 	"stapbox/applets/relay/stapsh"
 	"stapbox/applets/server"
-	"stapbox/applets/sign"
 	"stapbox/core/invocation"
 )
 
@@ -23,7 +23,12 @@ var Table = []box.Applet{
 	{Name: "stap-client", Summary: "compile a script on a server and run it", Main: client.Main},
 	{Name: "stap-find-servers", Summary: "list compile servers", Main: client.Main},
 	{Name: "stap-serverd", Summary: "compile and sign scripts for other hosts", Main: server.Main},
-	{Name: "stap-sign-module", Summary: "sign a module by hand, for staprun and for the kernel", Main: sign.Main},
+	{Name: "stap-gen-cert", Summary: "make the key and the certificate of a compile server", Main: certs.Generate},
+	{Name: "stap-sign-module", Summary: "sign a module by hand, for staprun and for the kernel", Main: certs.Sign},
+	{Name: "stap-authorize-cert", Summary: "put a certificate into a trust store", Main: certs.Authorize},
+	{Name: "stap-authorize-server-cert", Summary: "believe a compile server", Main: certs.Authorize},
+	{Name: "stap-authorize-signing-cert", Summary: "believe a signer of modules", Main: certs.Authorize},
+	{Name: "stap-add-server-cert", Summary: "the oldest name of stap-authorize-cert", Main: certs.Authorize},
 	{Name: "staprun", Summary: "verify and load a module, then hand over to stapio", Main: loader.Main},
 	{Name: "stapio", Summary: "relay a loaded module's output", Main: relay.Main},
 	{Name: "stap-merge", Summary: "bring the files of bulk mode into one stream", Main: merge.Main},

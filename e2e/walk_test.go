@@ -18,7 +18,7 @@ var certinfo = regexp.MustCompile(`certinfo="([0-9a-f:]+)"`)
 
 // TestWalk is the walk of a request: an unprivileged user of a host without
 // compiler runs a script through a server that the administrator trusts.
-// Requirements: R-000-003 R-000-008 R-000-009 R-000-012..018 R-000-023 R-000-027 R-000-035 R-000-038 R-000-041..042 R-000-044..045 R-002-095..096 R-002-100 R-002-103 R-002-106 R-002-108 R-003-096..098 R-003-102..103 R-003-106 R-003-134
+// Requirements: R-001-008 R-004-046 R-000-003 R-000-008 R-000-009 R-000-012..018 R-000-023 R-000-027 R-000-035 R-000-038 R-000-041..042 R-000-044..045 R-002-095..096 R-002-100 R-002-103 R-002-106 R-002-108 R-003-096..098 R-003-102..103 R-003-106 R-003-134
 func TestWalk(t *testing.T) {
 	onKernels(t, func(t *testing.T, s *scene) {
 		s.forgetSigners(t)
@@ -150,6 +150,12 @@ func TestWalk(t *testing.T) {
 			// One byte more, or less, and it is no longer what the server signed.
 			want(t, s.do(t, lab.Shell(lab.Usr, "echo >>"+name+"; staprun "+name+"; echo rc=$?")), 0, "rc=255\n", "It may have been altered since it was created.")
 			s.do(t, lab.Shell(lab.Usr, "rm stap_*"))
+		})
+		t.Run("-m runs a developer's script and leaves the module", func(t *testing.T) {
+			s.put(t, "/tmp/pmod.stp", lab.Dev, 0o644, []byte(hello))
+			r := lab.Shell(lab.Dev, "d=$(mktemp -d) && cd $d && stap --use-server -m pmod /tmp/pmod.stp && ls && staprun ./pmod.ko; rm -r $d /tmp/pmod.stp")
+			r.Timeout = 60
+			want(t, s.do(t, r), 0, "Hello\npmod.ko\nHello\n")
 		})
 		t.Run("two users run the same script at the same time", func(t *testing.T) {
 			type result struct {

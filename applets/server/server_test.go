@@ -162,7 +162,7 @@ func (r *running) ask(t *testing.T, archive []byte) *wire.Response {
 	return got
 }
 
-// Requirements: R-002-098 R-003-002..003 R-004-002 R-004-004
+// Requirements: R-002-098 R-003-002..003 R-004-002 R-004-004 R-004-043..045
 func TestServer(t *testing.T) {
 	r := start(t, "-DX=1")
 	if got := r.ask(t, request(t, "-p2", "-ehello")); got.RC != 0 || string(got.Stdout) != "script hello\n" {
@@ -560,7 +560,7 @@ func TestRefusesRoot(t *testing.T) {
 	}
 }
 
-// Requirements: R-000-029
+// Requirements: R-000-029 R-003-059..060
 func TestParseRefuses(t *testing.T) {
 	for args, want := range map[string]string{
 		"--port=x": "cannot parse number '--port=x'", "--port=70000": "invalid entry: port must be between 0 and 65535 '--port=70000'",
@@ -580,6 +580,12 @@ func TestParseRefuses(t *testing.T) {
 	} {
 		if _, err := parse(strings.Fields(args), 1); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", args, err, want)
+		}
+	}
+	// One worker a core, and 0 is one after the other.
+	for args, want := range map[string]int{"-r6.1": 3, "-r6.1 --max-threads=0": 0} {
+		if o, err := parse(strings.Fields(args), 3); err != nil || o.threads != want {
+			t.Errorf("%s: got %+v, %v", args, o, err)
 		}
 	}
 	o, err := parse([]string{"--port=0x10", "--max-threads=010", "-r6.1", "-r5.9", "word"}, 1)

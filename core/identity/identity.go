@@ -50,6 +50,7 @@ import (
 	"go.step.sm/crypto/keyutil"
 	"go.step.sm/crypto/pemutil"
 
+	"stapbox/core/nssdb"
 	"stapbox/core/ownfile"
 )
 
@@ -189,21 +190,45 @@ func Generate(dir string, o Options) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := id.store(dir); err != nil {
+		return nil, err
+	}
+	return id, nil
+}
+
+// Adopt puts a key and a certificate from elsewhere into dir, in place of what
+// was there: those of a server that its clients know already.
+func Adopt(dir string, key crypto.Signer, cert *x509.Certificate, now time.Time) (*Identity, error) {
+	if err := keyutil.VerifyPair(cert.PublicKey, key); err != nil {
+		return nil, errors.Join(ErrBroken, err)
+	}
+	id := &Identity{Certificate: cert, Key: key}
+	if err := id.Valid(now); err != nil {
+		return nil, err
+	}
+	if err := id.store(dir); err != nil {
+		return nil, err
+	}
+	return id, nil
+}
+
+// store writes the two files of an identity.
+func (id *Identity) store(dir string) error {
 	id.Dir = dir
 	if err := mkdirAll(dir); err != nil {
-		return nil, fmt.Errorf("making directory %q: %w", dir, err)
+		return fmt.Errorf("making directory %q: %w", dir, err)
 	}
 	block, err := pemutil.Serialize(id.Key, pemutil.WithPKCS8(true))
 	if err != nil {
-		return nil, fmt.Errorf("writing a key: %w", err)
+		return fmt.Errorf("writing a key: %w", err)
 	}
 	if err := write(dir, KeyFile, pem.EncodeToMemory(block), 0o600); err != nil {
-		return nil, fmt.Errorf("writing %q: %w", filepath.Join(dir, KeyFile), err)
+		return fmt.Errorf("writing %q: %w", filepath.Join(dir, KeyFile), err)
 	}
 	if err := write(dir, CertFile, id.Certificate.Raw, 0o644); err != nil {
-		return nil, fmt.Errorf("writing %q: %w", filepath.Join(dir, CertFile), err)
+		return fmt.Errorf("writing %q: %w", filepath.Join(dir, CertFile), err)
 	}
-	return id, nil
+	return nil
 }
 
 // Load reads the identity in dir. A missing file is fs.ErrNotExist; a
@@ -287,6 +312,9 @@ func Ensure(dir string, o Options, log func(format string, args ...any)) (*Ident
 			log("Certificate is not valid")
 		case errors.Is(err, fs.ErrNotExist):
 			log("No certificate found in database %s", dir)
+			if nssdb.Has(dir) {
+				log("It is an NSS database: stap-gen-cert --import=%s would keep its certificate, which clients may trust", dir)
+			}
 		case errors.Is(err, ErrBroken):
 			log("%v", err)
 		default:

@@ -105,6 +105,7 @@ func TestKeyTypes(t *testing.T) {
 	}
 }
 
+// Requirements: R-003-138 R-004-061
 func TestEnsure(t *testing.T) {
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)
@@ -160,6 +161,7 @@ func TestEnsure(t *testing.T) {
 	ensure("No certificate found", "Generating a new")
 }
 
+// Requirements: R-003-137 R-004-062
 func TestLoadRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

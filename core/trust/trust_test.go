@@ -116,6 +116,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// Requirements: R-003-139
 func TestReadRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

@@ -70,6 +70,8 @@ var tools = []struct{ name, pkg string }{
 	{"ld", "binutils"},
 	{"ip", "iproute2"},
 	{"strace", "strace"},
+	{"certutil", "libnss3-tools"},
+	{"openssl", "openssl"},
 	{"setpriv", "util-linux"},
 	{"/usr/lib/x86_64-linux-gnu/libelf.so.1", "libelf1"}, // objtool is linked with it
 }

@@ -1,16 +1,11 @@
-// Package sign is the applet stap-sign-module: it signs a module by hand, with
-// the key of a compile server (NAME.ko.sgn, for staprun) and, if asked, with a
-// machine owner key (the end of NAME.ko, for the kernel).
-package sign
+package certs
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +22,7 @@ import (
 	"stapbox/core/version"
 )
 
-const usage = `Usage: stap-sign-module [OPTION]... MODULE [DIRECTORY]
+const signUsage = `Usage: stap-sign-module [OPTION]... MODULE [DIRECTORY]
 Sign a module as a compile server does: write MODULE.sgn, which staprun checks.
 DIRECTORY holds the key and certificate of the server (~/.systemtap/ssl/server);
 they are made if there are none.
@@ -52,7 +47,7 @@ type signer struct {
 	only      bool
 }
 
-func spec() getopt.Spec {
+func signSpec() getopt.Spec {
 	return getopt.Spec{Defs: []getopt.Def{
 		{Long: "mok", Arg: getopt.OptionalArg},
 		{Long: "mok-cert", Arg: getopt.RequiredArg},
@@ -63,11 +58,11 @@ func spec() getopt.Spec {
 	}}
 }
 
-// Main runs stap-sign-module. Unlike upstream's it fails when nothing was signed.
-func Main(_ context.Context, inv *invocation.Invocation) int {
+// Sign runs stap-sign-module. Unlike upstream's it fails when nothing was signed.
+func Sign(_ context.Context, inv *invocation.Invocation) int {
 	_, _, node := uname.Host()
 	s := &signer{inv: inv, node: node, now: time.Now()}
-	opts, words, err := getopt.Parse(spec(), inv.Args)
+	opts, words, err := getopt.Parse(signSpec(), inv.Args)
 	if err != nil {
 		inv.Errorf("%v", err)
 		return 1
@@ -75,7 +70,7 @@ func Main(_ context.Context, inv *invocation.Invocation) int {
 	for _, o := range opts {
 		switch o.Name {
 		case "help":
-			fmt.Fprint(inv.Stdout, usage)
+			fmt.Fprint(inv.Stdout, signUsage)
 			return 0
 		case "version":
 			fmt.Fprintf(inv.Stdout, "stap-sign-module (stapbox %s)\n", version.Version)
@@ -100,11 +95,11 @@ func Main(_ context.Context, inv *invocation.Invocation) int {
 	case s.cert != "" && s.name != "":
 		err = errors.New("--mok=FINGERPRINT and --mok-cert exclude each other")
 	default:
-		dir := s.directory()
+		dir := hostpaths.ServerIdentity(dataDir(inv))
 		if len(words) == 2 {
-			dir = s.path(words[1])
+			dir = absolute(inv, words[1])
 		}
-		err = s.sign(s.path(words[0]), dir)
+		err = s.sign(absolute(inv, words[0]), dir)
 	}
 	if err != nil {
 		inv.Errorf("%v", err)
@@ -113,27 +108,9 @@ func Main(_ context.Context, inv *invocation.Invocation) int {
 	return 0
 }
 
-func (s *signer) path(name string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	return filepath.Join(s.inv.Dir, name)
-}
-
-// directory is where a server of this user has its key.
-func (s *signer) directory() string {
-	home := s.inv.Getenv("HOME")
-	if home == "" {
-		if u, err := user.LookupId(strconv.Itoa(os.Getuid())); err == nil {
-			home = u.HomeDir
-		}
-	}
-	return hostpaths.ServerIdentity(s.path(hostpaths.UserDir(s.inv.Getenv("SYSTEMTAP_DIR"), home)))
-}
-
 // sign signs the module for the kernel, then what has become of it for staprun.
-func (s *signer) sign(path, dir string) error {
-	path, module, err := readModule(path)
+func (s *signer) sign(file, dir string) error {
+	path, module, err := readModule(file)
 	if err != nil {
 		return err
 	}
@@ -182,7 +159,7 @@ func (s *signer) sign(path, dir string) error {
 // machineKey finds the key to sign with for the kernel.
 func (s *signer) machineKey(dir string) (*mok.Key, error) {
 	if s.cert != "" {
-		return mok.LoadFiles(s.path(s.cert), s.path(s.key))
+		return mok.LoadFiles(absolute(s.inv, s.cert), absolute(s.inv, s.key))
 	}
 	store := filepath.Join(dir, "moks")
 	keys := mok.Keys(store, func(err error) { s.inv.Errorf("%v", err) })

@@ -1,4 +1,4 @@
-package sign
+package certs
 
 import (
 	"bytes"
@@ -71,7 +71,7 @@ func (p *place) ssl() string { return filepath.Join(p.data, "ssl/server") }
 
 func (p *place) run(args ...string) int {
 	p.errs.Reset()
-	return Main(context.Background(), &invocation.Invocation{Name: "stap-sign-module", Args: args, Dir: p.dir,
+	return Sign(context.Background(), &invocation.Invocation{Name: "stap-sign-module", Args: args, Dir: p.dir,
 		Environ: []string{"SYSTEMTAP_DIR=" + p.data}, Stdout: &p.errs, Stderr: &p.errs})
 }
 
