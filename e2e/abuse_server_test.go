@@ -782,7 +782,7 @@ func (a *abuser) found() (list []attack) {
 		{"wire/testdata/fuzz/FuzzReadFrame", func(v []string) ([]string, string) { return nil, v[0] }},
 		{"wire/testdata/fuzz/FuzzDecodeRequest", func(v []string) ([]string, string) { return nil, string(frameOf([]byte(v[0]))) }},
 		{"getopt/testdata/fuzz/FuzzParse", func(v []string) ([]string, string) { return strings.Split(v[0], "\x00"), "" }},
-		{"compile/testdata/fuzz/FuzzParseOptions", func(v []string) ([]string, string) { return strings.Split(v[0], "\x00"), "" }},
+		{"stapopts/testdata/fuzz/FuzzParseOptions", func(v []string) ([]string, string) { return strings.Split(v[0], "\x00"), "" }},
 		{"script/testdata/fuzz/FuzzLoad", func(v []string) ([]string, string) { return []string{"-p4", "-e" + v[0]}, "" }},
 		{"script/parser/testdata/fuzz/FuzzParse", func(v []string) ([]string, string) { return []string{"-p4", "-e" + v[0]}, "" }},
 		{"script/token/testdata/fuzz/FuzzScanner", func(v []string) ([]string, string) { return []string{"-p4", "-g", "-e" + v[0]}, "" }},
