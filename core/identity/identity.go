@@ -49,6 +49,7 @@ import (
 	"go.step.sm/crypto/fingerprint"
 	"go.step.sm/crypto/keyutil"
 	"go.step.sm/crypto/pemutil"
+	"golang.org/x/sys/unix"
 
 	"stapbox/core/nssdb"
 	"stapbox/core/ownfile"
@@ -289,8 +290,9 @@ const timeLayout = "Mon Jan _2 15:04:05 2006"
 // Ensure loads the identity in dir and makes a new one when there is none, its
 // time is over, or its files do not fit together. Other errors, such as a key
 // that others may read, are not repaired. A certificate whose time has not come
-// is kept: clients trust it, and a clock that was set back is set right again. The lines given to log are those of
-// server-client 4.2.
+// is kept: clients trust it, and a clock that was set back is set right again.
+// Of several at the same time one makes the identity of all. The lines given to
+// log are those of server-client 4.2.
 func Ensure(dir string, o Options, log func(format string, args ...any)) (*Identity, error) {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		log("Certificate database %s does not exist", dir)
@@ -321,8 +323,33 @@ func Ensure(dir string, o Options, log func(format string, args ...any)) (*Ident
 			return nil, err
 		}
 	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("making an identity in %q: %w", dir, err)
+	}
+	defer lock.Close()
+	if id, err := Load(dir, o.Now); err == nil {
+		return id, nil // another was quicker
+	}
 	log("Generating a new certificate database directory in %s", dir)
 	return Generate(dir, o)
+}
+
+// lockDir makes a directory if it is missing, and holds it until the file is
+// closed.
+func lockDir(dir string) (*os.File, error) {
+	if err := mkdirAll(dir); err != nil {
+		return nil, err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
 }
 
 // mkdirAll makes the missing directories of a path with mode 0755, whatever

@@ -194,3 +194,27 @@ func TestLoadRefuses(t *testing.T) {
 		})
 	}
 }
+
+// Servers that start at the same time have one identity.
+func TestEnsureAtTheSameTime(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "server")
+	made := make(chan *Identity)
+	for range 8 {
+		go func() {
+			id, err := Ensure(dir, Options{NodeName: "vm", KeyType: ECDSA, Now: now}, func(string, ...any) {})
+			if err != nil {
+				t.Error(err)
+			}
+			made <- id
+		}()
+	}
+	first := <-made
+	for range 7 {
+		if id := <-made; first == nil || id == nil || !id.Certificate.Equal(first.Certificate) {
+			t.Error("two identities")
+		}
+	}
+	if id, err := Load(dir, now); err != nil || !id.Certificate.Equal(first.Certificate) {
+		t.Errorf("got %v, %v", id, err)
+	}
+}
