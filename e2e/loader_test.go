@@ -392,7 +392,7 @@ func TestMaxModules(t *testing.T) {
 			s.detached(t, lab.Root, "-R", "/tmp/ticker.ko")
 		}
 		a := s.do(t, lab.Command(lab.Usr, "stapbox", "doctor"))
-		if a.Status != 1 || strings.Count(string(a.Stdout), "wrong  leftover-modules: module ") != 6 || !strings.Contains(string(a.Stdout), ", loaded by usr2, ") {
+		if a.Status != 1 || strings.Count(string(a.Stdout), "cure  leftover-modules module ") != 6 || !strings.Contains(string(a.Stdout), ", loaded by usr2, ") {
 			t.Errorf("doctor: status %d, %s%s", a.Status, a.Stdout, a.Stderr)
 		}
 		want(t, s.do(t, lab.Shell(lab.Usr, "staprun -d '*' | wc -l")), 0, "2\n")

@@ -116,7 +116,7 @@ func (b *box) app() *cli.App {
 		Usage: "every program of the SystemTap compile-server world in one file",
 		UsageText: `stapbox APPLET [ARGUMENTS]     (or a link named APPLET to stapbox)
 stapbox install | uninstall [OPTIONS]
-stapbox doctor [--json]
+stapbox doctor [--json] [--online]
 stapbox cache ls | show | verify | prune [OPTIONS]
 stapbox trust list | revoke [OPTIONS]
 stapbox --list | --version | --help`,
@@ -149,9 +149,12 @@ stapbox --list | --version | --help`,
 				Action: func(c *cli.Context) error { return b.installer(c).run((*installer).uninstall) },
 			},
 			{
-				Name: "doctor", Usage: "say what is not as it should be on this host, and what cures it",
-				Flags:  []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "for programs"}},
-				Action: func(c *cli.Context) error { return b.examine(hostDoctor(), c.Bool("json")) },
+				Name: "doctor", Usage: "say what on this host would refuse a run, and what cures it",
+				Flags: []cli.Flag{
+					&cli.BoolFlag{Name: "json", Usage: "for programs"},
+					&cli.BoolFlag{Name: "online", Usage: "look for compile servers on the network"},
+				},
+				Action: func(c *cli.Context) error { return b.examine(c.Context, c.Bool("json"), c.Bool("online")) },
 			},
 			b.cacheCommand(),
 			b.trustCommand(),

@@ -1,7 +1,6 @@
 package box
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"stapbox/core/doctor"
 	"stapbox/core/getopt"
 	"stapbox/core/hostpaths"
 	"stapbox/core/privilege"
@@ -127,7 +127,7 @@ func (in *installer) links() []string {
 func (in *installer) install() error {
 	// Nothing is begun that a foreign file would stop half way.
 	for _, path := range append(in.links(), hostpaths.Box(), hostpaths.Staprun()) {
-		if path := in.at(path); exists(path) && !isBox(path) {
+		if path := in.at(path); exists(path) && !doctor.IsBox(path) {
 			return fmt.Errorf("%q is there already and is not ours (another SystemTap?); remove it first, or choose another --bindir", path)
 		}
 	}
@@ -357,17 +357,6 @@ func (in *installer) same(target string, source []byte, mode uint32, gid int) bo
 	return err == nil && string(old) == string(source)
 }
 
-// isBox reports whether a regular file is this program in any version: every
-// build has the name of its privilege gate in it. A link is followed no further
-// than the box.
-func isBox(path string) bool {
-	if target, err := os.Readlink(path); err == nil {
-		return filepath.Base(target) == boxName
-	}
-	b, err := os.ReadFile(path)
-	return err == nil && bytes.Contains(b, []byte("stapbox/core/setuid.Enter"))
-}
-
 func (in *installer) disarm(path string) error {
 	target := in.at(path)
 	st, err := os.Lstat(target)
@@ -415,7 +404,7 @@ func (in *installer) link(path string) error {
 func (in *installer) uninstall() error {
 	for _, n := range append(in.links(), hostpaths.Staprun(), hostpaths.Box()) {
 		path := in.at(n)
-		if !exists(path) || !isBox(path) {
+		if !exists(path) || !doctor.IsBox(path) {
 			continue
 		}
 		err := in.step("remove "+path, func() error {

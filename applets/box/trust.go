@@ -76,6 +76,15 @@ type trustStore struct {
 	named   bool // the user asked for it: it must be there
 }
 
+// dataDir is the user's data directory, "" if there is none.
+func (b *box) dataDir() string {
+	data := hostpaths.UserDir(b.inv.Getenv("SYSTEMTAP_DIR"), b.inv.Getenv("HOME"))
+	if data != "" && !filepath.IsAbs(data) {
+		data = filepath.Join(b.inv.Dir, data)
+	}
+	return data
+}
+
 // trustStores are the stores that count for this user: his own and the host's.
 func (b *box) trustStores(dir string) []trustStore {
 	uid := os.Getuid()
@@ -86,10 +95,7 @@ func (b *box) trustStores(dir string) []trustStore {
 		return []trustStore{{"store", dir, trust.UserRules(uid, dir), true}}
 	}
 	var list []trustStore
-	if data := hostpaths.UserDir(b.inv.Getenv("SYSTEMTAP_DIR"), b.inv.Getenv("HOME")); data != "" {
-		if !filepath.IsAbs(data) {
-			data = filepath.Join(b.inv.Dir, data)
-		}
+	if data := b.dataDir(); data != "" {
 		list = append(list, trustStore{"peer", hostpaths.UserPeerStore(data), trust.UserRules(uid, data), false})
 	}
 	return append(list,
