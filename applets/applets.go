@@ -4,11 +4,13 @@ package applets
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 
 	"stapbox/applets/box"
 	"stapbox/applets/certs"
 	"stapbox/applets/client"
+	"stapbox/applets/container"
 	"stapbox/applets/loader"
 	"stapbox/applets/relay"
 	"stapbox/applets/relay/merge"
@@ -41,6 +43,9 @@ const boxName = "stapbox"
 // Run finds the applet for the invocation's name and runs it.
 func Run(ctx context.Context, inv *invocation.Invocation) int {
 	inv.Name = filepath.Base(inv.Name)
+	if inv.Name == boxName && container.Is(inv.Args, os.Getpid()) {
+		return container.Main(ctx, inv)
+	}
 	for range 2 {
 		for _, a := range Table {
 			if a.Name == inv.Name {

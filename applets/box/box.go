@@ -116,6 +116,7 @@ func (b *box) app() *cli.App {
 		Usage: "every program of the SystemTap compile-server world in one file",
 		UsageText: `stapbox APPLET [ARGUMENTS]     (or a link named APPLET to stapbox)
 stapbox install | uninstall [OPTIONS]
+stapbox entrypoint [STAP-SERVERD OPTIONS]     (the first process of a container)
 stapbox doctor [--json] [--online]
 stapbox cache ls | show | verify | prune [OPTIONS]
 stapbox trust list | revoke [OPTIONS]
