@@ -47,6 +47,9 @@ func GroupIDs() string { return filepath.Join(Sysconfdir, "stapbox", "groups.con
 // LoadLock is held while a module is inserted.
 func LoadLock() string { return filepath.Join(Runstatedir, "stapbox", "load.lock") }
 
+// InitConfig is the init manager's configuration.
+func InitConfig() string { return filepath.Join(Sysconfdir, "systemtap", "config") }
+
 // KernelRelease is uname -r of this host, "" if the kernel does not say.
 func KernelRelease() string {
 	var u unix.Utsname
