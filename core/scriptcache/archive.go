@@ -1,7 +1,6 @@
 package scriptcache
 
 import (
-	"archive/tar"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -40,17 +39,12 @@ const (
 // WriteArchive packs files.
 func WriteArchive(w io.Writer, files []File) error {
 	z := gzip.NewWriter(w)
-	t := tar.NewWriter(z)
 	for _, f := range files {
-		h := &tar.Header{Name: f.Path(), Mode: 0o644, Size: int64(len(f.Data)), ModTime: f.Time, Format: tar.FormatPAX, Typeflag: tar.TypeReg}
-		if err := t.WriteHeader(h); err != nil {
-			return fmt.Errorf("packing %q: %w", h.Name, err)
-		}
-		if _, err := t.Write(f.Data); err != nil {
-			return fmt.Errorf("packing %q: %w", h.Name, err)
+		if err := appendTar(z, f); err != nil {
+			return err
 		}
 	}
-	if err := t.Close(); err != nil {
+	if _, err := z.Write(make([]byte, 2*block)); err != nil {
 		return err
 	}
 	return z.Close()
@@ -65,35 +59,35 @@ func ReadArchive(r io.Reader) ([]File, error) {
 	}
 	var out []File
 	total := int64(0)
-	for t := tar.NewReader(z); ; {
-		h, err := t.Next()
+	for t := (tarReader{r: z}); ; {
+		h, err := t.next()
 		if errors.Is(err, io.EOF) {
 			return out, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		if h.Typeflag == tar.TypeDir {
+		if h.kind == '5' {
 			continue
 		}
-		if h.Typeflag != tar.TypeReg {
-			return nil, fmt.Errorf("%q is no regular file", h.Name)
+		if h.kind != '0' {
+			return nil, fmt.Errorf("%q is no regular file", h.name)
 		}
-		f, ok := place(h.Name)
+		f, ok := place(h.name)
 		if !ok {
-			return nil, fmt.Errorf("%q is neither a compiled script nor a configuration file", h.Name)
+			return nil, fmt.Errorf("%q is neither a compiled script nor a configuration file", h.name)
 		}
-		total += h.Size
-		if h.Size > maxFile || total > maxTotal || len(out) == maxFiles {
-			return nil, fmt.Errorf("%q: the archive is larger than %d files, %d bytes each, %d together", h.Name, maxFiles, maxFile, maxTotal)
+		total += h.size
+		if h.size > maxFile || total > maxTotal || len(out) == maxFiles {
+			return nil, fmt.Errorf("%q: the archive is larger than %d files, %d bytes each, %d together", h.name, maxFiles, maxFile, maxTotal)
 		}
-		if f.Data, err = io.ReadAll(io.LimitReader(t, maxFile+1)); err != nil {
-			return nil, fmt.Errorf("unpacking %q: %w", h.Name, err)
-		}
-		f.Time = h.ModTime
 		if f.Name == "" {
 			continue // the uprobes module of old releases: kernels have it built in
 		}
+		if f.Data, err = t.data(h); err != nil {
+			return nil, fmt.Errorf("unpacking %q: %w", h.name, err)
+		}
+		f.Time = h.time
 		out = append(out, f)
 	}
 }
