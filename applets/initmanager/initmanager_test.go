@@ -182,7 +182,7 @@ func (h *host) wants(what, got string, parts ...string) {
 }
 
 // Check 11, B-41.
-// Requirements: R-002-001..003 R-002-006..007 R-002-013..014 R-002-017..018 R-002-031..032 R-002-074..076
+// Requirements: R-002-001..003 R-002-006..007 R-002-013..014 R-002-017..018 R-002-031..032 R-002-042 R-002-061 R-002-074..076
 func TestDependencies(t *testing.T) {
 	h := newHost(t, "a_REQ='b c'\nb_REQ=d\nc_REQ=d\n")
 	h.scripts("a", "b", "c", "d")
@@ -298,7 +298,7 @@ func TestRecompile(t *testing.T) {
 
 // Check 14, B-40. The other kernel's module is of the release that stap is asked
 // for.
-// Requirements: R-002-020..021 R-002-066 R-002-089..094
+// Requirements: R-002-020..021 R-002-044 R-002-066 R-002-089..094
 func TestPrepareForKernel(t *testing.T) {
 	const next = "6.2.0-1-test"
 	h := newHost(t, "conf_OPT=-g\nb_REQ=a\n")
@@ -536,6 +536,7 @@ func TestLogs(t *testing.T) {
 	h.do(3, "logs")
 }
 
+// Requirements: R-002-064
 func TestEnable(t *testing.T) {
 	h := newHost(t, "")
 	h.scripts("a", "b")
@@ -635,6 +636,7 @@ func TestHostileNamesAndConfiguration(t *testing.T) {
 }
 
 // C-15: a shell reads what only a shell can, if root alone can have written it.
+// Requirements: R-002-038
 func TestShellConfiguration(t *testing.T) {
 	if _, err := os.Stat(bash); err != nil {
 		t.Skip("there is no " + bash)

@@ -4,12 +4,14 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"stapbox/core/hostpaths"
 )
 
-// Requirements: R-002-041 R-002-043 R-002-052..058 R-002-060 R-002-062 R-002-065..066
+// Requirements: R-002-039 R-002-041 R-002-043 R-002-052..058 R-002-060 R-002-062 R-002-065..066
 func TestDefaults(t *testing.T) {
 	s, warnings, err := New(map[string]string{})
-	if err != nil || len(warnings) > 0 {
+	if err != nil || len(warnings) > 0 || hostpaths.InitConfig() != "/etc/systemtap/config" {
 		t.Fatal(warnings, err)
 	}
 	s.vars = nil
