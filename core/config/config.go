@@ -252,7 +252,7 @@ func shellError(line uint, what string) error {
 }
 
 func quoteIt(line uint, what string) error {
-	return fmt.Errorf("line %d: %q %w, quote it", line, what, ErrShell)
+	return fmt.Errorf("line %d: '%s' %w, quote it", line, what, ErrShell)
 }
 
 func (r *reader) word(w *syntax.Word) (string, error) {

@@ -39,11 +39,11 @@ J=a~b`))
 
 func TestParseRefuses(t *testing.T) {
 	for in, want := range map[string]string{
-		"A=$B": `"$"`, "A=`x`": "\"`\"", "A=\"$B\"": `"$"`, "\nA=1;B": "line 2", "A=(1 2)": "this assignment",
+		"A=$B": `'$'`, "A=`x`": "'`'", "A=\"$B\"": `'$'`, "\nA=1;B": "line 2", "A=(1 2)": "this assignment",
 		"hello": "not an assignment", "1A=2": "not an assignment", "'A'=1": "not an assignment", "=1": "not an assignment",
-		"A='x": "without closing quote", "A=\"x": "without closing quote", "A=~/x": `"~"`, "A=x:~": `"~"`, "A=\x00": "NUL",
+		"A='x": "without closing quote", "A=\"x": "without closing quote", "A=~/x": `'~'`, "A=x:~": `'~'`, "A=\x00": "NUL",
 		"A=1 ls": "not an assignment", "A=1 &": "this statement", "A=1 >x": "this statement", "if a; then B=1; fi": "this statement",
-		"declare A=1": "this statement", "A[1]=2": "this assignment", "export A": "this assignment", "A=$'x'": `"$"`, "A=$((1))": `"$"`,
+		"declare A=1": "this statement", "A[1]=2": "this assignment", "export A": "this assignment", "A=$'x'": `'$'`, "A=$((1))": `'$'`,
 		"! A=1": "this statement", "A=1 && B=2": "this statement", "A=<(x)": "this word",
 		strings.Repeat("#", MaxSize+1): "more than",
 	} {
@@ -127,7 +127,7 @@ func TestWords(t *testing.T) {
 	if want := []string{"--rlimit-as=4294967296", "--rlimit-cpu=60", "-DX=a b", "A=1", "-Dab", "-x"}; err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, %v; want %q", got, err, want)
 	}
-	for in, want := range map[string]string{"a *": `"*"`, "$A": `"$"`, "a ; b": "not a valid word", "~": `"~"`, "a=~": `"~"`, "a <b": "not a valid word", "'a": "quote"} {
+	for in, want := range map[string]string{"a *": `'*'`, "$A": `'$'`, "a ; b": "not a valid word", "~": `'~'`, "a=~": `'~'`, "a <b": "not a valid word", "'a": "quote"} {
 		if _, err := Words([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want %q", in, err, want)
 		}
