@@ -425,10 +425,18 @@ func (m *manager) selected(byDefault func() []string) (list []string, code int) 
 		names, follow = byDefault(), true
 	}
 	list, err = m.order(names, follow)
-	if err != nil {
-		return nil, m.unsorted(err)
+	if err == nil {
+		return list, 0
 	}
-	return list, 0
+	switch m.opts.action {
+	case "status":
+		return names, 0
+	case "stop", "cleanup":
+		// What runs can be stopped, whatever the configuration has become.
+		m.failure("Warning: %v", err)
+		return names, 0
+	}
+	return nil, m.unsorted(err)
 }
 
 func (m *manager) unsorted(err error) int {

@@ -216,8 +216,12 @@ func TestDependencies(t *testing.T) {
 		t.Errorf("restart: %q", got)
 	}
 	h.write("conf.d/loop.conf", "d_REQ=a\n")
-	h.do(0, "stop", "a", "b", "c")
-	h.do(0, "stop", "d")
+	if out, _ := h.do(0, "status"); !strings.Contains(out, "d is running...\n  requires: a (running)\n") {
+		t.Errorf("status with a loop:\n%s", out)
+	}
+	if out, calls := h.do(0, "stop"); strings.Count(calls, "staprun -d") != 4 || !strings.Contains(out, "Warning: Dependency loop detected on a") {
+		t.Errorf("stop with a loop: %q\n%s", calls, out)
+	}
 	out, calls := h.do(6, "start")
 	if calls != "" {
 		t.Errorf("in spite of a loop:\n%s", calls)
@@ -433,6 +437,23 @@ func TestRemovedScripts(t *testing.T) {
 	}
 	if out, _ := h.do(0, "cleanup", "-y"); out != "Cleaning up systemtap scripts: no cache OK\n" {
 		t.Errorf("got %q", out)
+	}
+}
+
+// B-49: the module of old releases stays while a script needs it.
+func TestCleanupKeepsUprobes(t *testing.T) {
+	h := newHost(t, "")
+	dir := "cache/" + release + "/"
+	for _, f := range []string{"a.ko", "a.uprobes", "b.ko", "b.uprobes", "uprobes/uprobes.ko"} {
+		h.write(dir+f, "x")
+	}
+	h.do(0, "cleanup", "-y", "a")
+	if h.read(dir+"uprobes/uprobes.ko") == "" || h.read(dir+"a.uprobes") != "" {
+		t.Error("b needs it")
+	}
+	h.do(0, "cleanup", "-y", "b")
+	if h.read(dir+"uprobes/uprobes.ko") != "" {
+		t.Error("nobody needs it")
 	}
 }
 

@@ -93,13 +93,11 @@ func (m *manager) findStaprun() (string, error) {
 	if p := m.inv.Getenv("SYSTEMTAP_STAPRUN"); p != "" {
 		return p, nil
 	}
-	tried := []string{hostpaths.Staprun(), filepath.Join(filepath.Dir(m.stap[0]), "staprun")}
-	for _, p := range tried {
-		if exists(p) {
-			return p, nil
-		}
+	p, err := hostpaths.FindStaprun()
+	if err != nil {
+		return "", fmt.Errorf("%w; hint: stapbox install", err)
 	}
-	return "", fmt.Errorf("there is no staprun, neither %q nor %q; hint: stapbox install", tried[0], tried[1])
+	return p, nil
 }
 
 func shellWord(s string) string { return config.Quote(s) }

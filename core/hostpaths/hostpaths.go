@@ -8,6 +8,8 @@
 package hostpaths
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +26,21 @@ var (
 
 // Staprun is the setuid copy of the box that loads modules.
 func Staprun() string { return filepath.Join(Bindir, "staprun") }
+
+// FindStaprun is where programs that run staprun find it: the installed one, or
+// one beside this very file (a box that was not installed).
+func FindStaprun() (string, error) {
+	tried := []string{Staprun()}
+	if self, err := os.Executable(); err == nil {
+		tried = append(tried, filepath.Join(filepath.Dir(self), "staprun"))
+	}
+	for _, p := range tried {
+		if _, err := os.Stat(p); err == nil {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("there is no staprun, neither %q nor %q", tried[0], tried[len(tried)-1])
+}
 
 // Box is the plain copy, which answers to every other name.
 func Box() string { return filepath.Join(Pkglibdir, "stapbox") }
