@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -308,20 +309,22 @@ func TestInitManagerBoot(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer network.Close()
-			if i > 0 {
-				server, err := stage.programs.StartServer(network, filepath.Join(stage.dir, "server-init"), []*lab.Kernel{k})
-				if err != nil {
+			server, err := stage.programs.StartServer(network, filepath.Join(stage.dir, "server-init"), kernels)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer server.Stop()
+			for _, k := range kernels {
+				if err := server.WaitLog(regexp.QuoteMeta(k.Release)+".* is ready after", 90*time.Second); err != nil {
 					t.Fatal(err)
 				}
-				defer server.Stop()
-				if err := server.WaitLog("is ready after", 90*time.Second); err != nil {
-					t.Fatal(err)
-				}
-				path, pem := peerFile(t, server)
-				os.MkdirAll(filepath.Join(disk, filepath.Dir(path)), 0o755)
-				if err := os.WriteFile(filepath.Join(disk, path), pem, 0o644); err != nil {
-					t.Fatal(err)
-				}
+			}
+			path, pem := peerFile(t, server)
+			if err := os.MkdirAll(filepath.Join(disk, filepath.Dir(path)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(disk, path), pem, 0o644); err != nil {
+				t.Fatal(err)
 			}
 			image := lab.NewImage()
 			if err := image.Tree(disk, "/"); err != nil {
@@ -366,6 +369,17 @@ func TestInitManagerBoot(t *testing.T) {
 			}
 			if got := sh("systemtap restart -q; echo rc=$?; systemtap stop -q"); got != "rc=0\n" {
 				t.Errorf("restart: %q", got)
+			}
+			if i == 0 {
+				// Before the change: what would fail after it, asked of a server.
+				next := kernels[1].Release
+				s.put(t, "/etc/systemtap/script.d/bad.stp", lab.Root, 0o644, []byte("probe begin { println( }"))
+				got := sh("systemtap compile -y -r " + next + "; echo rc=$?; ls /var/cache/systemtap/" + next + "; rm /etc/systemtap/script.d/bad.stp; systemtap cleanup -q -y -r " + next)
+				for _, w := range []string{"  base: ready for " + next + "\n", "  bad: would fail on " + next + ": parse error: ", "  top: ready for " + next + "\n", "FAILED\nrc=1\n", "top.ko\n"} {
+					if !strings.Contains(got, w) {
+						t.Errorf("%q lacks %q", got, w)
+					}
+				}
 			}
 			s.checkClean(t)
 			// The disk is carried over.
