@@ -211,6 +211,11 @@ func TestDependencies(t *testing.T) {
 	if got := words(calls, "staprun -d "); got != "b" {
 		t.Errorf("stopped %q, want b; c requires d", got)
 	}
+	// Named, it stops, whoever requires it.
+	if _, calls = h.do(0, "stop", "d.stp"); words(calls, "staprun -d ") != "d" {
+		t.Errorf("got %q, want d", calls)
+	}
+	h.do(0, "start", "d")
 	_, calls = h.do(0, "restart")
 	if got := words(calls, "staprun -d ") + " / " + started(calls); got != "a c d / d b c a" {
 		t.Errorf("restart: %q", got)

@@ -286,18 +286,18 @@ func (m *manager) statNames() []string {
 
 func (m *manager) stop(ctx context.Context) int {
 	m.say("Stopping systemtap: ")
-	named := m.valid(m.opts.words)
 	list, code := m.selected(m.statNames)
 	if code != 0 {
 		return code
+	}
+	var named []string
+	for _, w := range m.opts.words {
+		named = append(named, strings.TrimSuffix(w, ".stp"))
 	}
 	if len(m.opts.words) == 0 {
 		// All that run; what they require and does not run is no matter.
 		named = m.statNames()
 		list = slices.DeleteFunc(list, func(n string) bool { return !slices.Contains(named, n) })
-	}
-	for i := range named {
-		named[i] = strings.TrimSuffix(named[i], ".stp")
 	}
 	return m.stopList(ctx, list, named)
 }
