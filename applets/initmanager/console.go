@@ -33,6 +33,7 @@ const redHatFunctions = "/etc/rc.d/init.d/functions"
 type console struct {
 	out, err io.Writer
 	quiet    bool
+	brackets bool // markers are those of Red Hat's init scripts
 	now      func() time.Time
 
 	file    *os.File // the log
@@ -92,7 +93,7 @@ func (c *console) mark(m string) {
 		c.log(c.partial)
 		c.partial = ""
 	}
-	if _, err := os.Stat(redHatFunctions); err != nil {
+	if !c.brackets {
 		m = strings.TrimSpace(m)
 		if c.column > 0 && !c.blank {
 			m = " " + m

@@ -109,7 +109,7 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 
 func (m *manager) run(ctx context.Context) int {
 	m.stdin = bufio.NewReader(m.inv.Stdin)
-	m.console = console{out: m.inv.Stdout, err: m.inv.Stderr, now: m.now}
+	m.console = console{out: m.inv.Stdout, err: m.inv.Stderr, now: m.now, brackets: exists(redHatFunctions)}
 	defer m.console.close()
 	if code, done := m.arguments(); done {
 		return code
