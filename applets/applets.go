@@ -9,6 +9,7 @@ import (
 	"stapbox/applets/box"
 	"stapbox/applets/certs"
 	"stapbox/applets/client"
+	"stapbox/applets/initmanager"
 	"stapbox/applets/loader"
 	"stapbox/applets/relay"
 	"stapbox/applets/relay/merge"
@@ -32,6 +33,8 @@ var Table = []box.Applet{
 	{Name: "staprun", Summary: "verify and load a module, then hand over to stapio", Main: loader.Main},
 	{Name: "stapio", Summary: "relay a loaded module's output", Main: relay.Main},
 	{Name: "stap-merge", Summary: "bring the files of bulk mode into one stream", Main: merge.Main},
+	{Name: "systemtap", Summary: "run scripts as a service", Main: initmanager.Main},
+	{Name: "systemtap-service", Summary: "another name of systemtap", Main: initmanager.Main},
 	{Name: "stapsh", Summary: "take a module from another host and run it", Main: stapsh.Main},
 }
 

@@ -8,6 +8,8 @@
 package hostpaths
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +26,21 @@ var (
 
 // Staprun is the setuid copy of the box that loads modules.
 func Staprun() string { return filepath.Join(Bindir, "staprun") }
+
+// FindStaprun is where programs that run staprun find it: the installed one, or
+// one beside this very file (a box that was not installed).
+func FindStaprun() (string, error) {
+	tried := []string{Staprun()}
+	if self, err := os.Executable(); err == nil {
+		tried = append(tried, filepath.Join(filepath.Dir(self), "staprun"))
+	}
+	for _, p := range tried {
+		if _, err := os.Stat(p); err == nil {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("there is no staprun, neither %q nor %q", tried[0], tried[len(tried)-1])
+}
 
 // Box is the plain copy, which answers to every other name.
 func Box() string { return filepath.Join(Pkglibdir, "stapbox") }
@@ -46,6 +63,9 @@ func GroupIDs() string { return filepath.Join(Sysconfdir, "stapbox", "groups.con
 
 // LoadLock is held while a module is inserted.
 func LoadLock() string { return filepath.Join(Runstatedir, "stapbox", "load.lock") }
+
+// InitConfig is the init manager's configuration.
+func InitConfig() string { return filepath.Join(Sysconfdir, "systemtap", "config") }
 
 // KernelRelease is uname -r of this host, "" if the kernel does not say.
 func KernelRelease() string {
