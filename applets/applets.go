@@ -13,6 +13,7 @@ import (
 	"stapbox/applets/relay/merge"
 	"stapbox/applets/relay/stapsh"
 	"stapbox/applets/server"
+	"stapbox/applets/service"
 	"stapbox/applets/sign"
 	"stapbox/core/invocation"
 )
@@ -23,6 +24,10 @@ var Table = []box.Applet{
 	{Name: "stap-client", Summary: "compile a script on a server and run it", Main: client.Main},
 	{Name: "stap-find-servers", Summary: "list compile servers", Main: client.Main},
 	{Name: "stap-serverd", Summary: "compile and sign scripts for other hosts", Main: server.Main},
+	{Name: "stap-server", Summary: "start, stop and watch compile servers", Main: service.Main},
+	{Name: "stap-start-server", Summary: "start a compile server", Main: service.Legacy},
+	{Name: "stap-stop-server", Summary: "stop a compile server", Main: service.Legacy},
+	{Name: "stap-find-or-start-server", Summary: "start a compile server unless there is one", Main: service.Legacy},
 	{Name: "stap-sign-module", Summary: "sign a module by hand, for staprun and for the kernel", Main: sign.Main},
 	{Name: "staprun", Summary: "verify and load a module, then hand over to stapio", Main: loader.Main},
 	{Name: "stapio", Summary: "relay a loaded module's output", Main: relay.Main},
