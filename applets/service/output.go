@@ -47,7 +47,6 @@ func (o *output) mark(plain, redHat string) {
 
 func (o *output) success() { o.mark("OK", "  OK  ") }
 func (o *output) failure() { o.mark("FAILED", "FAILED") }
-func (o *output) warning() { o.mark("WARNING", "WARNING") }
 
 func (o *output) end() {
 	if o.open {

@@ -2,7 +2,7 @@ package service
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +16,7 @@ import (
 
 	"stapbox/core/identity"
 	"stapbox/core/service"
+	"stapbox/core/wire"
 )
 
 // condition is what became of a server.
@@ -179,13 +180,20 @@ func (m *manager) show(r report) shown {
 	if began := r.running.Facts.Started; !began.IsZero() {
 		s.Started, s.Uptime = &began, int64(m.now().Sub(began).Seconds())
 	}
+	return s
+}
+
+// ask adds what the server itself shows.
+func (m *manager) ask(s *shown) {
+	if s.State != "running" {
+		return
+	}
 	if n, err := service.Children(m.dir.Proc, s.PID); err == nil {
 		s.Active = &n
 	}
 	if s.Port != 0 {
 		s.Certificate = askCertificate(net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)))
 	}
-	return s
 }
 
 // askCertificate has a server show its certificate, which is not believed, only
@@ -193,23 +201,20 @@ func (m *manager) show(r report) shown {
 func askCertificate(address string) *certificate {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
-	c, err := d.DialContext(ctx, "tcp", address)
+	client := &wire.Client{Address: address, Verify: func(*x509.Certificate) error { return nil }}
+	cert, err := client.Contact(ctx)
 	if err != nil {
 		return nil
 	}
-	defer c.Close()
-	chain := c.(*tls.Conn).ConnectionState().PeerCertificates
-	if len(chain) == 0 {
-		return nil
-	}
-	return &certificate{identity.CertInfo(chain[0]), chain[0].NotAfter.UTC(), identity.Fingerprint(chain[0])}
+	return &certificate{identity.CertInfo(cert), cert.NotAfter.UTC(), identity.Fingerprint(cert)}
 }
 
 func (m *manager) printJSON(list []report) int {
 	all := []shown{}
 	for _, r := range list {
-		all = append(all, m.show(r))
+		s := m.show(r)
+		m.ask(&s)
+		all = append(all, s)
 	}
 	enc := json.NewEncoder(m.inv.Stdout)
 	enc.SetIndent("", "  ")
