@@ -58,8 +58,8 @@ type manager struct {
 	defaults service.Defaults
 	out      output
 
-	running []service.Running
-	configs []service.Config
+	running []*service.Running
+	configs []*service.Config
 	chosen  *service.Chosen
 }
 

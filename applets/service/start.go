@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -18,17 +17,17 @@ const rootRefused = "For security reasons, invocation of stap-server as root is 
 
 // toStart is what to start: the servers of the command line, or the configured
 // ones.
-func (m *manager) toStart() []service.Choice {
+func (m *manager) toStart() []*service.Choice {
 	if len(m.chosen.Choices) > 0 {
 		return m.chosen.Choices
 	}
 	return m.chosen.Configured(m.configs)
 }
 
-func (m *manager) startAll(ctx context.Context, choices []service.Choice) int {
+func (m *manager) startAll(ctx context.Context, choices []*service.Choice) int {
 	rc := exitOK
-	for i := range choices {
-		rc = max(rc, m.start(ctx, &choices[i]))
+	for _, c := range choices {
+		rc = max(rc, m.start(ctx, c))
 	}
 	return rc
 }
@@ -42,8 +41,8 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 	action := "stap-server start " + spec.String()
 	m.out.begin("Starting stap-server " + spec.String())
 	m.log("Starting stap-server " + spec.String())
-	for i := range m.running {
-		if r := &m.running[i]; c.Finds(r, m.defaults) && m.dir.Alive(r) {
+	for _, r := range m.running {
+		if c.Finds(r, m.defaults) && m.dir.Alive(r) {
 			return m.passed(action)
 		}
 	}
@@ -73,13 +72,13 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 	if spec.Nickname == "" {
 		spec.Nickname = strconv.Itoa(server.pid)
 	}
-	r := service.Running{Spec: spec, PID: server.pid, Facts: service.Facts{
+	r := &service.Running{Spec: *spec, PID: server.pid, Facts: service.Facts{
 		Port: server.port, Started: m.now().UTC(), Fingerprint: server.fingerprint,
 	}}
 	if p, err := service.Process(m.dir.Proc, server.pid); err == nil {
 		r.Facts.StartTime = p.Start
 	}
-	if err := m.dir.Write(&r); err != nil {
+	if err := m.dir.Write(r); err != nil {
 		// Nobody could stop it later.
 		if h, _ := service.Hold(m.dir.Proc, server.pid, 0); h != nil {
 			h.Signal(15)
@@ -94,7 +93,7 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 	m.running = append(m.running, r)
 	m.passed("stap-server start " + spec.String())
 	m.out.begin(fmt.Sprintf("Server %s is process %d and listens on port %d", spec.Nickname, r.PID, r.Facts.Port))
-	if err := m.trust(&r, a); err != nil {
+	if err := m.trust(r, a); err != nil {
 		m.complain(fmt.Sprintf("Unable to have this host trust the server: %v", err))
 		return exitFailure
 	}
@@ -102,7 +101,7 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 }
 
 // launch starts the process.
-func (m *manager) launch(ctx context.Context, spec service.Spec, a account) (*launched, error) {
+func (m *manager) launch(ctx context.Context, spec *service.Spec, a account) (*launched, error) {
 	l := launcher{executable: m.executable, args: spec.Args(m.opts.flags), limit: readyTime}
 	dir := m.inv.Getenv("SYSTEMTAP_DIR")
 	if a.uid != m.euid {
@@ -125,28 +124,28 @@ func (m *manager) launch(ctx context.Context, spec service.Spec, a account) (*la
 }
 
 // again is how a running server is started once more.
-func again(r *service.Running) service.Choice {
-	return service.Choice{Spec: r.Spec.Clone(), Base: r}
+func again(r *service.Running) *service.Choice {
+	return &service.Choice{Spec: *r.Spec.Clone(), Base: r}
 }
 
 // allRunning are the servers with a status file that lists without a server
 // select, or all.
-func (m *manager) allRunning() []service.Running {
-	var list []service.Running
-	for i := range m.running {
-		if m.chosen.Selects(&m.running[i]) {
-			list = append(list, m.running[i])
+func (m *manager) allRunning() []*service.Running {
+	var list []*service.Running
+	for _, r := range m.running {
+		if m.chosen.Selects(r) {
+			list = append(list, r)
 		}
 	}
 	return list
 }
 
 // meant are the servers with a status file that a choice means.
-func (m *manager) meant(c *service.Choice) []service.Running {
-	var list []service.Running
-	for i := range m.running {
-		if c.Finds(&m.running[i], m.defaults) {
-			list = append(list, m.running[i])
+func (m *manager) meant(c *service.Choice) []*service.Running {
+	var list []*service.Running
+	for _, r := range m.running {
+		if c.Finds(r, m.defaults) {
+			list = append(list, r)
 		}
 	}
 	return list
@@ -159,24 +158,24 @@ func (m *manager) restart(ctx context.Context) int {
 		if len(all) == 0 {
 			return m.startAll(ctx, m.toStart())
 		}
-		for i := range all {
-			choices = append(choices, again(&all[i]))
+		for _, r := range all {
+			choices = append(choices, again(r))
 		}
 	}
 	rc := exitOK
-	for i := range choices {
-		rc = max(rc, m.restartOne(ctx, &choices[i], m.meant(&choices[i])))
+	for _, c := range choices {
+		rc = max(rc, m.restartOne(ctx, c, m.meant(c)))
 	}
 	return rc
 }
 
-func (m *manager) restartOne(ctx context.Context, c *service.Choice, running []service.Running) int {
+func (m *manager) restartOne(ctx context.Context, c *service.Choice, running []*service.Running) int {
 	rc := exitOK
 	if len(running) == 0 {
 		m.notRunning("Stopping stap-server " + c.Fill(m.defaults).String())
 	}
-	for i := range running {
-		rc = max(rc, m.stop(&running[i]))
+	for _, r := range running {
+		rc = max(rc, m.stop(r))
 	}
 	if rc != exitOK {
 		return rc
@@ -184,38 +183,45 @@ func (m *manager) restartOne(ctx context.Context, c *service.Choice, running []s
 	return m.start(ctx, c)
 }
 
+// alive are those that live.
+func (m *manager) alive(list []*service.Running) (live []*service.Running) {
+	for _, r := range list {
+		if m.dir.Alive(r) {
+			live = append(live, r)
+		}
+	}
+	return live
+}
+
 // conditional is condrestart.
 func (m *manager) conditional(ctx context.Context) int {
 	if len(m.chosen.Choices) == 0 {
-		all := slices.DeleteFunc(m.allRunning(), func(r service.Running) bool { return !m.dir.Alive(&r) })
+		all := m.alive(m.allRunning())
 		if len(all) == 0 {
 			m.out.begin("No managed stap-server is running")
 			m.out.success()
 			return exitOK
 		}
 		rc := exitOK
-		for i := range all {
-			c := again(&all[i])
-			rc = max(rc, m.restartOne(ctx, &c, all[i:i+1]))
+		for _, r := range all {
+			rc = max(rc, m.restartOne(ctx, again(r), []*service.Running{r}))
 		}
 		return rc
 	}
 	rc := exitOK
-	for i := range m.chosen.Choices {
-		c := &m.chosen.Choices[i]
+	for _, c := range m.chosen.Choices {
 		if c.Unknown != "" {
 			rc = max(rc, m.unknown(c.Unknown))
 			continue
 		}
-		alive := slices.DeleteFunc(m.meant(c), func(r service.Running) bool { return !m.dir.Alive(&r) })
+		alive := m.alive(m.meant(c))
 		if len(alive) == 0 {
 			m.out.begin("stap-server " + c.Fill(m.defaults).String() + " is not running")
 			m.out.success()
 			continue
 		}
-		for j := range alive {
-			again := again(&alive[j])
-			rc = max(rc, m.restartOne(ctx, &again, alive[j:j+1]))
+		for _, r := range alive {
+			rc = max(rc, m.restartOne(ctx, again(r), []*service.Running{r}))
 		}
 	}
 	return rc
@@ -232,9 +238,8 @@ func (m *manager) unknown(nickname string) int {
 // forceReload stops all, reads the files of servers again, and starts.
 func (m *manager) forceReload(ctx context.Context) int {
 	rc := exitOK
-	all := slices.Clone(m.running)
-	for i := range all {
-		rc = max(rc, m.stop(&all[i]))
+	for _, r := range m.running {
+		rc = max(rc, m.stop(r))
 	}
 	configs, err := service.ReadConfigs(m.confd, m.home)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

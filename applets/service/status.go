@@ -30,7 +30,7 @@ const (
 
 // report is a server that status tells of.
 type report struct {
-	spec      service.Spec
+	spec      *service.Spec
 	running   *service.Running // nil when down
 	condition condition
 	unknown   string // a nickname
@@ -49,21 +49,20 @@ func (m *manager) reports() []report {
 	}
 	if len(m.chosen.Choices) == 0 {
 		for _, r := range m.allRunning() {
-			add(&r, m.dir, false)
+			add(r, m.dir, false)
 		}
 		if m.host.Path != "" && m.host.Path != m.dir.Path {
 			// Who started them looks after their files.
 			others, _ := m.host.Read()
 			for _, r := range others {
-				if m.chosen.Selects(&r) && m.host.Alive(&r) {
-					add(&r, m.host, true)
+				if m.chosen.Selects(r) && m.host.Alive(r) {
+					add(r, m.host, true)
 				}
 			}
 		}
 		return list
 	}
-	for i := range m.chosen.Choices {
-		c := &m.chosen.Choices[i]
+	for _, c := range m.chosen.Choices {
 		if c.Unknown != "" {
 			list = append(list, report{unknown: c.Unknown})
 			continue
@@ -73,7 +72,7 @@ func (m *manager) reports() []report {
 			list = append(list, report{spec: c.Fill(m.defaults)})
 		}
 		for _, r := range running {
-			add(&r, m.dir, false)
+			add(r, m.dir, false)
 		}
 	}
 	return list
@@ -126,8 +125,8 @@ func (m *manager) remove(r *service.Running) {
 	}
 	defer unlock()
 	list, _ := m.dir.Read()
-	for i := range list {
-		if list[i].PID == r.PID && !m.dir.Alive(&list[i]) {
+	for _, now := range list {
+		if now.PID == r.PID && !m.dir.Alive(now) {
 			m.dir.Remove(r.PID)
 		}
 	}
@@ -280,8 +279,7 @@ func (m *manager) configtest() int {
 		rc = exitFailure
 	}
 	names := map[string]bool{}
-	for i := range choices {
-		c := &choices[i]
+	for _, c := range choices {
 		spec := c.Fill(m.defaults)
 		if spec.Nickname != "" && names[spec.Nickname] {
 			bad(c, "another server has the nickname %q too", spec.Nickname)
@@ -315,7 +313,7 @@ func (m *manager) configtest() int {
 }
 
 // checkNumbers holds numbers to what stap-serverd accepts.
-func checkNumbers(spec service.Spec) error {
+func checkNumbers(spec *service.Spec) error {
 	for _, l := range []struct {
 		name        string
 		base        int

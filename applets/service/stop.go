@@ -16,14 +16,13 @@ func (m *manager) stopAll() int {
 			return exitOK
 		}
 		rc := exitOK
-		for i := range all {
-			rc = max(rc, m.stop(&all[i]))
+		for _, r := range all {
+			rc = max(rc, m.stop(r))
 		}
 		return rc
 	}
 	rc := exitOK
-	for i := range m.chosen.Choices {
-		c := &m.chosen.Choices[i]
+	for _, c := range m.chosen.Choices {
 		if c.Unknown != "" {
 			rc = max(rc, m.unknown(c.Unknown))
 			continue
@@ -32,8 +31,8 @@ func (m *manager) stopAll() int {
 		if len(running) == 0 {
 			m.notRunning("Stopping stap-server " + c.Fill(m.defaults).String())
 		}
-		for j := range running {
-			rc = max(rc, m.stop(&running[j]))
+		for _, r := range running {
+			rc = max(rc, m.stop(r))
 		}
 	}
 	return rc
@@ -77,7 +76,7 @@ func (m *manager) stop(r *service.Running) int {
 
 // forget takes a server off the list.
 func (m *manager) forget(pid int) {
-	kept := make([]service.Running, 0, len(m.running))
+	kept := make([]*service.Running, 0, len(m.running))
 	for _, r := range m.running {
 		if r.PID != pid {
 			kept = append(kept, r)

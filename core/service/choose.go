@@ -25,12 +25,12 @@ func (c *Choice) Finds(r *Running, d Defaults) bool {
 	if c.Base != nil && !c.Modified {
 		return c.Base.PID == r.PID
 	}
-	return c.Matches(r.Spec, d)
+	return c.Matches(&r.Spec, d)
 }
 
 // Chosen is what a command line says about servers.
 type Chosen struct {
-	Choices []Choice
+	Choices []*Choice
 	// Handed are lists for which there was no server in the command line: they
 	// go to configured servers, or select running ones.
 	Handed map[string][]string
@@ -40,8 +40,8 @@ type Chosen struct {
 
 // Known is what there is to choose from.
 type Known struct {
-	Running []Running
-	Configs []Config
+	Running []*Running
+	Configs []*Config
 	Modules string // the directory with a directory for each kernel release
 	Dir     string // what paths of the command line are relative to
 }
@@ -94,7 +94,8 @@ type chooser struct {
 
 func (c *chooser) close() {
 	if c.given {
-		c.out.Choices = append(c.out.Choices, c.cur)
+		cur := c.cur
+		c.out.Choices = append(c.out.Choices, &cur)
 	}
 	c.cur, c.given, c.based, c.inherited, c.released = Choice{}, false, false, false, false
 }
@@ -180,15 +181,15 @@ func (c *chooser) release(value string) error {
 
 func (c *chooser) nickname(name string) {
 	base, spec := (*Running)(nil), Spec{}
-	i := slices.IndexFunc(c.known.Running, func(r Running) bool { return r.Nickname == name && name != "" })
-	j := slices.IndexFunc(c.known.Configs, func(f Config) bool { return f.Nickname == name && name != "" })
+	i := slices.IndexFunc(c.known.Running, func(r *Running) bool { return r.Nickname == name && name != "" })
+	j := slices.IndexFunc(c.known.Configs, func(f *Config) bool { return f.Nickname == name && name != "" })
 	found := true
 	switch {
 	case i >= 0:
-		base = &c.known.Running[i]
-		spec = base.Spec.Clone()
+		base = c.known.Running[i]
+		spec = *base.Spec.Clone()
 	case j >= 0:
-		spec = c.known.Configs[j].Clone()
+		spec = *c.known.Configs[j].Clone()
 	default:
 		found = false
 	}
@@ -209,15 +210,15 @@ func (c *chooser) nickname(name string) {
 
 func (c *chooser) pid(word string) error {
 	pid, ok := ParsePID(word)
-	i := slices.IndexFunc(c.known.Running, func(r Running) bool { return ok && r.PID == pid })
+	i := slices.IndexFunc(c.known.Running, func(r *Running) bool { return ok && r.PID == pid })
 	if i < 0 {
 		return &UnmanagedError{word}
 	}
 	if c.based || c.cur.Nickname != "" {
 		c.close()
 	}
-	base := &c.known.Running[i]
-	c.cur = Choice{Spec: base.Spec.Clone(), Base: base}
+	base := c.known.Running[i]
+	c.cur = Choice{Spec: *base.Spec.Clone(), Base: base}
 	c.given, c.based, c.inherited, c.released = true, true, true, false
 	return nil
 }
@@ -255,12 +256,12 @@ func (c *chooser) installed(combine bool) error {
 	case combine:
 		s := template.Clone()
 		s.Releases = releases
-		c.out.Choices = append(c.out.Choices, Choice{Spec: s})
+		c.out.Choices = append(c.out.Choices, &Choice{Spec: *s})
 	default:
 		for _, r := range releases {
 			s := template.Clone()
 			s.Releases = []string{r}
-			c.out.Choices = append(c.out.Choices, Choice{Spec: s})
+			c.out.Choices = append(c.out.Choices, &Choice{Spec: *s})
 		}
 	}
 	return nil
@@ -274,7 +275,7 @@ func (c *chooser) hand() {
 	for _, name := range Distributed() {
 		list := c.out.Handed[name]
 		for i := range min(len(list), len(c.out.Choices)) {
-			choice := &c.out.Choices[i]
+			choice := c.out.Choices[i]
 			if list[i] == "" {
 				continue
 			}
@@ -291,13 +292,13 @@ func (c *chooser) hand() {
 
 // Configured are the configured servers, with the lists handed out to those
 // whose files leave their values open. Without files there is one, of defaults.
-func (c *Chosen) Configured(configs []Config) []Choice {
-	var list []Choice
+func (c *Chosen) Configured(configs []*Config) []*Choice {
+	var list []*Choice
 	for _, f := range configs {
-		list = append(list, Choice{Spec: f.Clone()})
+		list = append(list, &Choice{Spec: *f.Clone()})
 	}
 	if len(list) == 0 {
-		list = []Choice{{}}
+		list = []*Choice{{}}
 	}
 	for _, name := range Distributed() {
 		items := c.Handed[name]

@@ -187,7 +187,7 @@ func (s *Spec) set(l line, file string, home Home) error {
 }
 
 // Format is the spec as a status file has it (services 2.6).
-func (s Spec) Format() []byte {
+func (s *Spec) Format() []byte {
 	var b strings.Builder
 	scalar := func(name, value string) { fmt.Fprintf(&b, "%s=%s\n", name, quoted(value)) }
 	list := func(name string, values []string) {
@@ -220,7 +220,7 @@ type Config struct {
 
 // ReadConfigs reads the files DIR/*.conf, in order. One that is wrong ends it;
 // without the directory there are none.
-func ReadConfigs(dir string, home Home) ([]Config, error) {
+func ReadConfigs(dir string, home Home) ([]*Config, error) {
 	entries, err := os.ReadDir(dir)
 	if os.IsNotExist(err) {
 		return nil, nil
@@ -228,7 +228,7 @@ func ReadConfigs(dir string, home Home) ([]Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []Config
+	var list []*Config
 	for _, e := range entries {
 		file := filepath.Join(dir, e.Name())
 		if !strings.HasSuffix(e.Name(), ".conf") || strings.HasPrefix(e.Name(), ".") {
@@ -245,7 +245,7 @@ func ReadConfigs(dir string, home Home) ([]Config, error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, Config{s, file})
+		list = append(list, &Config{s, file})
 	}
 	return list, nil
 }

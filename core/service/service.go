@@ -67,10 +67,12 @@ func (s *Spec) Handed(name string) *string {
 }
 
 // Clone is a copy that shares no lists.
-func (s Spec) Clone() Spec {
-	s.Releases, s.Include = slices.Clone(s.Releases), slices.Clone(s.Include)
-	s.Build, s.Define = slices.Clone(s.Build), slices.Clone(s.Define)
-	return s
+func (s *Spec) Clone() *Spec {
+	c := *s
+	for _, list := range []*[]string{&c.Releases, &c.Include, &c.Build, &c.Define} {
+		*list = slices.Clone(*list)
+	}
+	return &c
 }
 
 // Defaults are for what a Spec leaves empty.
@@ -79,7 +81,7 @@ type Defaults struct {
 }
 
 // Fill is the spec with defaults.
-func (s Spec) Fill(d Defaults) Spec {
+func (s *Spec) Fill(d Defaults) *Spec {
 	s = s.Clone()
 	for _, f := range []struct {
 		field *string
@@ -98,7 +100,7 @@ func (s Spec) Fill(d Defaults) Spec {
 // Matches reports whether the spec, as somebody wrote it, means a server that
 // was started as run. The nickname does not count; of what is handed out only
 // what was written counts.
-func (s Spec) Matches(run Spec, d Defaults) bool {
+func (s *Spec) Matches(run *Spec, d Defaults) bool {
 	for _, name := range Distributed() {
 		if want := *s.Handed(name); want != "" && want != *run.Handed(name) {
 			return false
@@ -115,7 +117,7 @@ func (s Spec) Matches(run Spec, d Defaults) bool {
 //	-a "A" -r "R"... -R "P" -D "d"... -I "i"... -B "b"... -u "U" -n "N" --log "L" --port "P" ...
 //
 // Within quotes, backslashes and quotes have a backslash before.
-func (s Spec) String() string {
+func (s *Spec) String() string {
 	var b strings.Builder
 	quote := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 	add := func(option string, values ...string) {
@@ -150,7 +152,7 @@ type Flags struct {
 }
 
 // Args is the command line of stap-serverd.
-func (s Spec) Args(f Flags) []string {
+func (s *Spec) Args(f Flags) []string {
 	args := []string{"-a", s.Arch}
 	if f.Keep {
 		args = append(args, "-k")

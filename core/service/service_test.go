@@ -138,11 +138,11 @@ func TestMatches(t *testing.T) {
 		{"another user", Spec{Releases: []string{"6.1", "6.2"}, User: "you"}, false},
 		{"a macro", Spec{Releases: []string{"6.1", "6.2"}, Define: []string{"A"}}, false},
 	} {
-		if got := tt.spec.Matches(run, d); got != tt.want {
+		if got := tt.spec.Matches(&run, d); got != tt.want {
 			t.Errorf("%s: got %v", tt.name, got)
 		}
 	}
-	if !(Spec{}).Matches(Spec{Arch: "x86_64", User: "me"}, d) {
+	if !(&Spec{}).Matches(&Spec{Arch: "x86_64", User: "me"}, d) {
 		t.Error("no release is the running one on both sides")
 	}
 }
@@ -161,11 +161,11 @@ func known(t *testing.T) Known {
 		}
 	}
 	return Known{
-		Running: []Running{
+		Running: []*Running{
 			{PID: 11, Spec: Spec{Arch: "x86_64", User: "u", Nickname: "run", Releases: []string{"6.1"}, Log: "/r", Port: "5"}},
 			{PID: 12, Spec: Spec{Arch: "x86_64", User: "u", Nickname: "12", Releases: []string{"6.1"}, Log: "/l"}},
 		},
-		Configs: []Config{{Spec{Nickname: "conf", Releases: []string{"6.1", "6.2"}, Build: []string{"b"}}, "c.conf"}},
+		Configs: []*Config{{Spec{Nickname: "conf", Releases: []string{"6.1", "6.2"}, Build: []string{"b"}}, "c.conf"}},
 		Modules: dir, Dir: "/work",
 	}
 }
@@ -179,7 +179,7 @@ func TestChoose(t *testing.T) {
 	spec.Defs = append(spec.Defs, getopt.Def{Long: "combine"})
 	run := Spec{Arch: "x86_64", User: "u", Nickname: "run", Releases: []string{"6.1"}, Log: "/r", Port: "5"}
 	twelve := Spec{Arch: "x86_64", User: "u", Nickname: "12", Releases: []string{"6.1"}, Log: "/l"}
-	changed := func(s Spec, f func(*Spec)) Spec { s = s.Clone(); f(&s); return s }
+	changed := func(s Spec, f func(*Spec)) Spec { c := s.Clone(); f(c); return *c }
 	type want struct {
 		spec     Spec
 		pid      int
@@ -265,7 +265,7 @@ func TestOnlyLists(t *testing.T) {
 	if err != nil || len(c.Choices) != 0 {
 		t.Fatal(c, err)
 	}
-	got := c.Configured([]Config{{Spec: Spec{Nickname: "a"}}, {Spec: Spec{Nickname: "b", Port: "1"}}, {Spec: Spec{Nickname: "c"}}})
+	got := c.Configured([]*Config{{Spec: Spec{Nickname: "a"}}, {Spec: Spec{Nickname: "b", Port: "1"}}, {Spec: Spec{Nickname: "c"}}})
 	if got[0].Port != "7" || got[1].Port != "1" || got[2].Port != "8" {
 		t.Errorf("got %+v", got)
 	}
@@ -318,12 +318,12 @@ func TestDir(t *testing.T) {
 		t.Fatalf("got %+v, %v", list, bad)
 	}
 	for i, want := range []bool{true, false, false, false} { // B-11: 412 is not 4124
-		if got := d.Alive(&list[i]); got != want || list[i].Facts.Port != list[i].PID {
+		if got := d.Alive(list[i]); got != want || list[i].Facts.Port != list[i].PID {
 			t.Errorf("%d: got %v, %+v", list[i].PID, got, list[i].Facts)
 		}
 	}
 	list[0].Facts.StartTime = 778
-	if d.Alive(&list[0]) {
+	if d.Alive(list[0]) {
 		t.Error("another process with this number")
 	}
 	// Another manager replaces the status file: our facts are not about its server.

@@ -60,7 +60,7 @@ func (d Dir) Alive(r *Running) bool {
 
 // Read reads the directory: the servers in the order of their numbers, and what
 // could not be read. A directory that is not there has none.
-func (d Dir) Read() ([]Running, []error) {
+func (d Dir) Read() ([]*Running, []error) {
 	entries, err := os.ReadDir(d.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -68,24 +68,27 @@ func (d Dir) Read() ([]Running, []error) {
 	if err != nil {
 		return nil, []error{err}
 	}
-	var list []Running
-	var bad []error
+	var pids []int
 	for _, e := range entries {
 		word, ok := strings.CutSuffix(e.Name(), ".stat")
 		pid, number := ParsePID(word)
-		if !ok || !number {
-			continue
+		if ok && number {
+			pids = append(pids, pid)
 		}
+	}
+	slices.Sort(pids)
+	var list []*Running
+	var bad []error
+	for _, pid := range pids {
 		r, err := d.read(pid)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // stopped meanwhile
 		case err != nil:
 			bad = append(bad, err)
 		default:
-			list = append(list, *r)
+			list = append(list, r)
 		}
 	}
-	slices.SortFunc(list, func(a, b Running) int { return a.PID - b.PID })
 	return list, bad
 }
 

@@ -22,10 +22,10 @@ type Programs struct {
 
 // buildFlags are those of the one file. It is a megabyte smaller where only what
 // runs often is inlined: the runtime, the arithmetic of keys, system calls, and
-// stapbox itself. The last pattern that matches a package counts.
+// stapbox itself, but for the manager of servers. The last pattern that matches a package counts.
 var buildFlags = []string{"-tags", "urfave_cli_no_docs", "-trimpath", "-ldflags", "-s -w",
 	"-gcflags=all=-l", "-gcflags=runtime/...=", "-gcflags=internal/...=", "-gcflags=crypto/internal/...=",
-	"-gcflags=os=", "-gcflags=syscall=", "-gcflags=golang.org/x/sys/...=", "-gcflags=stapbox/...="}
+	"-gcflags=os=", "-gcflags=syscall=", "-gcflags=golang.org/x/sys/...=", "-gcflags=stapbox/...=", "-gcflags=stapbox/core/service=-l", "-gcflags=stapbox/applets/service=-l"}
 
 // BuildBox builds the one file.
 func BuildBox(path string) error { return build(path, "stapbox", buildFlags) }
