@@ -19,6 +19,7 @@ type output struct {
 	redHat bool
 	column int
 	open   bool
+	marked bool // the open line has its marker
 }
 
 func (o *output) begin(text string) {
@@ -26,7 +27,7 @@ func (o *output) begin(text string) {
 		io.WriteString(o.w, "\n")
 	}
 	io.WriteString(o.w, text)
-	o.column, o.open = len([]rune(text)), true
+	o.column, o.open, o.marked = len([]rune(text)), true, false
 	if strings.HasSuffix(text, " ") {
 		o.column = -o.column
 	}
@@ -42,7 +43,7 @@ func (o *output) mark(plain, redHat string) {
 		blanks = " "
 	}
 	io.WriteString(o.w, blanks+plain)
-	o.open = true
+	o.open, o.marked = true, true
 }
 
 func (o *output) success() { o.mark("OK", "  OK  ") }
@@ -51,19 +52,30 @@ func (o *output) failure() { o.mark("FAILED", "FAILED") }
 func (o *output) end() {
 	if o.open {
 		io.WriteString(o.w, "\n")
-		o.open = false
 	}
+	o.column, o.open, o.marked = 0, false, false
 }
 
-// complain writes an error for people, for the log and for syslog.
+// complain writes an error for people and for the log. It comes after the marker
+// of the line that is begun.
 func (m *manager) complain(text string) {
-	fmt.Fprintln(m.inv.Stderr, text)
 	m.log(text)
+	if m.out.open && !m.out.marked {
+		m.complaints = append(m.complaints, text)
+		return
+	}
+	m.out.end()
+	fmt.Fprintln(m.inv.Stderr, text)
 }
 
 // failed ends a line of an action that went wrong.
 func (m *manager) failed(action string) int {
 	m.out.failure()
+	m.out.end()
+	for _, text := range m.complaints {
+		fmt.Fprintln(m.inv.Stderr, text)
+	}
+	m.complaints = nil
 	m.log("Error: " + action)
 	m.syslog("Error: " + action)
 	return exitFailure

@@ -58,6 +58,8 @@ type manager struct {
 	defaults service.Defaults
 	out      output
 
+	complaints []string // about the line that is begun
+
 	running []*service.Running
 	configs []*service.Config
 	chosen  *service.Chosen

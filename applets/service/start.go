@@ -94,6 +94,7 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 	m.passed("stap-server start " + spec.String())
 	m.out.begin(fmt.Sprintf("Server %s is process %d and listens on port %d", spec.Nickname, r.PID, r.Facts.Port))
 	if err := m.trust(r, a); err != nil {
+		m.out.end()
 		m.complain(fmt.Sprintf("Unable to have this host trust the server: %v", err))
 		return exitFailure
 	}
