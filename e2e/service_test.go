@@ -18,6 +18,7 @@ import (
 
 	"stapbox/core/identity"
 	"stapbox/core/service"
+	"stapbox/e2e/interop"
 	"stapbox/e2e/lab"
 )
 
@@ -529,6 +530,24 @@ func TestServiceCheck10(t *testing.T) {
 	}
 	m.server(1, `Failed to make log directory \(/nonexistent\).*FAILED|FAILED.*Failed to make log directory \(/nonexistent\)`, "start", "-c", "/nonexistent", "-c", "relative")
 	m.server(1, `x.conf|no such user`, "configtest", "-u", "nobody-there")
+}
+
+// Requirements: R-003-004..006 B-22
+func TestServiceCheck18(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SystemTap's own manager runs in a tree of its own, which needs root")
+	}
+	if _, err := os.Stat(filepath.Join(stage.lab.Dir, "peer-4.8")); err != nil {
+		t.Skip("no tree of Debian 12 with SystemTap 4.8 here: ./e2e/run interop makes it")
+	}
+	old, err := stage.lab.FetchOldPeer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := interop.Managers(t.Context(), stage.lab, old, stage.programs, &out); err != nil {
+		t.Errorf("%v\n%s", err, &out)
+	}
 }
 
 // Requirements: R-004-003..020 R-004-038 R-004-043..045 R-004-050..059

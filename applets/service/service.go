@@ -137,6 +137,7 @@ func (m *manager) act(ctx context.Context) int {
 			return exitFailure
 		}
 		defer unlock()
+		m.dir.Tidy()
 	}
 	if err := m.choose(); err != nil {
 		return m.refuse(err)

@@ -340,6 +340,13 @@ func TestDir(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(d.Path, "12.*")); len(left) != 0 {
 		t.Errorf("left %q", left)
 	}
+	if err := os.Remove(filepath.Join(d.Path, "13.stat")); err != nil {
+		t.Fatal(err)
+	}
+	d.Tidy()
+	if left, _ := filepath.Glob(filepath.Join(d.Path, ".*.json")); len(left) != 2 {
+		t.Errorf("facts of 14 and 4124 and no others: %q", left)
+	}
 	if list, bad := (Dir{filepath.Join(d.Path, "none"), d.Proc}).Read(); list != nil || bad != nil {
 		t.Errorf("no directory: %v, %v", list, bad)
 	}

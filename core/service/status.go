@@ -183,6 +183,21 @@ func (d Dir) Remove(pid int) error {
 	return err
 }
 
+// Tidy removes the facts of servers that another manager has forgotten. The
+// caller has the lock.
+func (d Dir) Tidy() {
+	entries, _ := os.ReadDir(d.Path)
+	for _, e := range entries {
+		word, dot := strings.CutPrefix(e.Name(), ".")
+		word, ok := strings.CutSuffix(word, ".json")
+		if pid, number := ParsePID(word); dot && ok && number {
+			if _, err := os.Lstat(d.file(pid)); errors.Is(err, fs.ErrNotExist) {
+				os.Remove(d.facts(pid))
+			}
+		}
+	}
+}
+
 // Lock keeps other managers out until the function it returns is called. wait is
 // called once if somebody else has the lock.
 func (d Dir) Lock(wait func()) (func(), error) {
