@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -155,7 +156,8 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
-// Requirements: R-003-119..125 B-14 B-12
+// Not as upstream: B-14, B-12.
+// Requirements: R-003-001 R-003-007 R-003-009 R-003-013 R-003-045 R-003-060 R-003-119 R-003-122..125 R-003-109
 func TestServiceCheck01(t *testing.T) {
 	m := manage(t)
 	begin := time.Now()
@@ -186,7 +188,8 @@ func TestServiceCheck01(t *testing.T) {
 	m.server(0, `^Stopping stap-server: OK\n$`, "stop")
 }
 
-// Requirements: R-003-010 R-003-016..024 R-003-088 R-003-093 B-01 B-02 B-25
+// Not as upstream: B-01, B-02, B-25.
+// Requirements: R-003-004..005 R-003-008 R-003-010 R-003-016..024 R-003-062 R-003-073..075 R-003-088 R-003-092..093 R-003-107 R-003-115..116
 func TestServiceCheck02(t *testing.T) {
 	m := manage(t)
 	m.server(0, "OK", "start")
@@ -227,7 +230,8 @@ func TestServiceCheck02(t *testing.T) {
 	m.server(0, `native +down`, "list")
 }
 
-// Requirements: R-003-046..048 R-003-012 R-003-052..057 B-03 B-07
+// Not as upstream: B-03, B-07.
+// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112
 func TestServiceCheck03(t *testing.T) {
 	m := manage(t)
 	port := freePort(t)
@@ -256,7 +260,8 @@ func TestServiceCheck03(t *testing.T) {
 	m.server(2, `^Missing /nonexistent/include/config/kernel.release\nUsage: `, "start", "-r", "/nonexistent")
 }
 
-// Requirements: R-003-037..039 R-003-052..055 B-06 B-19
+// Not as upstream: B-06, B-19.
+// Requirements: R-003-032..033 R-003-037..039 R-003-052..055 R-003-108
 func TestServiceCheck04(t *testing.T) {
 	m := manage(t)
 	m.server(0, `-r "A" -r "B"`, "start", "-r", "A", "-r", "B")
@@ -282,7 +287,8 @@ func TestServiceCheck04(t *testing.T) {
 	}
 }
 
-// Requirements: R-003-040..048 B-08 B-09 B-10
+// Not as upstream: B-08, B-09, B-10.
+// Requirements: R-003-014 R-003-040 R-003-043..047
 func TestServiceCheck05(t *testing.T) {
 	m := manage(t)
 	m.server(0, "OK", "start")
@@ -306,7 +312,8 @@ func TestServiceCheck05(t *testing.T) {
 	}
 }
 
-// Requirements: R-003-066..067 B-05 B-22
+// Not as upstream: B-05, B-22.
+// Requirements: R-003-064..067
 func TestServiceCheck06(t *testing.T) {
 	m := manage(t)
 	mark := filepath.Join(m.home, "executed")
@@ -373,7 +380,8 @@ mkdir -m 750 $home && chown 12321:12321 $home
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// Requirements: R-000-025..031 R-000-037 R-003-099 R-003-101 R-003-117..118 R-003-122..132 B-16 B-17 B-18 B-23
+// Not as upstream: B-16, B-17, B-18, B-23.
+// Requirements: R-000-025..029 R-000-031 R-000-037 R-003-049..051 R-003-099 R-003-101 R-003-111 R-003-117..118 R-003-120..121 R-003-122 R-003-124 R-003-127 R-003-129 R-003-131..132
 func TestServiceCheck07(t *testing.T) {
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
 	if err != nil {
@@ -418,7 +426,8 @@ func TestServiceCheck07(t *testing.T) {
 	}
 }
 
-// Requirements: R-003-011 R-003-025 B-12
+// Not as upstream: B-12.
+// Requirements: R-003-011 R-003-025..026
 func TestServiceCheck08(t *testing.T) {
 	m := manage(t)
 	for _, tt := range [][2]string{
@@ -464,7 +473,7 @@ func TestServiceCheck08(t *testing.T) {
 }
 
 // One signal, and time to finish (B-13).
-// Requirements: R-003-012..015
+// Requirements: R-003-012 R-003-015
 func TestServiceCheck09(t *testing.T) {
 	m := manage(t)
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
@@ -497,7 +506,8 @@ func TestServiceCheck09(t *testing.T) {
 	m.server(0, "OK", "stop")
 }
 
-// Requirements: R-003-061..067 R-003-027..029 R-003-072 B-21
+// Not as upstream: B-21.
+// Requirements: R-003-027..029 R-003-061 R-003-063..072 R-003-077 R-003-095
 func TestServiceCheck10(t *testing.T) {
 	m := manage(t)
 	conf := filepath.Join(m.home, "servers")
@@ -532,7 +542,8 @@ func TestServiceCheck10(t *testing.T) {
 	m.server(1, `x.conf|no such user`, "configtest", "-u", "nobody-there")
 }
 
-// Requirements: R-003-004..006 B-22
+// Not as upstream: B-22.
+// Requirements: R-003-004..006
 func TestServiceCheck18(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SystemTap's own manager runs in a tree of its own, which needs root")
@@ -550,7 +561,7 @@ func TestServiceCheck18(t *testing.T) {
 	}
 }
 
-// Requirements: R-004-003..020 R-004-038 R-004-043..045 R-004-050..059
+// Requirements: R-004-003..007 R-004-011..020 R-004-038 R-004-043..045 R-004-051..052 R-004-059
 func TestServiceCheck17(t *testing.T) {
 	m := manage(t)
 	tool := func(rc int, stdout, stderr, name string, args ...string) string {
@@ -569,7 +580,17 @@ func TestServiceCheck17(t *testing.T) {
 		t.Cleanup(func() { syscall.Kill(pid, syscall.SIGKILL) })
 		return pid
 	}
+	if err := os.RemoveAll(filepath.Join(m.home, ".systemtap/ssl")); err != nil {
+		t.Fatal(err)
+	}
 	pid := running(tool(0, `\d+\n`, "", "stap-start-server"))
+	cert, err := x509.ParseCertificate(read(t, filepath.Join(m.home, ".systemtap/ssl/server/stap.cert")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(m.home, ".systemtap/ssl/client", identity.Fingerprint(cert)+".pem")); err != nil {
+		t.Errorf("the server is not trusted by its own user: %v", err)
+	}
 	tool(0, "", "", "stap-stop-server", "--wait", strconv.Itoa(pid))
 	if !gone(pid) {
 		t.Error("the server lives")

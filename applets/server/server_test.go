@@ -684,3 +684,12 @@ func TestDigestTapsets(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// Requirements: R-003-059..060
+func TestThreads(t *testing.T) {
+	for args, want := range map[string]int{"": 7, "--max-threads=0": 0, "--max-threads=3": 3} {
+		if o, err := parse(strings.Fields(args), 7); err != nil || o.threads != want {
+			t.Errorf("%q: got %+v, %v", args, o, err)
+		}
+	}
+}

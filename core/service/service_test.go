@@ -63,7 +63,7 @@ func TestParseSpec(t *testing.T) {
 	}
 }
 
-// Requirements: R-003-061..072
+// Requirements: R-003-061..071
 func TestParseGlobal(t *testing.T) {
 	g := Global{LogFile: "/before", User: "u"}
 	err := g.ParseGlobal([]byte("# x\nCONFIG_PATH=~fred/conf\nSTAT_PATH=/s\nLOG_FILE=\nSTAP_USER=$(id)"), "f", home)
@@ -170,7 +170,7 @@ func known(t *testing.T) Known {
 	}
 }
 
-// Requirements: R-003-030..057 R-003-107..116
+// Requirements: R-003-030..048 R-003-050 R-003-052..057 R-003-110..112
 func TestChoose(t *testing.T) {
 	spec := getopt.Short("a:r:R:I:B:D:u:n:p:i")
 	for _, n := range Distributed() {
