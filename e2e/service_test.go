@@ -19,6 +19,7 @@ import (
 
 	"stapbox/core/identity"
 	"stapbox/core/service"
+	"stapbox/core/wire"
 	"stapbox/e2e/interop"
 	"stapbox/e2e/lab"
 )
@@ -621,5 +622,55 @@ func TestServiceCheck17(t *testing.T) {
 	out, _ := rooted(t, `stap-start-server; echo "rc=$?"; ls -A /root | wc -l`)
 	if !regexp.MustCompile(`not supported\.\nrc=1\n0\n$`).MatchString(out) {
 		t.Errorf("as root: %s", out)
+	}
+}
+
+// Tapsets of the server are for every client, and what changes in them makes
+// other answers. For another architecture there is a server that refuses.
+// Requirements: R-003-034
+func TestServiceTapsets(t *testing.T) {
+	m := manage(t)
+	k, err := stage.lab.FetchKernel(lab.Versions()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(m.home, "tapset", "own.stp")
+	if err := os.Mkdir(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`function own() { return 1 }`)
+	m.server(0, "OK", "start", "-r", k.Headers, "-I", "tapset")
+	server := m.shown()[0]
+	o := &operated{serving: &serving{&lab.Server{Dir: m.home, Port: server.Port}, m.net, k}}
+	raw := o.frame(t, "-p2", "-eprobe begin { print(own()) }")
+	if r, err := o.send(raw, false); err != nil || r.RC != 0 {
+		t.Fatalf("got %+v, %v", r, err)
+	}
+	write(`function other() { return 1 }`)
+	syscall.Kill(server.PID, syscall.SIGHUP)
+	log := filepath.Join(m.home, ".systemtap/stap-server/log")
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(string(read(t, log)), "Reloaded: ") && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if r, err := o.send(raw, false); err != nil || r.RC == 0 || !strings.Contains(string(r.Stderr), "unresolved function own") {
+		t.Errorf("after the change: %+v, %v", r, err)
+	}
+	m.server(0, "OK", "start", "-n", "foreign", "-a", "i386", "-r", k.Headers)
+	for _, s := range m.shown() {
+		if s.Nickname == "foreign" {
+			o.Port = s.Port
+		}
+	}
+	archive, err := (&wire.Request{Version: wire.Version, Release: k.Release, Arch: "i386", HasLocale: true, Args: []string{"-p4", "-e" + hello}}).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := o.send(frameOf(archive), false); err != nil || r.RC != 1 || !strings.Contains(string(r.Stderr), `architecture "i386" is not supported`) {
+		t.Errorf("another architecture: %+v, %v", r, err)
 	}
 }
