@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -198,6 +199,16 @@ func TestServiceCheck02(t *testing.T) {
 	m.server(0, `^Starting stap-server -a [^\n]* OK\n$`, "start")
 	if got := m.pids(); len(got) != 1 || got[0] != first[0] {
 		t.Errorf("started %v after %v", got, first)
+	}
+	m.server(0, "OK", "stop")
+	// Nor do managers that start it at the same time start two.
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() { m.server(0, "OK", "start") })
+	}
+	all.Wait()
+	if got := m.pids(); len(got) != 1 {
+		t.Errorf("started %v at the same time", got)
 	}
 	m.server(0, "OK", "stop")
 

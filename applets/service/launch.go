@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -46,6 +47,10 @@ type launcher struct {
 // waits until it says that it accepts connections. The error is what the server
 // told, or how it ended. A server that is not ready in time is ended.
 func (l launcher) run(ctx context.Context) (*launched, error) {
+	// The server is in a session of its own: what ends this process from a
+	// terminal must end the server that nobody knows yet.
+	ctx, stopSignals := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stopSignals()
 	socket, err := listenReady()
 	if err != nil {
 		return nil, fmt.Errorf("making a socket for the server's answer: %w", err)

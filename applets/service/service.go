@@ -25,9 +25,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"stapbox/core/compile"
+	"stapbox/core/getopt"
 	"stapbox/core/hostpaths"
 	"stapbox/core/invocation"
 	"stapbox/core/service"
@@ -58,7 +60,8 @@ type manager struct {
 	defaults service.Defaults
 	out      output
 
-	complaints []string // about the line that is begun
+	complaints  []string // about the line that is begun
+	interrupted bool     // nothing more is started
 
 	running []*service.Running
 	configs []*service.Config
@@ -167,8 +170,9 @@ func (m *manager) lock() (func(), error) {
 	if _, err := os.Stat(m.dir.Path); errors.Is(err, os.ErrNotExist) {
 		return func() {}, nil
 	}
-	return m.dir.Lock(func() {
+	return m.dir.Lock(func() bool {
 		fmt.Fprintf(m.inv.Stderr, "%s: waiting for another %s that changes %s\n", m.inv.Name, m.inv.Name, m.dir.Path)
+		return true
 	})
 }
 
@@ -181,7 +185,11 @@ func (m *manager) choose() error {
 	if m.configs, err = service.ReadConfigs(m.confd, m.home); err != nil {
 		return err
 	}
-	m.chosen, err = service.Choose(m.opts.list, service.Known{
+	list := m.opts.list
+	if m.global.Combine == "yes" {
+		list = append(slices.Clone(list), getopt.Option{Name: "combine"})
+	}
+	m.chosen, err = service.Choose(list, service.Known{
 		Running: m.running, Configs: m.configs, Modules: m.modules, Dir: m.inv.Dir,
 	})
 	if err == nil {

@@ -3,9 +3,11 @@ package service
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -133,6 +135,31 @@ func TestLaunchFails(t *testing.T) {
 	if _, err := (launcher{executable: "/nonexistent", limit: time.Second}).run(context.Background()); err == nil {
 		t.Error("no program")
 	}
+}
+
+// Who is interrupted leaves no server behind.
+func TestLaunchInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	script := filepath.Join(dir, "server")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho $$ >"+dir+"/pid.new; mv "+dir+"/pid.new "+dir+"/pid; exec sleep 60\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	time.AfterFunc(300*time.Millisecond, cancel)
+	if _, err := (launcher{executable: script, limit: time.Minute}).run(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(data)))
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if p, err := service.Process("/proc", pid); err != nil || p.State == 'Z' {
+			return
+		}
+	}
+	t.Errorf("process %d lives", pid)
 }
 
 // Only the server itself can say that it is ready.

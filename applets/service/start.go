@@ -34,6 +34,9 @@ func (m *manager) startAll(ctx context.Context, choices []*service.Choice) int {
 
 // start starts a server, unless one runs that is meant.
 func (m *manager) start(ctx context.Context, c *service.Choice) int {
+	if m.interrupted {
+		return exitFailure
+	}
 	spec := c.Fill(m.defaults)
 	if c.Base != nil && spec.Nickname == strconv.Itoa(c.Base.PID) {
 		spec.Nickname = ""
@@ -63,6 +66,7 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 	} // else the server says what it cannot write
 	server, err := m.launch(ctx, spec, a)
 	if err != nil {
+		m.interrupted = errors.Is(err, context.Canceled)
 		if strings.HasPrefix(err.Error(), "Cannot check/create certificate") {
 			m.complain(fmt.Sprintf("Failed to make certificates (%s .systemtap/ssl/server/stap.cert)", spec.User))
 		}

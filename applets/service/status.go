@@ -119,9 +119,9 @@ func (m *manager) status() int {
 // remove forgets a server that was dead, unless somebody is just changing
 // things, and unless its file is another one by now.
 func (m *manager) remove(r *service.Running) {
-	unlock, err := m.dir.Lock(func() {})
+	unlock, err := m.dir.Lock(func() bool { return false })
 	if err != nil {
-		return // not this user's to change
+		return // not this user's to change, or not now
 	}
 	defer unlock()
 	list, _ := m.dir.Read()

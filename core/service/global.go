@@ -11,6 +11,7 @@ type Global struct {
 	StatPath   string // STAT_PATH: directory of running servers
 	LogFile    string // LOG_FILE
 	User       string // STAP_USER
+	Combine    string // COMBINE: yes for one server of -i, no for one for each kernel
 }
 
 // ParseGlobal reads a file of settings over those that are there. An empty value
@@ -23,13 +24,13 @@ func (g *Global) ParseGlobal(data []byte, file string, home Home) error {
 	next := *g
 	for _, l := range lines {
 		field := map[string]*string{
-			"CONFIG_PATH": &next.ConfigPath, "STAT_PATH": &next.StatPath, "LOG_FILE": &next.LogFile, "STAP_USER": &next.User,
+			"CONFIG_PATH": &next.ConfigPath, "STAT_PATH": &next.StatPath, "LOG_FILE": &next.LogFile, "STAP_USER": &next.User, "COMBINE": &next.Combine,
 		}[l.name]
-		if field == nil || l.add {
+		if field == nil || l.add || l.name == "COMBINE" && l.value != "yes" && l.value != "no" && l.value != "" {
 			return &InvalidLine{l.text, file}
 		}
 		value := l.value
-		if l.name != "STAP_USER" {
+		if l.name != "STAP_USER" && l.name != "COMBINE" {
 			if value, err = l.expand(home); err != nil {
 				return err
 			}

@@ -66,11 +66,11 @@ func TestParseSpec(t *testing.T) {
 // Requirements: R-003-061..071
 func TestParseGlobal(t *testing.T) {
 	g := Global{LogFile: "/before", User: "u"}
-	err := g.ParseGlobal([]byte("# x\nCONFIG_PATH=~fred/conf\nSTAT_PATH=/s\nLOG_FILE=\nSTAP_USER=$(id)"), "f", home)
-	if want := (Global{"/home/fred/conf", "/s", "/before", "$(id)"}); err != nil || g != want {
+	err := g.ParseGlobal([]byte("# x\nCONFIG_PATH=~fred/conf\nSTAT_PATH=/s\nLOG_FILE=\nSTAP_USER=$(id)\nCOMBINE=yes"), "f", home)
+	if want := (Global{"/home/fred/conf", "/s", "/before", "$(id)", "yes"}); err != nil || g != want {
 		t.Errorf("got %+v, %v, want %+v", g, err, want)
 	}
-	for _, bad := range []string{"FOO=1", "STAT_PATH+=/x", "touch /tmp/x", "STAP_USER"} {
+	for _, bad := range []string{"FOO=1", "COMBINE=maybe", "STAT_PATH+=/x", "touch /tmp/x", "STAP_USER"} {
 		before := g
 		if err := g.ParseGlobal([]byte("LOG_FILE=/other\n"+bad), "/f", home); err == nil || err.Error() != `Invalid input, "`+bad+`", in /f` || g != before {
 			t.Errorf("%q: got %v, %+v", bad, err, g)
@@ -353,14 +353,17 @@ func TestDir(t *testing.T) {
 	if err := (Dir{filepath.Join(d.Path, "none"), d.Proc}).Write(&Running{PID: 3}); err == nil {
 		t.Error("a server nobody could find again (B-15)")
 	}
-	unlock, err := d.Lock(func() { t.Error("somebody else has the lock") })
+	unlock, err := d.Lock(func() bool { t.Error("somebody else has the lock"); return true })
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, err := d.Lock(func() bool { return false }); err != ErrLocked {
+		t.Errorf("somebody has the lock, who is not waited for: %v", err)
 	}
 	waited := make(chan bool)
 	done := make(chan bool)
 	go func() {
-		again, err := d.Lock(func() { close(waited) })
+		again, err := d.Lock(func() bool { close(waited); return true })
 		if err == nil {
 			again()
 		}

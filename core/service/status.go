@@ -198,9 +198,12 @@ func (d Dir) Tidy() {
 	}
 }
 
+// ErrLocked says that somebody else has the lock.
+var ErrLocked = errors.New("another manager is at work")
+
 // Lock keeps other managers out until the function it returns is called. wait is
-// called once if somebody else has the lock.
-func (d Dir) Lock(wait func()) (func(), error) {
+// called once if somebody else has the lock; it says whether to wait for that.
+func (d Dir) Lock(wait func() bool) (func(), error) {
 	path := filepath.Join(d.Path, ".lock")
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
 	if err != nil {
@@ -208,7 +211,10 @@ func (d Dir) Lock(wait func()) (func(), error) {
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == unix.EWOULDBLOCK {
-		wait()
+		if !wait() {
+			f.Close()
+			return nil, ErrLocked
+		}
 		for {
 			if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
 				break
