@@ -166,7 +166,7 @@ func known(t *testing.T) Known {
 			{PID: 12, Spec: Spec{Arch: "x86_64", User: "u", Nickname: "12", Releases: []string{"6.1"}, Log: "/l"}},
 		},
 		Configs: []*Config{{Spec{Nickname: "conf", Releases: []string{"6.1", "6.2"}, Build: []string{"b"}}, "c.conf"}},
-		Modules: dir, Dir: "/work",
+		Modules: dir, Dir: "/cwd",
 	}
 }
 
@@ -189,7 +189,7 @@ func TestChoose(t *testing.T) {
 	for args, wants := range map[string][]want{
 		"":                               nil,
 		"--port 1":                       nil,
-		"-a i386 -I t -I /u -R r -r 1":   {{spec: Spec{Arch: "i386", Include: []string{"/work/t", "/u"}, Runtime: "/work/r", Releases: []string{"1"}}}},
+		"-a i386 -I t -I /u -R r -r 1":   {{spec: Spec{Arch: "i386", Include: []string{"/cwd/t", "/u"}, Runtime: "/cwd/r", Releases: []string{"1"}}}},
 		"-r A -r B":                      {{spec: Spec{Releases: []string{"A", "B"}}}},
 		"-a x -a y -u v -u w":            {{spec: Spec{Arch: "y", User: "w"}}},
 		"-n new -a i386":                 {{spec: Spec{Nickname: "new", Arch: "i386"}, unknown: "new"}},
@@ -212,8 +212,8 @@ func TestChoose(t *testing.T) {
 		"-i --combine":                   {{spec: Spec{Releases: []string{"6.1", "6.2"}}}},
 		"-a i386 -u w -I /t -i -a s390":  {{spec: Spec{User: "w", Include: []string{"/t"}, Releases: []string{"6.1"}}}, {spec: Spec{User: "w", Include: []string{"/t"}, Releases: []string{"6.2"}}}, {spec: Spec{Arch: "s390"}}},
 		"-r 9 -i":                        {{spec: Spec{Releases: []string{"9"}}}, {spec: Spec{Releases: []string{"6.1"}}}, {spec: Spec{Releases: []string{"6.2"}}}},
-		"-i --port 1 --port 2 --log l":   {{spec: Spec{Releases: []string{"6.1"}, Port: "1", Log: "/work/l"}}, {spec: Spec{Releases: []string{"6.2"}, Port: "2"}}},
-		"--ssl s -p 11 -n conf --port 7": {{spec: changed(run, func(s *Spec) { s.SSL, s.Port, s.Nickname = "/work/s", "7", "" }), pid: 11, modified: true}, {spec: Spec{Nickname: "conf", Releases: []string{"6.1", "6.2"}, Build: []string{"b"}}}},
+		"-i --port 1 --port 2 --log l":   {{spec: Spec{Releases: []string{"6.1"}, Port: "1", Log: "/cwd/l"}}, {spec: Spec{Releases: []string{"6.2"}, Port: "2"}}},
+		"--ssl s -p 11 -n conf --port 7": {{spec: changed(run, func(s *Spec) { s.SSL, s.Port, s.Nickname = "/cwd/s", "7", "" }), pid: 11, modified: true}, {spec: Spec{Nickname: "conf", Releases: []string{"6.1", "6.2"}, Build: []string{"b"}}}},
 	} {
 		opts, _, err := getopt.Parse(spec, strings.Fields(args))
 		if err != nil {
