@@ -17,16 +17,16 @@ import (
 	"stapbox/e2e/lab"
 )
 
-// service is a configuration of the init manager on this host, with everything in
+// scripts is a configuration of the init manager on this host, with everything in
 // one directory.
-type service struct {
+type scripts struct {
 	t   *testing.T
 	dir string
 }
 
-func newService(t *testing.T, config string) *service {
+func newScripts(t *testing.T, config string) *scripts {
 	t.Helper()
-	s := &service{t, t.TempDir()}
+	s := &scripts{t, t.TempDir()}
 	for _, d := range []string{"script.d", "conf.d", "cache", "tmp", "run"} {
 		if err := os.Mkdir(filepath.Join(s.dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -38,7 +38,7 @@ func newService(t *testing.T, config string) *service {
 	return s
 }
 
-func (s *service) write(name, text string) {
+func (s *scripts) write(name, text string) {
 	s.t.Helper()
 	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
@@ -46,7 +46,7 @@ func (s *service) write(name, text string) {
 }
 
 // do runs a command and checks its status.
-func (s *service) do(status int, stdin string, args ...string) string {
+func (s *scripts) do(status int, stdin string, args ...string) string {
 	s.t.Helper()
 	cmd := exec.Command(stage.programs.Applet("systemtap"), append(args, "-c", "config")...)
 	cmd.Dir = s.dir
@@ -72,7 +72,7 @@ func TestInitManagerCompiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := newService(t, `a_OPT="-g -DA=1 -o /x -s 4 -S 10,2 -x 42 -vF"`+"\n")
+			s := newScripts(t, `a_OPT="-g -DA=1 -o /x -s 4 -S 10,2 -x 42 -vF"`+"\n")
 			s.write("script.d/a.stp", fmt.Sprintf(tick, "a"))
 			s.write("script.d/bad.stp", "probe begin { println( }")
 			cache := filepath.Join(s.dir, "cache", k.Release)
@@ -272,7 +272,7 @@ func TestInitManagerBoot(t *testing.T) {
 	}
 
 	// The compiler's host.
-	builder := newService(t, "")
+	builder := newScripts(t, "")
 	builder.write("conf.d/group1", "mid_REQ=base\ntop_REQ='base mid'\nbase_OPT=-g\n")
 	for _, n := range []string{"base", "mid", "top"} {
 		builder.write("script.d/"+n+".stp", fmt.Sprintf(tick, n))

@@ -18,10 +18,11 @@ import (
 // The base directories, in the terms of the GNU coding standards and of
 // loader-relay (PKGLIBDIR holds what users do not call by name).
 var (
-	Bindir      = "/usr/bin"
-	Pkglibdir   = "/usr/libexec/stapbox"
-	Sysconfdir  = "/etc"
-	Runstatedir = "/run"
+	Bindir        = "/usr/bin"
+	Pkglibdir     = "/usr/libexec/stapbox"
+	Sysconfdir    = "/etc"
+	Runstatedir   = "/run"
+	Localstatedir = "/var"
 )
 
 // Staprun is the setuid copy of the box that loads modules.
@@ -111,3 +112,26 @@ func Answers(userDir string) string { return filepath.Join(userDir, "answers") }
 
 // RememberedServers is the file of the servers that answered one user before.
 func RememberedServers(userDir string) string { return filepath.Join(userDir, "servers") }
+
+// ServerSettings are the files with the settings of stap-server, in order.
+func ServerSettings() []string {
+	return []string{filepath.Join(Sysconfdir, "default", "stap-server"), filepath.Join(Sysconfdir, "sysconfig", "stap-server")}
+}
+
+// ServerConfigs is the directory of the files of the host's servers.
+func ServerConfigs() string { return filepath.Join(Sysconfdir, "stap-server", "conf.d") }
+
+// ServerStatus is the directory of the host's running servers.
+func ServerStatus() string { return filepath.Join(Runstatedir, "stap-server") }
+
+// ServerLog is the log of the host's servers and of their manager.
+func ServerLog() string { return filepath.Join(Localstatedir, "log", "stap-server", "log") }
+
+// ServerUser is the user, and the group, of the host's servers.
+const ServerUser = "stap-server"
+
+// UserServers is where one user has what he sets about servers of his own.
+func UserServers(userDir string) string { return filepath.Join(userDir, "stap-server") }
+
+// Modules is the directory with a directory for each kernel release.
+const Modules = "/lib/modules"
