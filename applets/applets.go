@@ -11,11 +11,13 @@ import (
 	"stapbox/applets/certs"
 	"stapbox/applets/client"
 	"stapbox/applets/container"
+	"stapbox/applets/initmanager"
 	"stapbox/applets/loader"
 	"stapbox/applets/relay"
 	"stapbox/applets/relay/merge"
 	"stapbox/applets/relay/stapsh"
 	"stapbox/applets/server"
+	"stapbox/applets/service"
 	"stapbox/core/invocation"
 )
 
@@ -25,6 +27,10 @@ var Table = []box.Applet{
 	{Name: "stap-client", Summary: "compile a script on a server and run it", Main: client.Main},
 	{Name: "stap-find-servers", Summary: "list compile servers", Main: client.Main},
 	{Name: "stap-serverd", Summary: "compile and sign scripts for other hosts", Main: server.Main},
+	{Name: "stap-server", Summary: "start, stop and watch compile servers", Main: service.Main},
+	{Name: "stap-start-server", Summary: "start a compile server", Main: service.Legacy},
+	{Name: "stap-stop-server", Summary: "stop a compile server", Main: service.Legacy},
+	{Name: "stap-find-or-start-server", Summary: "start a compile server unless there is one", Main: service.Legacy},
 	{Name: "stap-gen-cert", Summary: "make the key and the certificate of a compile server", Main: certs.Generate},
 	{Name: "stap-sign-module", Summary: "sign a module by hand, for staprun and for the kernel", Main: certs.Sign},
 	{Name: "stap-authorize-cert", Summary: "put a certificate into a trust store", Main: certs.Authorize},
@@ -34,6 +40,8 @@ var Table = []box.Applet{
 	{Name: "staprun", Summary: "verify and load a module, then hand over to stapio", Main: loader.Main},
 	{Name: "stapio", Summary: "relay a loaded module's output", Main: relay.Main},
 	{Name: "stap-merge", Summary: "bring the files of bulk mode into one stream", Main: merge.Main},
+	{Name: "systemtap", Summary: "run scripts as a service", Main: initmanager.Main},
+	{Name: "systemtap-service", Summary: "another name of systemtap", Main: initmanager.Main},
 	{Name: "stapsh", Summary: "take a module from another host and run it", Main: stapsh.Main},
 }
 

@@ -179,7 +179,7 @@ func contains(t *testing.T, what, text string, want ...string) {
 const hello = `probe begin { printf ("Hello\n"); exit (); }`
 
 // The main job: a member of stapusr gives a script and nothing else.
-// Requirements: R-000-013..015 R-000-017 R-003-102..103
+// Requirements: R-000-013..015 R-000-017 R-003-102..103 R-003-113..114
 func TestUnprivilegedRun(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupUsr, f)
@@ -599,7 +599,7 @@ func TestHelpAndVersion(t *testing.T) {
 	contains(t, "stderr", d.err.String(), "option -T is not supported")
 }
 
-// Requirements: R-004-008..010 R-004-025
+// Requirements: R-004-008..010 R-004-025 R-004-050
 func TestFindServers(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, "none", f)
@@ -617,7 +617,7 @@ func TestFindServers(t *testing.T) {
 	}
 }
 
-// Requirements: R-004-022 R-004-024 R-004-028..029 R-004-032 R-004-035
+// Requirements: R-004-022 R-004-024 R-004-028..029 R-004-032 R-004-035..037 R-004-041 R-004-053 R-004-055..056
 func TestStapClient(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupDev)
@@ -629,6 +629,13 @@ func TestStapClient(t *testing.T) {
 	}
 	if got := f.requests[0].Args; got[len(got)-1] != "--server=x" {
 		t.Errorf("arguments: got %q", got)
+	}
+	// Stores of the command line come first, in their order.
+	d = newDesk(t, privilege.GroupDev)
+	d.inv.Name, d.inv.Args = "stap-client", []string{"--ssl=/a", "--ssl=/b", "--version"}
+	d.stapClient(context.Background())
+	if stores := d.peerStores(); len(stores) < 4 || stores[0].dir != "/a" || stores[1].dir != "/b" || stores[2].dir != d.peerStore() || stores[3].dir != d.hostPeers {
+		t.Errorf("stores: %+v", stores)
 	}
 	for _, arg := range []string{"--server", "--ssl", "--ssl="} {
 		d.inv.Args = []string{arg}

@@ -124,16 +124,11 @@ func (c *client) findStaprun() (string, error) {
 	if c.staprun != "" {
 		return c.staprun, nil
 	}
-	tried := []string{hostpaths.Staprun()}
-	if self, err := os.Executable(); err == nil {
-		tried = append(tried, filepath.Join(filepath.Dir(self), "staprun"))
+	p, err := hostpaths.FindStaprun()
+	if err != nil {
+		return "", fmt.Errorf("ERROR: %w", err)
 	}
-	for _, p := range tried {
-		if _, err := os.Stat(p); err == nil {
-			return p, nil
-		}
-	}
-	return "", fmt.Errorf("ERROR: there is no staprun, neither %q nor %q", tried[0], tried[len(tried)-1])
+	return p, nil
 }
 
 // pass5 runs the module.

@@ -124,6 +124,9 @@ func publicHalf(key crypto.Signer) string {
 // key "next" of a TXT record is our own: the certificate that is to come.
 func (s *server) advertise() {
 	s.withdraw()
+	if s.foreign && s.systemtap == "" {
+		return // nobody would get a module
+	}
 	var services []discovery.Service
 	for _, k := range s.service.Releases {
 		txt := discovery.TXT(k.Name, s.arch, s.opts.translator, version.Protocol, identity.CertInfo(s.id.Certificate), s.moks.fingerprints())

@@ -48,6 +48,8 @@ type options struct {
 	makeMOK    bool     // make a machine owner key if there is none
 	mokGuru    bool     // sign guru-mode modules with it
 	ignored    []string // words that mean nothing
+	tapsets    []string // -I
+	idle       []string // options that upstream has a use for, and this server has none
 
 	metricsAnywhere, requireCert bool
 
@@ -120,9 +122,12 @@ Compile and sign scripts for clients on other hosts.
   -r RELEASE|DIR                build for this kernel release, or for the kernel
                                 whose build tree is DIR (may be repeated; the
                                 running kernel is served too, if its headers are here)
-  -a ARCH                       architecture (this host's)
+  -a ARCH                       architecture (this host's); for another one SystemTap
+                                must translate, see --translator
+  -I DIR                        tapsets for every translation (may be repeated)
   -D NAME[=VALUE]               macro for every translation
   -k                            keep the directories of requests
+  -R DIR, -B OPTION, -P         for SystemTap's server, without effect here
       --port=NUM                port to listen on (chosen by the kernel)
       --ssl=DIR                 directory of key and certificate
       --key-type=TYPE           of a new key: rsa (default), ecdsa or ed25519
@@ -221,10 +226,18 @@ func (o *options) set(g getopt.Option) error {
 			return err
 		}
 		o.translator = append(o.translator, "-D"+g.Value)
-	case "R", "I", "B":
-		return fmt.Errorf("option -%s is not supported: the translator is built in, with its runtime and tapsets", g.Name)
+	case "I":
+		// Workers are elsewhere, and their list of paths has colons between.
+		if !filepath.IsAbs(g.Value) || strings.Contains(g.Value, ":") || filepath.Clean(g.Value) == "/" {
+			return fmt.Errorf("option '-I %s' needs an absolute path without colons, and not /", g.Value)
+		}
+		o.tapsets = append(o.tapsets, filepath.Clean(g.Value))
+	case "R":
+		o.idle = append(o.idle, fmt.Sprintf("-R %s means nothing here: the runtime is built in", g.Value))
+	case "B":
+		o.idle = append(o.idle, fmt.Sprintf("-B %s means nothing here: modules are built without make", g.Value))
 	case "P":
-		return fmt.Errorf("option -P is not supported: the key is protected by the owner and mode of its file, not by a password")
+		o.idle = append(o.idle, "-P means nothing here: the key is protected by the owner and mode of its file, not by a password")
 	case "k":
 		o.keep = true
 	case "ssl":

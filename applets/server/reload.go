@@ -1,7 +1,10 @@
 package server
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +24,7 @@ type settings struct {
 	options []string        // of the translator, from DATA/rc
 	rlimits []sandbox.Limit // of workers
 	id      *identity.Identity
+	tapsets string // a digest of what is in them
 }
 
 // rc reads the server user's DATA/rc, where an administrator sets limits for
@@ -93,6 +97,28 @@ func (s *server) readLimits() (limits, error) {
 	return o.limits, nil
 }
 
+// digestTapsets is a digest of what is in the directories of -I, "" without any.
+func digestTapsets(dirs []string) (string, error) {
+	if len(dirs) == 0 {
+		return "", nil
+	}
+	h := sha256.New()
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err != nil || !e.Type().IsRegular() || filepath.Ext(path) != ".stp" && filepath.Ext(path) != ".stpm" {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			fmt.Fprintf(h, "%q %d\n%s", path, len(data), data)
+			return err
+		})
+		if err != nil {
+			return "", fmt.Errorf("option '-I %s': %w", dir, err)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
 // read reads all settings.
 func (s *server) read() (*settings, error) {
 	var n settings
@@ -104,6 +130,9 @@ func (s *server) read() (*settings, error) {
 		return nil, err
 	}
 	if n.options, n.rlimits, err = s.rc(); err != nil {
+		return nil, err
+	}
+	if n.tapsets, err = digestTapsets(s.opts.tapsets); err != nil {
 		return nil, err
 	}
 	return &n, nil
@@ -155,8 +184,12 @@ func (s *server) apply(n *settings) {
 	slots := max(s.opts.threads, 1)
 	s.queue.set(slots, n.limits.share(slots), n.limits.queueBound(slots))
 	options := append(slices.Clone(n.options), s.opts.translator...)
-	if s.service == nil || !slices.Equal(options, s.service.Options) || !slices.Equal(n.rlimits, s.service.Rlimits) {
-		next := s.newService(options, n.rlimits)
+	for _, dir := range s.opts.tapsets {
+		options = append(options, "-I"+dir)
+	}
+	if s.service == nil || !slices.Equal(options, s.service.Options) || !slices.Equal(n.rlimits, s.service.Rlimits) || n.tapsets != s.tapsets {
+		next := s.newService(options, n.rlimits, n.tapsets)
+		s.tapsets = n.tapsets
 		if s.service != nil {
 			next.Succeed(s.service)
 			next.Cache = s.service.Cache

@@ -5,10 +5,14 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
+	"stapbox/core/identity"
+	"stapbox/core/invocation"
+	"stapbox/core/service"
 	"stapbox/core/systemd"
 )
 
@@ -41,7 +45,11 @@ func (s *server) serve(ctx context.Context) int {
 		accepting.Wait()
 		close(accepted)
 	}()
-	s.tell(systemd.Ready, systemd.Status("Serving %d kernels", len(s.compiler().Releases)))
+	s.mu.Lock()
+	fingerprint := identity.Fingerprint(s.id.Certificate)
+	s.mu.Unlock()
+	s.tell(systemd.Ready, systemd.Status("Serving %d kernels", len(s.compiler().Releases)),
+		service.PortFact+strconv.Itoa(s.port), service.CertificateFact+fingerprint)
 
 	s.wait(ctx, signals, accepted)
 
@@ -168,9 +176,19 @@ func within(limit time.Duration, f func()) {
 	}
 }
 
-// tell tells the service manager.
+// tell tells the service manager. One that closed its socket only wanted to
+// know of the start.
 func (s *server) tell(states ...string) {
-	if err := s.notifier.Send(states...); err != nil {
+	err := s.notifier.Send(states...)
+	if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 		s.log.errorf("%v", err)
+	}
+}
+
+// explain tells the service manager why there will be no server.
+func explain(inv *invocation.Invocation, reason error) {
+	// Without one, or with a wrong address, there is nobody to tell.
+	if n, err := systemd.NewNotifier(inv.Getenv("NOTIFY_SOCKET")); err == nil {
+		n.Send(systemd.Status("%v", reason))
 	}
 }

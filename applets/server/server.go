@@ -34,6 +34,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -47,6 +48,7 @@ import (
 	"stapbox/core/identity"
 	"stapbox/core/invocation"
 	"stapbox/core/sandbox"
+	"stapbox/core/service"
 	"stapbox/core/systemd"
 	"stapbox/core/uname"
 	"stapbox/core/version"
@@ -93,6 +95,7 @@ type server struct {
 	release  string // of the running kernel
 	home     string
 	temp     string
+	foreign  bool // -a names another architecture than this host's
 
 	sandbox   *sandbox.Sandbox // of workers
 	systemtap string           // an installed stap, when it may be used
@@ -114,6 +117,7 @@ type server struct {
 	service   *compile.Service
 	former    []*compile.Service // that served before a reload
 	id, next  *identity.Identity
+	tapsets   string            // a digest of what -I names
 	signers   map[string]string // fingerprints of certificates by public key
 	responder io.Closer
 }
@@ -142,6 +146,7 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	opts, err := parse(inv.Args, runtime.NumCPU())
 	if err != nil {
 		inv.Errorf("%v", err)
+		explain(inv, err)
 		return 1
 	}
 	if opts.help {
@@ -151,6 +156,10 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	if opts.version {
 		fmt.Fprintf(inv.Stdout, "stap-serverd (stapbox %s, protocol version %s)\n", version.Version, version.Protocol)
 		return 0
+	}
+	// Managers know a server by this name of its process, whatever file it is.
+	if err := os.WriteFile("/proc/self/comm", []byte(service.ServerName), 0); err != nil {
+		inv.Errorf("setting the name of the process: %v", err)
 	}
 	// The work is done by workers; what is left here is little, and a server
 	// that idles for weeks should keep little.
@@ -175,6 +184,7 @@ func (s *server) run(ctx context.Context, release string) int {
 	var err error
 	if s.log, err = openLog(s.opts.log, s.inv.Stderr, s.now); err != nil {
 		s.inv.Errorf("%v", err)
+		explain(s.inv, err)
 		return 1
 	}
 	defer s.log.Close()
@@ -193,12 +203,17 @@ func (s *server) run(ctx context.Context, release string) int {
 		return 1
 	}
 	s.log.printf("===== compile server pid %d starting as %s =====", os.Getpid(), s.user)
+	for _, w := range s.opts.idle {
+		s.log.printf("WARNING: %s", w)
+	}
 	if err := s.setup(release); err != nil {
 		s.log.errorf("%v", err)
+		explain(s.inv, err)
 		return 1
 	}
 	if err := s.listen(); err != nil {
 		s.log.errorf("%v", err)
+		explain(s.inv, err)
 		return 1
 	}
 	defer s.closeListeners()
@@ -209,6 +224,7 @@ func (s *server) run(ctx context.Context, release string) int {
 	}
 	if err := s.openCache(); err != nil {
 		s.log.errorf("%v", err)
+		explain(s.inv, err)
 		return 1
 	}
 	if s.service.Cache != nil {
@@ -219,6 +235,7 @@ func (s *server) run(ctx context.Context, release string) int {
 	if _, err := s.identity(); err != nil {
 		s.log.errorf("%v", err)
 		s.log.errorf("Cannot check/create certificate, giving up.")
+		explain(s.inv, fmt.Errorf("Cannot check/create certificate, giving up: %w", err))
 		return 1
 	}
 	return s.serve(ctx)
@@ -227,7 +244,9 @@ func (s *server) run(ctx context.Context, release string) int {
 // setup fills in the compile service.
 func (s *server) setup(release string) error {
 	if s.opts.arch != "" && s.opts.arch != s.arch {
-		return fmt.Errorf("architecture %q is not supported, this server builds for %q", s.opts.arch, s.arch)
+		s.log.printf("WARNING: the built-in translator builds for %s only: what is asked for %s is refused unless SystemTap translates", s.arch, s.opts.arch)
+		s.foreign, s.arch = true, s.opts.arch
+		s.opts.translator = append(s.opts.translator, "-a"+s.arch)
 	}
 	home := s.inv.Getenv("HOME")
 	if home == "" {
@@ -283,10 +302,14 @@ func (s *server) setup(release string) error {
 }
 
 // newService makes a compile service.
-func (s *server) newService(options []string, rlimits []sandbox.Limit) *compile.Service {
+func (s *server) newService(options []string, rlimits []sandbox.Limit, digest string) *compile.Service {
 	environ := []string{"HOME=" + s.home}
 	if dir := s.inv.Getenv("SYSTEMTAP_DIR"); dir != "" {
 		environ = append(environ, "SYSTEMTAP_DIR="+s.data)
+	}
+	if digest != "" {
+		// It makes answers others: what is in the tapsets counts.
+		environ = append(environ, "STAPBOX_TAPSETS="+digest)
 	}
 	if s.systemtap != "" {
 		environ = append(environ, backend.SystemtapVariable+"="+s.systemtap)
@@ -296,7 +319,7 @@ func (s *server) newService(options []string, rlimits []sandbox.Limit) *compile.
 		Options: options, Rlimits: rlimits,
 		Environ: environ, Home: s.home, TempDir: s.temp, StateDir: hostpaths.Kernels(s.data), WallClock: s.clock,
 		Limits: wire.RequestLimits(s.opts.maxRequest), Keep: s.opts.keep,
-		Worker: compile.Self, Slot: s.slot, Sandbox: s.sandbox, Readable: s.opts.readable,
+		Worker: compile.Self, Slot: s.slot, Sandbox: s.sandbox, Readable: append(slices.Clone(s.opts.readable), s.opts.tapsets...),
 		Translator: s.opts.backend, SignSystemtap: s.opts.sign,
 		Key: s.key, SignerName: s.signerName, Log: s.log.printf, Requests: s.audit,
 		Done: s.figures.done, Phase: s.figures.phase,

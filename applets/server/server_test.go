@@ -570,10 +570,8 @@ func TestParseRefuses(t *testing.T) {
 		"--max-compressed-request=0":   "invalid entry: max compressed request size must be greater than 0 '--max-compressed-request=0'",
 		"--max-compressed-request=abc": "cannot parse number '--max-compressed-request=abc'",
 		"--key-type=dsa":               `"dsa"`,
-		"-I /tapset":                   "option -I is not supported",
-		"-R /runtime":                  "option -R is not supported",
-		"-B X=1":                       "option -B is not supported",
-		"-P":                           "option -P is not supported",
+		"-I tapset":                    "option '-I tapset' needs an absolute path",
+		"-I /a:b":                      "option '-I /a:b' needs an absolute path without colons",
 		"-D a-b":                       "Safety pattern mismatch",
 		"-r /nonexistent":              `"/nonexistent"`,
 		"--nosuch":                     "unrecognized option",
@@ -591,6 +589,11 @@ func TestParseRefuses(t *testing.T) {
 	o, err := parse([]string{"--port=0x10", "--max-threads=010", "-r6.1", "-r5.9", "word"}, 1)
 	if err != nil || o.port != 16 || o.threads != 8 || len(o.ignored) != 1 {
 		t.Errorf("got %+v, %v", o, err)
+	}
+	// What only upstream's server has a use for is no mistake.
+	with, err := parse([]string{"-P", "-R", "/runtime", "-BX=1", "-I/tapset/"}, 1)
+	if err != nil || len(with.idle) != 3 || !slices.Equal(with.tapsets, []string{"/tapset"}) {
+		t.Errorf("got %+v, %v", with, err)
 	}
 	// A running kernel without headers is served only where nothing else is.
 	if k := o.kernels("6.0-none"); len(k) != 2 || k[0].Name != "5.9" || k[1].Name != "6.1" {
@@ -660,5 +663,40 @@ func TestPortAndWorkSpace(t *testing.T) {
 	r.run(ctx, testRelease)
 	if r.temp != "/tmp" {
 		t.Errorf("without TMPDIR: %q", r.temp)
+	}
+}
+
+// What is in the tapsets of -I makes answers others.
+func TestDigestTapsets(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sub", "x.stp")
+	if err := os.Mkdir(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, text := range []string{"", "function a() {}", "function b() {}"} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		d, err := digestTapsets([]string{dir})
+		if err != nil || seen[d] || len(d) != 64 {
+			t.Errorf("%q: got %q, %v", text, d, err)
+		}
+		seen[d] = true
+	}
+	if d, err := digestTapsets(nil); d != "" || err != nil {
+		t.Errorf("no tapsets: got %q, %v", d, err)
+	}
+	if _, err := digestTapsets([]string{filepath.Join(dir, "none")}); err == nil || !strings.Contains(err.Error(), "option '-I ") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Requirements: R-003-059..060
+func TestThreads(t *testing.T) {
+	for args, want := range map[string]int{"": 7, "--max-threads=0": 0, "--max-threads=3": 3} {
+		if o, err := parse(strings.Fields(args), 7); err != nil || o.threads != want {
+			t.Errorf("%q: got %+v, %v", args, o, err)
+		}
 	}
 }

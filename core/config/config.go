@@ -1,23 +1,42 @@
 // Package config reads configuration files of VARIABLE=VALUE lines, and files
-// of option words, in the part of shell syntax that needs no shell.
+// of option words, in the part of shell syntax that runs nothing.
 //
 //	# comment, also after white space behind a value
-//	NAME=word            export NAME=word     NAME+=word
+//	NAME=word            export NAME=word     NAME+=word      A=1; B=2
 //	NAME='literal $x'    NAME="with \" \\ \$ \` escapes"    NAME=a\ b"c d"
 //
-// Quotes may hold line ends. What a shell would expand or run ($, backquote,
-// ;, &, |, <, >, parentheses, and unquoted *, ?, [, ~ at the start) is an error
-// with its line number, so that a file never means one thing to us and another
-// to the shell scripts that read it too.
+// Quotes may hold line ends. Evaluate also knows
+//
+//	$NAME  ${NAME}  ${NAME:-word}     from earlier assignments, else the environment
+//	~  ~/path  ~user/path             at the start of a value
+//
+// Everything else that a shell would expand or run is an error with its line
+// number, so that a file never means one thing to us and another to the shell
+// scripts that read it too. The grammar is that of bash(1), parsed by
+// mvdan.cc/sh/v3/syntax; nothing is ever run.
 package config
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"maps"
+	"os/user"
 	"strings"
+
+	"mvdan.cc/sh/v3/syntax"
 )
 
 // MaxSize is the size of the longest file that is read.
 const MaxSize = 1 << 20
+
+// ErrShell is wrapped by errors about what only a shell could do. Nothing has
+// been assigned then.
+var ErrShell error = constError("has a meaning to the shell only")
+
+type constError string
+
+func (e constError) Error() string { return string(e) }
 
 // Assignment is one NAME=VALUE or NAME+=VALUE.
 type Assignment struct {
@@ -27,57 +46,104 @@ type Assignment struct {
 	Line   int
 }
 
-// Parse reads assignments in the order of the file.
+// Parse reads assignments in the order of the file, without any expansion.
 func Parse(data []byte) ([]Assignment, error) {
-	s, err := newScanner(data)
+	var out []Assignment
+	r := reader{}
+	err := r.assignments(data, func(a Assignment) { out = append(out, a) })
 	if err != nil {
 		return nil, err
 	}
-	var out []Assignment
-	for {
-		line, err := s.words()
-		if err != nil {
-			return nil, err
+	return out, nil
+}
+
+// Evaluate makes the assignments of a file in vars. lookup is the environment.
+// After an error vars is unchanged.
+func Evaluate(data []byte, vars map[string]string, lookup func(string) (string, bool)) error {
+	next := maps.Clone(vars)
+	r := reader{lookup: func(name string) (string, bool) {
+		if v, ok := next[name]; ok {
+			return v, true
 		}
-		if line == nil {
-			return out, nil
+		return lookup(name)
+	}}
+	err := r.assignments(data, func(a Assignment) {
+		if a.Append {
+			before, _ := r.lookup(a.Name)
+			a.Value = before + a.Value
 		}
-		if len(line) > 1 && line[0].text == "export" {
-			line = line[1:]
-		}
-		for _, w := range line {
-			name, value, ok := strings.Cut(w.text, "=")
-			a := Assignment{Name: name, Value: value, Line: w.line}
-			if n, app := strings.CutSuffix(name, "+"); app {
-				a.Name, a.Append = n, true
-			}
-			if !ok || !isName(a.Name) || w.quoted < len(name)+1 {
-				return nil, fmt.Errorf("line %d: %q is not an assignment", w.line, w.text)
-			}
-			out = append(out, a)
-		}
+		next[a.Name] = a.Value
+	})
+	if err != nil {
+		return err
 	}
+	maps.Copy(vars, next)
+	return nil
 }
 
 // Words reads a file of option words, such as ~/.systemtap/rc.
 func Words(data []byte) ([]string, error) {
-	s, err := newScanner(data)
+	data, err := check(data)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
-	for {
-		line, err := s.words()
+	r := reader{words: true}
+	for w, err := range syntax.NewParser(syntax.Variant(syntax.LangBash)).WordsSeq(bytes.NewReader(data)) {
+		if err != nil {
+			return nil, parseError(err)
+		}
+		text, err := r.word(w)
 		if err != nil {
 			return nil, err
 		}
-		if line == nil {
-			return out, nil
-		}
-		for _, w := range line {
-			out = append(out, w.text)
+		out = append(out, text)
+	}
+	return out, nil
+}
+
+// Split splits one value into words at blanks. Quotes and backslashes group as
+// in a shell; no other character has a meaning.
+func Split(value string) ([]string, error) {
+	var out []string
+	var b strings.Builder
+	begun := false
+	var quote byte
+	for i := 0; i < len(value); i++ {
+		c := value[i]
+		switch {
+		case c == '\\' && quote != '\'':
+			if i+1 == len(value) {
+				return nil, errors.New("backslash at the end")
+			}
+			i++
+			if quote == '"' && strings.IndexByte("\\\"$`", value[i]) < 0 {
+				b.WriteByte(c)
+			}
+			b.WriteByte(value[i])
+			begun = true
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote == 0 && (c == '\'' || c == '"'):
+			quote, begun = c, true
+		case quote == 0 && (c == ' ' || c == '\t' || c == '\n' || c == '\r'):
+			if begun {
+				out = append(out, b.String())
+				b.Reset()
+			}
+			begun = false
+		default:
+			b.WriteByte(c)
+			begun = true
 		}
 	}
+	if quote != 0 {
+		return nil, fmt.Errorf("missing %q", quote)
+	}
+	if begun {
+		out = append(out, b.String())
+	}
+	return out, nil
 }
 
 // Values folds assignments into a map: the last one counts, += appends.
@@ -104,151 +170,229 @@ func Quote(value string) string {
 	return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'"
 }
 
-func isName(s string) bool {
-	for i, c := range []byte(s) {
-		switch {
-		case c == '_', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z':
-		case i > 0 && c >= '0' && c <= '9':
-		default:
-			return false
-		}
-	}
-	return s != ""
-}
-
-type word struct {
-	text   string
-	line   int
-	quoted int // offset of the first quoted character; len(text) if there is none
-}
-
-type scanner struct {
-	data string
-	pos  int
-	line int
-}
-
-func newScanner(data []byte) (*scanner, error) {
+// check refuses what is no text of a sensible size, and reads line ends of DOS
+// as line ends.
+func check(data []byte) ([]byte, error) {
 	if len(data) > MaxSize {
 		return nil, fmt.Errorf("file has more than %d bytes", MaxSize)
 	}
-	if i := strings.IndexByte(string(data), 0); i >= 0 {
-		return nil, fmt.Errorf("line %d: NUL byte", 1+strings.Count(string(data[:i]), "\n"))
+	if i := bytes.IndexByte(data, 0); i >= 0 {
+		return nil, fmt.Errorf("line %d: NUL byte", 1+bytes.Count(data[:i], []byte("\n")))
 	}
-	return &scanner{data: string(data), line: 1}, nil
+	return bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n")), nil
 }
 
-// words returns the words of the next line that has any, nil at the end.
-func (s *scanner) words() ([]word, error) {
-	var out []word
-	for s.pos < len(s.data) {
-		switch c := s.data[s.pos]; c {
-		case '\n':
-			s.pos++
-			s.line++
-			if out != nil {
-				return out, nil
+func parseError(err error) error {
+	var pe syntax.ParseError
+	if errors.As(err, &pe) {
+		return fmt.Errorf("line %d: %s", pe.Pos.Line(), pe.Text)
+	}
+	return err
+}
+
+// reader evaluates what the parser has found.
+type reader struct {
+	lookup func(string) (string, bool) // nil: nothing is expanded
+	words  bool                        // words are not values: a pattern would name files
+}
+
+func (r *reader) assignments(data []byte, do func(Assignment)) error {
+	data, err := check(data)
+	if err != nil {
+		return err
+	}
+	file, err := syntax.NewParser(syntax.Variant(syntax.LangBash)).Parse(bytes.NewReader(data), "")
+	if err != nil {
+		return parseError(err)
+	}
+	for _, s := range file.Stmts {
+		list, err := assigns(s)
+		if err != nil {
+			return err
+		}
+		for _, a := range list {
+			line := a.Pos().Line()
+			if a.Naked || a.Index != nil || a.Array != nil || !syntax.ValidName(a.Name.Value) {
+				return shellError(line, "this assignment")
 			}
-		case ' ', '\t', '\r':
-			s.pos++
-		case '#':
-			for s.pos < len(s.data) && s.data[s.pos] != '\n' {
-				s.pos++
+			out := Assignment{Name: a.Name.Value, Append: a.Append, Line: int(line)}
+			if a.Value != nil {
+				if out.Value, err = r.word(a.Value); err != nil {
+					return err
+				}
 			}
-		default:
-			w, err := s.word()
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, w)
+			do(out)
 		}
 	}
-	return out, nil
+	return nil
 }
 
-func (s *scanner) word() (word, error) {
+// assigns are the assignments of a statement that is nothing else.
+func assigns(s *syntax.Stmt) ([]*syntax.Assign, error) {
+	line := s.Pos().Line()
+	if s.Negated || s.Background || s.Coprocess || s.Disown || len(s.Redirs) > 0 {
+		return nil, shellError(line, "this statement")
+	}
+	switch c := s.Cmd.(type) {
+	case *syntax.CallExpr:
+		if len(c.Args) == 0 {
+			return c.Assigns, nil
+		}
+		return nil, fmt.Errorf("line %d: %q is not an assignment: it %w", line, c.Args[0].Lit(), ErrShell)
+	case *syntax.DeclClause:
+		if c.Variant.Value == "export" {
+			return c.Args, nil
+		}
+	}
+	return nil, shellError(line, "this statement")
+}
+
+func shellError(line uint, what string) error {
+	return fmt.Errorf("line %d: %s %w", line, what, ErrShell)
+}
+
+func quoteIt(line uint, what string) error {
+	return fmt.Errorf("line %d: '%s' %w, quote it", line, what, ErrShell)
+}
+
+func (r *reader) word(w *syntax.Word) (string, error) {
 	var b strings.Builder
-	w := word{line: s.line, quoted: -1}
-	mark := func() {
-		if w.quoted < 0 {
-			w.quoted = b.Len()
+	for i, p := range w.Parts {
+		if lit, ok := p.(*syntax.Lit); ok {
+			text := lit.Value
+			if i == 0 && strings.HasPrefix(text, "~") {
+				home, rest, err := r.tilde(lit, len(w.Parts) == 1)
+				if err != nil {
+					return "", err
+				}
+				b.WriteString(home)
+				text = rest
+			}
+			if err := r.bare(&b, text, lit.Pos().Line()); err != nil {
+				return "", err
+			}
+			continue
+		}
+		if err := r.part(&b, p); err != nil {
+			return "", err
 		}
 	}
-	bad := func(c byte) error {
-		return fmt.Errorf("line %d: %q has a meaning to the shell only, quote it", s.line, c)
+	return b.String(), nil
+}
+
+// tilde expands the start of a value: to a home directory, and the rest.
+func (r *reader) tilde(lit *syntax.Lit, whole bool) (home, rest string, err error) {
+	name, rest, slash := strings.Cut(lit.Value[1:], "/")
+	if r.lookup == nil || !slash && !whole || strings.Contains(name, "\\") {
+		return "", "", quoteIt(lit.Pos().Line(), "~")
 	}
-loop:
-	for s.pos < len(s.data) {
-		c := s.data[s.pos]
-		switch c {
-		case ' ', '\t', '\r', '\n':
-			break loop
-		case '\\':
-			if s.pos+1 >= len(s.data) {
-				return w, fmt.Errorf("line %d: backslash at the end", s.line)
+	if slash {
+		rest = "/" + rest
+	}
+	if name == "" {
+		if home, ok := r.lookup("HOME"); ok {
+			return home, rest, nil
+		}
+		u, err := user.Current()
+		if err != nil {
+			return "", "", fmt.Errorf("line %d: finding the home directory: %w", lit.Pos().Line(), err)
+		}
+		return u.HomeDir, rest, nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return "", "", fmt.Errorf("line %d: finding the home directory of %q: %w", lit.Pos().Line(), name, err)
+	}
+	return u.HomeDir, rest, nil
+}
+
+// bare reads text outside quotes.
+func (r *reader) bare(b *strings.Builder, text string, line uint) error {
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		switch {
+		case c == '\\':
+			if i+1 == len(text) {
+				return fmt.Errorf("line %d: backslash at the end", line)
 			}
-			s.pos++
-			if s.data[s.pos] == '\n' {
-				s.line++
-			} else {
-				mark()
-				b.WriteByte(s.data[s.pos])
+			i++
+			if text[i] != '\n' {
+				b.WriteByte(text[i])
 			}
-			s.pos++
-		case '\'':
-			mark()
-			end := strings.IndexByte(s.data[s.pos+1:], '\'')
-			if end < 0 {
-				return w, fmt.Errorf("line %d: missing %q", s.line, c)
-			}
-			text := s.data[s.pos+1 : s.pos+1+end]
-			b.WriteString(text)
-			s.line += strings.Count(text, "\n")
-			s.pos += end + 2
-		case '"':
-			mark()
-			start := s.line
-			s.pos++
-			for {
-				if s.pos >= len(s.data) {
-					return w, fmt.Errorf("line %d: missing %q", start, c)
-				}
-				c := s.data[s.pos]
-				if c == '"' {
-					s.pos++
-					break
-				}
-				if c == '$' || c == '`' {
-					return w, bad(c)
-				}
-				if c == '\\' && s.pos+1 < len(s.data) && strings.IndexByte("\\\"$`\n", s.data[s.pos+1]) >= 0 {
-					s.pos++
-					c = s.data[s.pos]
-					if c == '\n' {
-						s.pos++
-						s.line++
-						continue
-					}
-				}
-				if c == '\n' {
-					s.line++
-				}
-				b.WriteByte(c)
-				s.pos++
-			}
-		case '$', '`', ';', '&', '|', '<', '>', '(', ')', '*', '?', '[':
-			return w, bad(c)
+		case r.words && (c == '*' || c == '?' || c == '['):
+			return quoteIt(line, string(c))
+		case (c == '~') && i > 0 && (text[i-1] == ':' || r.words && text[i-1] == '='):
+			return quoteIt(line, "~")
 		default:
-			if c == '~' && (b.Len() == 0 || strings.HasSuffix(b.String(), "=")) {
-				return w, bad(c)
-			}
 			b.WriteByte(c)
-			s.pos++
 		}
 	}
-	w.text = b.String()
-	if w.quoted < 0 {
-		w.quoted = len(w.text)
+	return nil
+}
+
+// part reads what is no bare text.
+func (r *reader) part(b *strings.Builder, p syntax.WordPart) error {
+	line := p.Pos().Line()
+	switch p := p.(type) {
+	case *syntax.SglQuoted:
+		if p.Dollar {
+			return quoteIt(line, "$")
+		}
+		b.WriteString(p.Value)
+	case *syntax.DblQuoted:
+		if p.Dollar {
+			return quoteIt(line, "$")
+		}
+		for _, q := range p.Parts {
+			if lit, ok := q.(*syntax.Lit); ok {
+				inQuotes(b, lit.Value)
+			} else if err := r.part(b, q); err != nil {
+				return err
+			}
+		}
+	case *syntax.ParamExp:
+		return r.param(b, p)
+	case *syntax.CmdSubst:
+		if p.Backquotes {
+			return quoteIt(line, "`")
+		}
+		return quoteIt(line, "$")
+	case *syntax.ArithmExp:
+		return quoteIt(line, "$")
+	default:
+		return shellError(line, "this word")
 	}
-	return w, nil
+	return nil
+}
+
+// inQuotes reads text between double quotes.
+func inQuotes(b *strings.Builder, text string) {
+	for i := 0; i < len(text); i++ {
+		if text[i] == '\\' && i+1 < len(text) && strings.IndexByte("\\\"$`\n", text[i+1]) >= 0 {
+			i++
+			if text[i] == '\n' {
+				continue
+			}
+		}
+		b.WriteByte(text[i])
+	}
+}
+
+func (r *reader) param(b *strings.Builder, p *syntax.ParamExp) error {
+	line := p.Pos().Line()
+	plain := p.Param != nil && syntax.ValidName(p.Param.Value) && !p.Excl && !p.Length && !p.Width && !p.IsSet &&
+		p.Flags == nil && p.Index == nil && p.Slice == nil && p.Repl == nil && p.Names == 0 && len(p.Modifiers) == 0 &&
+		(p.Exp == nil || p.Exp.Op == syntax.DefaultUnsetOrNull)
+	if r.lookup == nil || !plain {
+		return quoteIt(line, "$")
+	}
+	value, _ := r.lookup(p.Param.Value)
+	if value == "" && p.Exp != nil && p.Exp.Word != nil {
+		var err error
+		if value, err = r.word(p.Exp.Word); err != nil {
+			return err
+		}
+	}
+	b.WriteString(value)
+	return nil
 }

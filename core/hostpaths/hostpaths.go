@@ -8,6 +8,8 @@
 package hostpaths
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -16,14 +18,30 @@ import (
 // The base directories, in the terms of the GNU coding standards and of
 // loader-relay (PKGLIBDIR holds what users do not call by name).
 var (
-	Bindir      = "/usr/bin"
-	Pkglibdir   = "/usr/libexec/stapbox"
-	Sysconfdir  = "/etc"
-	Runstatedir = "/run"
+	Bindir        = "/usr/bin"
+	Pkglibdir     = "/usr/libexec/stapbox"
+	Sysconfdir    = "/etc"
+	Runstatedir   = "/run"
+	Localstatedir = "/var"
 )
 
 // Staprun is the setuid copy of the box that loads modules.
 func Staprun() string { return filepath.Join(Bindir, "staprun") }
+
+// FindStaprun is where programs that run staprun find it: the installed one, or
+// one beside this very file (a box that was not installed).
+func FindStaprun() (string, error) {
+	tried := []string{Staprun()}
+	if self, err := os.Executable(); err == nil {
+		tried = append(tried, filepath.Join(filepath.Dir(self), "staprun"))
+	}
+	for _, p := range tried {
+		if _, err := os.Stat(p); err == nil {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("there is no staprun, neither %q nor %q", tried[0], tried[len(tried)-1])
+}
 
 // Box is the plain copy, which answers to every other name.
 func Box() string { return filepath.Join(Pkglibdir, "stapbox") }
@@ -46,6 +64,9 @@ func GroupIDs() string { return filepath.Join(Sysconfdir, "stapbox", "groups.con
 
 // LoadLock is held while a module is inserted.
 func LoadLock() string { return filepath.Join(Runstatedir, "stapbox", "load.lock") }
+
+// InitConfig is the init manager's configuration.
+func InitConfig() string { return filepath.Join(Sysconfdir, "systemtap", "config") }
 
 // KernelRelease is uname -r of this host, "" if the kernel does not say.
 func KernelRelease() string {
@@ -91,3 +112,26 @@ func Answers(userDir string) string { return filepath.Join(userDir, "answers") }
 
 // RememberedServers is the file of the servers that answered one user before.
 func RememberedServers(userDir string) string { return filepath.Join(userDir, "servers") }
+
+// ServerSettings are the files with the settings of stap-server, in order.
+func ServerSettings() []string {
+	return []string{filepath.Join(Sysconfdir, "default", "stap-server"), filepath.Join(Sysconfdir, "sysconfig", "stap-server")}
+}
+
+// ServerConfigs is the directory of the files of the host's servers.
+func ServerConfigs() string { return filepath.Join(Sysconfdir, "stap-server", "conf.d") }
+
+// ServerStatus is the directory of the host's running servers.
+func ServerStatus() string { return filepath.Join(Runstatedir, "stap-server") }
+
+// ServerLog is the log of the host's servers and of their manager.
+func ServerLog() string { return filepath.Join(Localstatedir, "log", "stap-server", "log") }
+
+// ServerUser is the user, and the group, of the host's servers.
+const ServerUser = "stap-server"
+
+// UserServers is where one user has what he sets about servers of his own.
+func UserServers(userDir string) string { return filepath.Join(userDir, "stap-server") }
+
+// Modules is the directory with a directory for each kernel release.
+const Modules = "/lib/modules"

@@ -34,7 +34,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/binary"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -48,7 +47,6 @@ import (
 
 	"go.step.sm/crypto/fingerprint"
 	"go.step.sm/crypto/keyutil"
-	"go.step.sm/crypto/pemutil"
 	"golang.org/x/sys/unix"
 
 	"stapbox/core/nssdb"
@@ -219,11 +217,11 @@ func (id *Identity) store(dir string) error {
 	if err := mkdirAll(dir); err != nil {
 		return fmt.Errorf("making directory %q: %w", dir, err)
 	}
-	block, err := pemutil.Serialize(id.Key, pemutil.WithPKCS8(true))
+	key, err := ownfile.FormatKey(id.Key)
 	if err != nil {
 		return fmt.Errorf("writing a key: %w", err)
 	}
-	if err := write(dir, KeyFile, pem.EncodeToMemory(block), 0o600); err != nil {
+	if err := write(dir, KeyFile, key, 0o600); err != nil {
 		return fmt.Errorf("writing %q: %w", filepath.Join(dir, KeyFile), err)
 	}
 	if err := write(dir, CertFile, id.Certificate.Raw, 0o644); err != nil {
@@ -261,13 +259,9 @@ func parseFiles(dir string, der []byte) (crypto.Signer, *x509.Certificate, error
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading %q: %w", filepath.Join(dir, CertFile), errors.Join(ErrBroken, err))
 	}
-	parsed, err := pemutil.ParseKey(keyPEM, pemutil.WithFilename(filepath.Join(dir, KeyFile)))
+	key, err := ownfile.ParseKey(keyPEM)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading %q: %w", filepath.Join(dir, KeyFile), errors.Join(ErrBroken, err))
-	}
-	key, ok := parsed.(crypto.Signer)
-	if !ok {
-		return nil, nil, fmt.Errorf("reading %q: %w: key type %T cannot sign", filepath.Join(dir, KeyFile), ErrBroken, parsed)
 	}
 	return key, cert, nil
 }

@@ -13,6 +13,7 @@ import (
 // Invocation is one run of an applet.
 type Invocation struct {
 	Name    string   // the applet's name, argv[0] without directories
+	Path    string   // argv[0] as it was given
 	Args    []string // the words after the name
 	Environ []string // NAME=VALUE, as the process got them
 	Dir     string   // the working directory, absolute
@@ -51,7 +52,7 @@ func FromProcess(name string, args, environ []string) *Invocation {
 		dir = "" // a removed working directory matters only to those who need it
 	}
 	return &Invocation{
-		Name: name, Args: args, Environ: environ, Dir: dir, Umask: -1,
+		Name: name, Path: name, Args: args, Environ: environ, Dir: dir, Umask: -1,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 	}
 }

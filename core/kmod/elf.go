@@ -113,25 +113,38 @@ func RequiredLevel(image []byte) (level privilege.Level, present bool, err error
 	return privilege.StapDev, true, nil
 }
 
+// Info is the value of a field of .modinfo: "name", "vermagic". ok is false when
+// there is no such field, or an empty one.
+func Info(image []byte, field string) (value string, ok bool, err error) {
+	s, ok, err := find(image, ".modinfo")
+	if err != nil {
+		return "", false, err
+	}
+	if !ok {
+		return "", false, formatError("no section %q", ".modinfo")
+	}
+	for f := range bytes.SplitSeq(image[s.offset:s.offset+s.size], []byte{0}) {
+		if v, ok := bytes.CutPrefix(f, []byte(field+"=")); ok && len(v) > 0 {
+			return string(v), true, nil
+		}
+	}
+	return "", false, nil
+}
+
 // Name is the name that the kernel will know the module by: the string
 // "name=..." of its .modinfo, checked to stand in its struct module too.
 func Name(image []byte) (string, error) {
-	s, ok, err := find(image, ".modinfo")
+	name, ok, err := Info(image, "name")
 	if err != nil {
 		return "", err
 	}
 	if !ok {
-		return "", formatError("no section %q", ".modinfo")
+		return "", formatError("no module name in .modinfo")
 	}
-	for f := range bytes.SplitSeq(image[s.offset:s.offset+s.size], []byte{0}) {
-		if v, ok := bytes.CutPrefix(f, []byte("name=")); ok && len(v) > 0 {
-			if _, err := nameAt(image, string(v)); err != nil {
-				return "", err
-			}
-			return string(v), nil
-		}
+	if _, err := nameAt(image, name); err != nil {
+		return "", err
 	}
-	return "", formatError("no module name in .modinfo")
+	return name, nil
 }
 
 // nameAt finds a name in the otherwise zero-filled struct module. Its offset

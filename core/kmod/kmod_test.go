@@ -54,6 +54,18 @@ func module(sections ...sect) []byte {
 	return append(image, headers...)
 }
 
+func TestInfo(t *testing.T) {
+	image := module(append(named("m"), level(4))...)
+	for field, want := range map[string]string{"vermagic": "6", "name": "m", "license": "GPL", "nam": "", "depends": ""} {
+		if got, ok, err := Info(image, field); got != want || ok != (want != "") || err != nil {
+			t.Errorf("%s: got %q, %v, %v; want %q", field, got, ok, err, want)
+		}
+	}
+	if _, _, err := Info([]byte("no module"), "name"); !errors.Is(err, ErrFormat) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func level(l uint32) sect {
 	return sect{".stap_privilege", 1, binary.NativeEndian.AppendUint32(nil, l)}
 }

@@ -38,7 +38,6 @@ import (
 	"time"
 
 	"go.step.sm/crypto/keyutil"
-	"go.step.sm/crypto/pemutil"
 
 	"stapbox/core/modsig"
 	"stapbox/core/ownfile"
@@ -179,13 +178,9 @@ func load(from string, der, text []byte) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the certificate of %q: %w", from, err)
 	}
-	parsed, err := pemutil.ParseKey(text)
+	signer, err := ownfile.ParseKey(text)
 	if err != nil {
 		return nil, fmt.Errorf("reading the key of %q: %w", from, err)
-	}
-	signer, ok := parsed.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("reading the key of %q: key type %T cannot sign", from, parsed)
 	}
 	if err := keyutil.VerifyPair(cert.PublicKey, signer); err != nil {
 		return nil, fmt.Errorf("reading %q: key and certificate do not fit together: %w", from, err)
@@ -241,7 +236,7 @@ func Generate(store string, now time.Time) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a certificate: %w", err)
 	}
-	block, err := pemutil.Serialize(key, pemutil.WithPKCS8(true))
+	keyPEM, err := ownfile.FormatKey(key)
 	if err != nil {
 		return nil, fmt.Errorf("writing a key: %w", err)
 	}
@@ -254,7 +249,7 @@ func Generate(store string, now time.Time) (*Key, error) {
 		return nil, fmt.Errorf("making a directory for a key: %w", err)
 	}
 	defer os.RemoveAll(work)
-	for name, b := range map[string][]byte{CertFile: der, KeyFile: pem.EncodeToMemory(block)} {
+	for name, b := range map[string][]byte{CertFile: der, KeyFile: keyPEM} {
 		if err := os.WriteFile(filepath.Join(work, name), b, 0o600); err != nil {
 			return nil, fmt.Errorf("writing a key: %w", err)
 		}

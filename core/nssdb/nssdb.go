@@ -23,6 +23,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"stapbox/core/ownfile"
 )
 
 // Nickname is what SystemTap calls the certificate of a server, in every one of
@@ -91,17 +93,9 @@ func Identity(ctx context.Context, dir, passwordFile string) (crypto.Signer, *x5
 	if err != nil {
 		return nil, nil, err
 	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, nil, fmt.Errorf("the database %q has no key with the name %q", dir, Nickname)
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := ownfile.ParseKey(text)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the key of %q: %w", dir, err)
-	}
-	key, ok := parsed.(crypto.Signer)
-	if !ok {
-		return nil, nil, fmt.Errorf("the key of %q, %T, cannot sign", dir, parsed)
 	}
 	list, err := Certificates(ctx, dir)
 	if err != nil {

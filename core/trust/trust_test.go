@@ -116,7 +116,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// Requirements: R-003-139
+// Requirements: R-003-137 R-003-139 R-004-042 R-004-061..062
 func TestReadRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

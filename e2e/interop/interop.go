@@ -10,6 +10,7 @@
 //	STAPBOX_ONLY=PATTERN  only scripts whose name matches, and nothing else;
 //	                      ^servers$ is the clients and servers alone,
 //	                      ^matrix$ the clients and servers of all versions,
+//	                      ^managers$ the managers of servers,
 //	                      ^sessions$ the uses of staprun and stapio
 package interop
 
@@ -92,7 +93,16 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 			return fmt.Errorf("clients and servers of all versions: %w", err)
 		}
 	}
-	if only == "^matrix$" {
+	if only == "" || only == "^managers$" {
+		old, err := l.FetchOldPeer(setup)
+		if err == nil {
+			err = Managers(ctx, l, old, programs, out)
+		}
+		if err != nil {
+			return fmt.Errorf("stap-server of SystemTap 4.8 and of this program: %w", err)
+		}
+	}
+	if only == "^matrix$" || only == "^managers$" {
 		return r.close()
 	}
 	if only != "" {

@@ -22,10 +22,11 @@ type Programs struct {
 
 // buildFlags are those of the one file. It is a megabyte smaller where only what
 // runs often is inlined: the runtime, the arithmetic of keys, system calls, and
-// stapbox itself. The last pattern that matches a package counts.
+// of stapbox itself the relay. The last pattern that matches a package counts.
 var buildFlags = []string{"-tags", "urfave_cli_no_docs", "-trimpath", "-ldflags", "-s -w",
-	"-gcflags=all=-l", "-gcflags=runtime/...=", "-gcflags=internal/...=", "-gcflags=crypto/internal/...=",
-	"-gcflags=os=", "-gcflags=syscall=", "-gcflags=golang.org/x/sys/...=", "-gcflags=stapbox/...="}
+	"-gcflags=all=-l", "-gcflags=runtime/...=", "-gcflags=internal/runtime/...=", "-gcflags=internal/bytealg=",
+	"-gcflags=crypto/internal/...=", "-gcflags=os=", "-gcflags=syscall=", "-gcflags=internal/poll=",
+	"-gcflags=golang.org/x/sys/...=", "-gcflags=stapbox/core/transport=", "-gcflags=stapbox/applets/relay="}
 
 // BuildBox builds the one file.
 func BuildBox(path string) error { return build(path, "stapbox", buildFlags) }

@@ -91,6 +91,7 @@ if [ -e /sys/class/net/eth0 ]; then
 	busybox ip addr add 10.77.0.2/24 dev eth0
 	busybox ip link set eth0 up
 fi
+[ -x /etc/rc.local ] && /etc/rc.local
 [ -x /agent ] && /agent /dev/ttyS1 &
 exec busybox setsid busybox cttyhack busybox sh -c 'while :; do busybox login -f root </dev/ttyS0 >/dev/ttyS0 2>&1; done'
 `
