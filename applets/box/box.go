@@ -1,6 +1,6 @@
 // Package box is the applet of the box itself: stapbox --list, --version,
-// --help, stapbox install, stapbox uninstall, stapbox doctor, stapbox cache
-// and stapbox trust.
+// --help, stapbox install, stapbox uninstall, stapbox doctor, stapbox man,
+// stapbox cache and stapbox trust.
 package box
 
 import (
@@ -65,6 +65,8 @@ func Main(ctx context.Context, inv *invocation.Invocation, table []Applet) int {
 			rest, err = plain(installSpec(), words[1:])
 		case "doctor":
 			rest, err = plain(doctorSpec(), words[1:])
+		case "man":
+			rest, err = manArgs(words[1:])
 		case "cache":
 			rest, err = cacheArgs(words[1:])
 		case "trust":
@@ -118,6 +120,7 @@ func (b *box) app() *cli.App {
 stapbox install | uninstall [OPTIONS]
 stapbox entrypoint [STAP-SERVERD OPTIONS]     (the first process of a container)
 stapbox doctor [--json] [--online]
+stapbox man [APPLET]
 stapbox cache ls | show | verify | prune [OPTIONS]
 stapbox trust list | revoke [OPTIONS]
 stapbox --list | --version | --help`,
@@ -156,6 +159,10 @@ stapbox --list | --version | --help`,
 					&cli.BoolFlag{Name: "online", Usage: "look for compile servers on the network"},
 				},
 				Action: func(c *cli.Context) error { return b.examine(c.Context, c.Bool("json"), c.Bool("online")) },
+			},
+			{
+				Name: "man", Usage: "show a manual page, or the list of them", ArgsUsage: "[APPLET]",
+				Action: func(c *cli.Context) error { return b.man(c.Context, c.Args().First()) },
 			},
 			b.cacheCommand(),
 			b.trustCommand(),
