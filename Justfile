@@ -10,6 +10,10 @@ default:
 build:
     ./e2e/run build
 
+# images for containers: stapbox-client.oci.tar, stapbox-server.oci.tar
+image DIR=".":
+    ./e2e/run image {{DIR}}
+
 # all tests: unit, fuzz seeds, testscript, guests
 test:
     ./e2e/run test
@@ -50,7 +54,7 @@ size: build
 
 # show a manual page
 man PAGE:
-    @cat man/{{PAGE}}.md
+    @go run . man {{PAGE}}
 
 # install here (root)
 install: build

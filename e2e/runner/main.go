@@ -14,6 +14,7 @@ var commands = []struct {
 	run        func(l *lab.Lab, args []string) error
 }{
 	{"build", "the one static file, ./stapbox or another PATH", build},
+	{"image", "images for containers, stapbox-{client,server}.oci.tar, into DIR", images},
 	{"demo", "the main job, end to end, as a transcript (root)", demo},
 	{"test", "all tests: unit, fuzz seeds, testscript, guests (root)", test},
 	{"interop", "with upstream SystemTap 5.6 on its own kernel, and 4.8 over the wire (root, 4 GB, minutes)", interoperate},
