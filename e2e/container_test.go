@@ -22,6 +22,17 @@ import (
 // o.PID is that process.
 func contain(t *testing.T, name string, args ...string) *operated {
 	t.Helper()
+	o, k := container(t, name)
+	o.unshare(t, []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + o.Dir, "SYSTEMTAP_DIR=" + o.Dir, "TMPDIR=" + filepath.Join(o.Dir, "tmp"),
+		fmt.Sprintf("STAPBOX_UID=%d", lab.ServerUID),
+	}, append([]string{"--mount-proc", stage.programs.Box, "entrypoint", "--key-type=ecdsa", "-r", k.Headers}, args...)...)
+	return o
+}
+
+// container is one that has not started.
+func container(t *testing.T, name string) (*operated, *lab.Kernel) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("fresh namespaces need root")
 	}
@@ -43,13 +54,13 @@ func contain(t *testing.T, name string, args ...string) *operated {
 			t.Fatal(err)
 		}
 	}
-	o := &operated{serving: &serving{&lab.Server{Dir: dir}, n, k}, ended: make(chan struct{})}
-	argv := append([]string{"unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--uts", "--ipc",
-		stage.programs.Box, "entrypoint", "--key-type=ecdsa", "-r", k.Headers}, args...)
-	o.cmd = n.Command(0, []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "SYSTEMTAP_DIR=" + dir, "TMPDIR=" + filepath.Join(dir, "tmp"),
-		fmt.Sprintf("STAPBOX_UID=%d", lab.ServerUID),
-	}, argv...)
+	return &operated{serving: &serving{&lab.Server{Dir: dir}, n, k}, ended: make(chan struct{})}, k
+}
+
+// unshare starts a command in fresh namespaces and waits until it serves.
+func (o *operated) unshare(t *testing.T, env []string, argv ...string) {
+	t.Helper()
+	o.cmd = o.net.Command(0, env, append([]string{"unshare", "--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc"}, argv...)...)
 	o.cmd.Stdout, o.cmd.Stderr = o, o
 	started := make(chan error)
 	go func() {
@@ -72,7 +83,6 @@ func contain(t *testing.T, name string, args ...string) *operated {
 	if o.PID = child(o.cmd.Process.Pid); o.PID == 0 {
 		t.Fatal("unshare has no child")
 	}
-	return o
 }
 
 // child is the first child of a process, whichever of its threads it is of; 0 if

@@ -75,12 +75,13 @@ type manifest struct {
 
 type configuration struct {
 	platform
-	Config process   `json:"config"`
+	Config Process   `json:"config"`
 	RootFS rootFS    `json:"rootfs"`
 	Past   []history `json:"history"`
 }
 
-type process struct {
+// Process is how a container is started and what is said about its image.
+type Process struct {
 	User         string              `json:"User"`
 	ExposedPorts map[string]struct{} `json:"ExposedPorts,omitempty"`
 	Env          []string            `json:"Env"`
@@ -148,8 +149,8 @@ func (im Image) own() layer {
 	return l
 }
 
-func (im Image) process() process {
-	p := process{
+func (im Image) process() Process {
+	p := Process{
 		User:       fmt.Sprintf("%d:%[1]d", UID),
 		Env:        []string{"PATH=/usr/bin:/usr/sbin", "HOME=" + Home, "SYSTEMTAP_DIR=" + Home},
 		Entrypoint: []string{"/usr/bin/stapbox"}, Cmd: []string{"--help"}, WorkingDir: "/",

@@ -135,12 +135,7 @@ func (l *layer) tree(root string, keep func(name string) bool) error {
 		if err != nil {
 			return err
 		}
-		for _, top := range merged {
-			if strings.HasPrefix(name, top+"/") {
-				name = "usr/" + name
-			}
-		}
-		if !keep(name) {
+		if name = intoUsr(name); !keep(name) {
 			return nil
 		}
 		info, err := d.Info()
@@ -152,6 +147,11 @@ func (l *layer) tree(root string, keep func(name string) bool) error {
 			if err != nil {
 				return err
 			}
+			if path.IsAbs(target) { // of the package's root
+				if target, err = filepath.Rel(path.Dir("/"+name), "/"+intoUsr(target[1:])); err != nil {
+					return err
+				}
+			}
 			l.symlink(name, target)
 		case info.Mode().IsRegular():
 			*l = append(*l, entry{name: name, mode: info.Mode().Perm(), file: file})
@@ -160,6 +160,16 @@ func (l *layer) tree(root string, keep func(name string) bool) error {
 		}
 		return nil
 	})
+}
+
+// intoUsr is where a file of a package is in a merged /usr.
+func intoUsr(name string) string {
+	for _, top := range merged {
+		if strings.HasPrefix(name, top+"/") {
+			return "usr/" + name
+		}
+	}
+	return name
 }
 
 // merged are the directories that are links into /usr.

@@ -24,7 +24,7 @@ var wanted = regexp.MustCompile(`^usr/(` + strings.Join([]string{
 	`bin/(x86_64-linux-gnu-)?(ar|as|ld|ld\.bfd|nm|objcopy|objdump|ranlib|readelf|strip|size|strings)`,
 	`bin/(make|busybox)`,
 	`lib/gcc/x86_64-linux-gnu/12/(cc1|collect2|liblto_plugin\.so|include/.*)`,
-	`lib/x86_64-linux-gnu/(lib(bfd|opcodes|ctf|ctf-nobfd|elf|gmp|isl|jansson|mpc|mpfr|zstd|z|gcc_s|stdc\+\+|c|m|dl|pthread|rt|util)[-.].*so.*|ld-linux-x86-64\.so\.2)`,
+	`lib/x86_64-linux-gnu/(lib(bfd|opcodes|sframe|ctf|ctf-nobfd|elf|gmp|isl|jansson|mpc|mpfr|zstd|z|gcc_s|stdc\+\+|c|m|dl|pthread|rt|util)[-.].*so.*|ld-linux-x86-64\.so\.2)`,
 	`lib64/ld-linux-x86-64\.so\.2`,
 	`lib/x86_64-linux-gnu/bfd-plugins/.*`,
 	`share/doc/.*/copyright`,
