@@ -43,6 +43,8 @@ func toolchain(root string) (layer, error) {
 	if err := l.tree(root, wanted.MatchString); err != nil {
 		return nil, err
 	}
+	// With no such directory at all the compiler's trials of options fail.
+	l.dir("usr/include", 0o755, 0)
 	has := func(name string) bool {
 		return slices.ContainsFunc(l, func(e entry) bool { return e.name == name })
 	}
