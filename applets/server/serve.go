@@ -20,7 +20,10 @@ import (
 func (s *server) serve(ctx context.Context) int {
 	// SIGPIPE is not among them: to ask for it would bring it for every client
 	// that goes away.
-	signals := make(chan os.Signal, 16)
+	signals := s.signals
+	if signals == nil {
+		signals = make(chan os.Signal, 16)
+	}
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGINT, syscall.SIGTERM,
 		syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGXFSZ, syscall.SIGXCPU)
 	defer signal.Stop(signals)

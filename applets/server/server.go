@@ -30,6 +30,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"runtime"
@@ -72,16 +73,17 @@ const (
 
 // server is one run of stap-serverd.
 type server struct {
-	inv   *invocation.Invocation
-	euid  int
-	uid   int
-	user  string
-	node  string
-	arch  string
-	opts  *options
-	now   func() time.Time
-	data  string // the user's data directory
-	clock time.Duration
+	signals chan os.Signal // nil until run
+	inv     *invocation.Invocation
+	euid    int
+	uid     int
+	user    string
+	node    string
+	arch    string
+	opts    *options
+	now     func() time.Time
+	data    string // the user's data directory
+	clock   time.Duration
 	// publish is discovery.Publish; a test that is about something else leaves
 	// the network alone.
 	publish func(host string, services []discovery.Service, log func(string, ...any)) (io.Closer, error)
@@ -181,6 +183,10 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 }
 
 func (s *server) run(ctx context.Context, release string) int {
+	// Who asks for a reload before there is something to reload gets it then.
+	s.signals = make(chan os.Signal, 16)
+	signal.Notify(s.signals, syscall.SIGHUP, syscall.SIGUSR1)
+	defer signal.Stop(s.signals)
 	var err error
 	if s.log, err = openLog(s.opts.log, s.inv.Stderr, s.now); err != nil {
 		s.inv.Errorf("%v", err)
