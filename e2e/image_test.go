@@ -132,8 +132,8 @@ mount --make-rprivate /
 mount --bind "$root" "$root"
 mount --bind -o ro "$usr/src" "$root/usr/src"
 mount --bind -o ro "$kbuild" "$root/usr/lib/${kbuild##*/}"
-mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-mount -t tmpfs -o mode=0700,uid=${user%:*},gid=${user#*:} tmpfs "$root` + image.Home + `"
+mount -t tmpfs -o noexec,nosuid,nodev,mode=1777 tmpfs "$root/tmp"
+mount -t tmpfs -o nosuid,nodev,mode=0700,uid=${user%:*},gid=${user#*:} tmpfs "$root` + image.Home + `"
 mount -t proc proc "$root/proc"
 for d in null zero full random urandom; do mount --bind /dev/$d "$root/dev/$d"; done
 mount -o remount,bind,ro "$root"
