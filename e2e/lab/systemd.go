@@ -87,3 +87,54 @@ func (d *Debian) Scratch(ctx context.Context, work, script string) ([]byte, erro
 	}
 	return out, nil
 }
+
+// diskSize is that of the disk, most of which is not written.
+const diskSize = "3G"
+
+// makeDisk makes a disk of the tree, with the programs under test in /root.
+const makeDisk = `cd /
+cp /mnt/agent /agent && cp /mnt/stapbox /root/stapbox || exit
+rm -rf /usr/share/doc /usr/share/man /usr/share/locale /var/lib/apt /var/cache/apt /boot/*
+cat >/etc/systemd/system/agent.service <<'END'
+[Unit]
+Description=Executes commands for tests
+[Service]
+ExecStart=/agent /dev/ttyS1
+KillMode=process
+END
+mkdir -p /etc/systemd/system/multi-user.target.wants && ln -s ../agent.service /etc/systemd/system/multi-user.target.wants/
+: >/etc/machine-id
+echo debian >/etc/hostname; echo '127.0.0.1 localhost debian' >/etc/hosts
+echo '/dev/vda / ext4 defaults 0 0' >/etc/fstab
+mount --bind / /media && mke2fs -q -t ext4 -d /media /mnt/disk ` + diskSize
+
+const switchInit = `#!/bin/busybox sh
+busybox mount -t devtmpfs dev /dev
+for m in $(busybox cat /lib/modules/network); do busybox insmod /lib/modules/$m; done
+busybox mkdir -p /disk
+busybox mount -t ext4 /dev/vda /disk || exec busybox sh
+exec busybox switch_root /disk /lib/systemd/systemd
+`
+
+// BootDebian starts a guest that is a copy of the tree, with systemd as its process
+// 1. The executable of stapbox is /root/stapbox, not installed. The disk is made in
+// a directory, where it may stay for another guest with the same programs.
+func (l *Lab) BootDebian(ctx context.Context, d *Debian, programs *Programs, dir string) (*Guest, error) {
+	disk := filepath.Join(dir, "disk")
+	if !exists(disk) {
+		for _, f := range []string{programs.Agent, programs.Box} {
+			if err := os.Link(f, filepath.Join(dir, filepath.Base(f))); err != nil && !errors.Is(err, os.ErrExist) {
+				return nil, err
+			}
+		}
+		if out, err := d.Scratch(ctx, dir, makeDisk); err != nil {
+			return nil, fmt.Errorf("making a disk: %w\n%s", err, out)
+		}
+	}
+	im := NewImage()
+	im.File("init", 0o755, []byte(switchInit))
+	return l.Boot(GuestConfig{
+		Kernel: d.Kernel, Image: im, Agent: programs.Agent, CPUs: 2, Memory: 2048, Disk: disk,
+		Append: "systemd.mask=serial-getty@ttyS0.service systemd.mask=getty@tty1.service systemd.log_color=no systemd.mask=e2scrub_reap.service systemd.mask=systemd-networkd-wait-online.service",
+	})
+}
