@@ -94,6 +94,7 @@ const diskSize = "3G"
 // makeDisk makes a disk of the tree, with the programs under test in /root.
 const makeDisk = `cd /
 cp /mnt/agent /agent && cp /mnt/stapbox /root/stapbox || exit
+[ ! -d /mnt/scripts ] || cp -r /mnt/scripts /root/ || exit
 rm -rf /usr/share/doc /usr/share/man /usr/share/locale /var/lib/apt /var/cache/apt /boot/*
 cat >/etc/systemd/system/agent.service <<'END'
 [Unit]
@@ -117,8 +118,9 @@ exec busybox switch_root /disk /lib/systemd/systemd
 `
 
 // BootDebian starts a guest that is a copy of the tree, with systemd as its process
-// 1. The executable of stapbox is /root/stapbox, not installed. The disk is made in
-// a directory, where it may stay for another guest with the same programs.
+// 1. The executable of stapbox is /root/stapbox, not installed; what is in the
+// directory's scripts is in /root/scripts. The disk is made in the directory, where
+// it may stay for another guest with the same programs.
 func (l *Lab) BootDebian(ctx context.Context, d *Debian, programs *Programs, dir string) (*Guest, error) {
 	disk := filepath.Join(dir, "disk")
 	if !exists(disk) {
