@@ -244,3 +244,58 @@ staprun -: -A -C -D -L -M -N -R -S -T -V -b -c -d -h -i -o -r -t -u -v -w -x
 		t.Errorf("got\n%s, want\n%s", got, want)
 	}
 }
+
+// The init scripts are those of LSB: root only for servers, which run as their
+// own user; boot is told by update-rc.d(8).
+// Requirements: R-000-025 R-000-026 R-000-029 R-000-031 R-002-037 R-002-083 R-003-118
+func TestUnitsInitScripts(t *testing.T) {
+	got := inDebian(t, "--sysvinit", `
+for s in stap-server systemtap; do sh -n /etc/init.d/$s && update-rc.d $s defaults; done 2>&1
+ls /etc/rc3.d | grep tap; ls /etc/rc0.d | grep tap
+setpriv --reuid=nobody --clear-groups /etc/init.d/stap-server start 2>&1; echo $?
+printf 'probe begin { }' >/etc/systemtap/script.d/one.stp
+/etc/init.d/systemtap status; echo $?
+r=$(uname -r); mkdir -p /lib/modules/$r; ln -sfn $(ls -d /usr/src/linux-headers-*-amd64) /lib/modules/$r/build
+cat >/try <<'END'
+ip link set lo up
+/etc/init.d/stap-server start; echo $?
+/etc/init.d/stap-server status; echo $?
+ps -C stap-serverd -o user:20=
+ls /etc/systemtap/staprun | wc -l
+/etc/init.d/stap-server stop; echo $?
+/etc/init.d/stap-server status; echo $?
+END
+unshare --net sh /try 2>&1
+stat -c '%U %a' /var/lib/stap-server/.systemtap/ssl/server/stap.key`)
+	const want = `S01stap-server
+S01systemtap
+K01stap-server
+K01systemtap
+stap-server: must be root to manage the service
+4
+one is stopped
+3
+Starting stap-server -a "x86_64" -r "RELEASE" -u "stap-server" -n "default" --log "/var/log/stap-server/log" OK
+Server default is process PID and listens on port PORT
+This host trusts sha256:DIGEST (peer, all users)
+This host trusts sha256:DIGEST (module signer, all users)
+0
+stap-server -a "x86_64" -r "RELEASE" -u "stap-server" -n "default" --log "/var/log/stap-server/log" running as PID PID
+0
+stap-server
+1
+Stopping stap-server -a "x86_64" -r "RELEASE" -u "stap-server" -n "default" --log "/var/log/stap-server/log" OK
+0
+No managed stap-server is running
+3
+stap-server 600
+`
+	for pattern, name := range map[string]string{
+		`-r "[^"]*"`: `-r "RELEASE"`, `(process|as PID) \d+`: "$1 PID", `port \d+`: "port PORT", `sha256:[0-9a-f]{64}`: "sha256:DIGEST",
+	} {
+		got = regexp.MustCompile(pattern).ReplaceAllString(got, name)
+	}
+	if got != want {
+		t.Errorf("got\n%s, want\n%s", got, want)
+	}
+}

@@ -94,7 +94,7 @@ const diskSize = "3G"
 // makeDisk makes a disk of the tree, with the programs under test in /root.
 const makeDisk = `cd /
 cp /mnt/agent /agent && cp /mnt/stapbox /root/stapbox || exit
-[ ! -d /mnt/scripts ] || cp -r /mnt/scripts /root/ || exit
+[ ! -d /mnt/scripts ] || cp -a /mnt/scripts /root/ || exit
 rm -rf /usr/share/doc /usr/share/man /usr/share/locale /var/lib/apt /var/cache/apt /boot/*
 cat >/etc/systemd/system/agent.service <<'END'
 [Unit]
