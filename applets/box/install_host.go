@@ -298,9 +298,9 @@ func (in *installer) makePath(dir string) (made []string, err error) {
 	at := in.at(dir)
 	st, err := os.Stat(at)
 	switch {
-	case slices.Contains(in.planned, at):
+	case slices.Contains(in.planned, at), dir == "/" && in.dryRun:
 		return nil, nil
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist) && dir != "/":
 		if made, err = in.makePath(filepath.Dir(dir)); err != nil {
 			return nil, err
 		}
