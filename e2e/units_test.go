@@ -3,11 +3,14 @@ package e2e
 import (
 	"context"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"stapbox/core/hostpaths"
+	"stapbox/core/initconf"
 	"stapbox/e2e/lab"
 )
 
@@ -297,5 +300,28 @@ stap-server 600
 	}
 	if got != want {
 		t.Errorf("got\n%s, want\n%s", got, want)
+	}
+}
+
+// The page about paths has those that the programs use.
+// Requirements: R-003-076 R-003-140
+func TestPathsPage(t *testing.T) {
+	page := string(read(t, "../man/stappaths.md"))
+	settings, _, err := initconf.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	user := hostpaths.UserDir("", "~")
+	for _, path := range slices.Concat([]string{
+		hostpaths.Bindir, hostpaths.Pkglibdir, hostpaths.SignerStore(), hostpaths.HostPeerStore(), hostpaths.LoadPolicy(),
+		hostpaths.GroupIDs(), hostpaths.LoadLock(), hostpaths.InitConfig(), hostpaths.BlessedDir("RELEASE"),
+		hostpaths.UserPeerStore(user), hostpaths.ServerIdentity(user), hostpaths.ClientIdentity(user), hostpaths.Kernels(user),
+		hostpaths.Answers(user), hostpaths.RememberedServers(user), hostpaths.UserServers(user),
+		hostpaths.ServerConfigs(), hostpaths.ServerStatus(), hostpaths.ServerLog(),
+		settings.ScriptPath, settings.ConfigPath, settings.CachePath, settings.TempPath, settings.StatPath, settings.LogFile,
+	}, hostpaths.ServerSettings()) {
+		if !strings.Contains(page, "`"+path+"`") {
+			t.Errorf("%s is not on the page", path)
+		}
 	}
 }
