@@ -112,9 +112,9 @@ systemctl stop stap-server; echo "status=$?"; systemctl is-active $units`,
 			"a server that cannot start says why, and is failed",
 			`echo USER=nobody >>/etc/stap-server/conf.d/second.conf; systemctl start stap-server@second 2>/dev/null; echo "status=$?"
 touch '/etc/stap-server/conf.d/a b.conf'; systemctl start stap-server 2>/dev/null; echo "status=$?"; rm '/etc/stap-server/conf.d/a b.conf'
-journalctl -o cat -u stap-server@second -u stap-server --no-pager | grep -E 'for user|does not do' | sort -u
+journalctl -o cat -u stap-server@second -u stap-server --no-pager | grep -E 'as user|does not do' | LC_ALL=C sort -u
 systemctl stop stap-server@second; rm /etc/stap-server/conf.d/second.conf; systemctl reset-failed`,
-			`^status=1\nstatus=1\nThe name of /etc/stap-server/conf.d/a b.conf does not do for a service: [^\n]*\n[^\n]*the server 'second' is for user nobody, who has to run it\n$`,
+			`^status=1\nstatus=1\nCannot run servers as user nobody: only root can start servers of other users\nThe name of /etc/stap-server/conf.d/a b.conf does not do for a service: [^\n]*\n$`,
 		},
 		{
 			"systemctl enable --now systemtap: scripts from caches that were imported",
