@@ -98,8 +98,13 @@ stat -c '%n %a %U:%G' /run/stapbox /run/systemtap /run/stap-server /var/lib/stap
 	if got := inDebian(t, "--systemd", show+create+show+more); got != want+created+want+wantMore {
 		t.Errorf("got\n%s, want\n%s", got, want+created+want+wantMore)
 	}
+	// Without the programs that add users.
+	got := inDebian(t, "--root /unused", `rm /usr/sbin/useradd /usr/sbin/groupadd; /mnt/stapbox install --sysvinit >/dev/null; echo $?`+show)
+	if without := "0\n" + strings.Replace(want, "stap-server:!\n", "", 1); got != without {
+		t.Errorf("got\n%s, want\n%s", got, without)
+	}
 	// An image that has the files only: another one, made by these two alone.
-	got := inDebian(t, "--systemd --root /image", `
+	got = inDebian(t, "--systemd --root /image", `
 mkdir -p /other/usr/lib /other/etc && cp -r /image/usr/lib/sysusers.d /image/usr/lib/tmpfiles.d /other/usr/lib/
 systemd-sysusers --root=/other >/dev/null 2>&1; echo sysusers $?
 systemd-tmpfiles --root=/other --create 2>&1; echo tmpfiles $?

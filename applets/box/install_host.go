@@ -412,34 +412,43 @@ func (in *installer) makeServerUser() error {
 	if err != nil {
 		return err
 	}
+	type owned struct {
+		path   string
+		mode   fs.FileMode
+		server bool
+	}
+	var dirs []owned
+	for _, d := range []owned{
+		{serverHome(), 0o750, true},
+		{filepath.Dir(hostpaths.ServerLog()), 0o755, true},
+		{filepath.Join(hostpaths.Localstatedir, "cache/systemtap"), 0o755, false},
+	} {
+		if exists(in.at(d.path)) {
+			continue
+		}
+		// A user is added when nothing is in the way any more.
+		if _, err := in.makePath(filepath.Dir(d.path)); err != nil {
+			return err
+		}
+		dirs = append(dirs, d)
+	}
 	if !ok {
 		if uid, gid, err = in.addUser(); err != nil {
 			return err
 		}
 	}
-	for _, d := range []struct {
-		path     string
-		mode     fs.FileMode
-		uid, gid int
-	}{
-		{serverHome(), 0o750, uid, gid},
-		{filepath.Dir(hostpaths.ServerLog()), 0o755, uid, gid},
-		{filepath.Join(hostpaths.Localstatedir, "cache/systemtap"), 0o755, 0, 0},
-	} {
-		if exists(in.at(d.path)) {
-			continue
-		}
-		if _, err := in.makePath(filepath.Dir(d.path)); err != nil {
-			return err
-		}
+	for _, d := range dirs {
 		at := in.at(d.path)
 		err := in.step(fmt.Sprintf("create directory %s, mode %04o", at, d.mode), func() error {
 			if err := os.Mkdir(at, d.mode); err != nil {
 				return err
 			}
 			in.undo = append(in.undo, func() { os.Remove(at) })
+			if err := os.Chmod(at, d.mode); err != nil || !d.server {
+				return err
+			}
 			// Nobody else can be in its place: the directory above is root's.
-			return errors.Join(os.Chmod(at, d.mode), os.Lchown(at, d.uid, d.gid))
+			return os.Lchown(at, uid, gid)
 		})
 		if err != nil {
 			return err

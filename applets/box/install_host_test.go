@@ -2,7 +2,9 @@ package box
 
 import (
 	"bytes"
+	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -43,6 +45,41 @@ func TestHostFiles(t *testing.T) {
 	})
 	if err != nil || total > 40_000 {
 		t.Errorf("%d bytes, %v; they are in the one file", total, err)
+	}
+}
+
+// The user of servers gets the first free id, its group that of an earlier one.
+func TestAddUser(t *testing.T) {
+	for _, tt := range []struct{ passwd, group, want, wantGroup, err string }{
+		{"", "", "stap-server:x:155:155:", "stap-server:x:155:\n", ""},
+		{"a:x:155:1::/:\nb:x:156:1::/:", "c:x:157:\n", "a:x:155:1::/:\nb:x:156:1::/:\nstap-server:x:158:158:", "c:x:157:\nstap-server:x:158:\n", ""},
+		{"", "stap-server:x:990:\n", "stap-server:x:155:990:", "stap-server:x:990:\n", ""},
+		{"stap-server:x:990:991::/:\n", "", "stap-server:x:990:991::/:\n", "", ""},
+		{"stap-server:x:0:0::/:\n", "", "", "", `user "stap-server" is root, as which no server runs`},
+		{"stap-server:x:many:0::/:\n", "", "", "", `user "stap-server": strconv.Atoi: parsing "many": invalid syntax`},
+		{"", "stap-server:x:few:\n", "", "", `group "stap-server": strconv.Atoi: parsing "few": invalid syntax`},
+	} {
+		in := &installer{root: t.TempDir(), out: io.Discard, dryRun: os.Geteuid() != 0}
+		if err := os.Mkdir(in.at("/etc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"/etc/passwd": tt.passwd, "/etc/group": tt.group} {
+			if err := os.WriteFile(in.at(name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := in.makeServerUser()
+		passwd, _ := os.ReadFile(in.at("/etc/passwd"))
+		group, _ := os.ReadFile(in.at("/etc/group"))
+		switch {
+		case tt.err != "" || err != nil:
+			if err == nil || err.Error() != tt.err {
+				t.Errorf("%q, %q: got %v, want %s", tt.passwd, tt.group, err, tt.err)
+			}
+		case in.dryRun:
+		case !strings.HasPrefix(string(passwd), tt.want) || string(group) != tt.wantGroup:
+			t.Errorf("%q, %q: got %q, %q, want %q, %q", tt.passwd, tt.group, passwd, group, tt.want, tt.wantGroup)
+		}
 	}
 }
 
