@@ -176,7 +176,7 @@ func Systemd(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Wri
 		}
 		start := time.Now()
 		r := lab.Shell(lab.Root, s.script)
-		r.Timeout = 300
+		r.Timeout = 600 // on a busy machine
 		a, err := g.Do(r)
 		got := string(a.Stdout) + string(a.Stderr)
 		if err == nil && a.TimedOut {
