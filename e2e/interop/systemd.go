@@ -67,8 +67,8 @@ func systemdSteps() []systemdStep {
 		},
 		{
 			"what it may not do is refused, and said",
-			asUser + `as_user "stap -g -e 'probe begin { exit() }' 2>&1 >/dev/null | head -1"`,
-			`^[^\n]+\nstatus=0\n$`,
+			asUser + `as_user "stap -e 'probe procfs(\"x\").read { }' 2>&1 >/dev/null | grep -o 'not allowed for --privilege=stapusr' | uniq"`,
+			`^not allowed for --privilege=stapusr\nstatus=0\n$`,
 		},
 		{
 			"systemctl reload, status",
