@@ -63,6 +63,9 @@ func TestPacked(t *testing.T) {
 	}
 }
 
+// noProgram is about files.
+const noProgram = "stappaths.md"
+
 func TestPages(t *testing.T) {
 	all, err := Pages()
 	if err != nil {
@@ -81,6 +84,9 @@ func TestPages(t *testing.T) {
 		}
 		if len(p.Summary) < 10 || len(p.Summary) > 90 || strings.HasSuffix(p.Summary, ".") {
 			t.Errorf("%s: summary %q", p.File, p.Summary)
+		}
+		if p.File == noProgram {
+			continue
 		}
 		at := 0
 		for _, section := range []string{"Synopsis", "Description", "Exit status", "Security", "Examples", "See also"} {
@@ -155,7 +161,7 @@ func TestExamplesAreRun(t *testing.T) {
 				t.Errorf("%s: %q is not run, and it is not said why", p.File, line)
 			}
 		}
-		if ran == 0 {
+		if ran == 0 && p.File != noProgram {
 			t.Errorf("%s has no example that is run", p.File)
 		}
 	}
