@@ -25,6 +25,7 @@ import (
 	"os"
 	"os/signal"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -227,10 +228,11 @@ func forSelf(inv *invocation.Invocation, name string) bool {
 
 // environ is the server's environment: another user has another home.
 func (s *supervisor) environ() []string {
-	env := append([]string(nil), s.inv.Environ...)
+	env := slices.Clone(s.inv.Environ)
 	home := s.inv.Getenv("HOME")
 	if s.who != nil && (home == "" || home == "/" || home == "/root") {
 		if u, err := user.LookupId(strconv.FormatUint(uint64(s.who.uid), 10)); err == nil {
+			env = slices.DeleteFunc(env, func(e string) bool { return strings.HasPrefix(e, "HOME=") })
 			env = append(env, "HOME="+u.HomeDir)
 		}
 	}

@@ -198,3 +198,27 @@ func TestBecome(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The first HOME of an environment is the one that counts.
+func TestEnviron(t *testing.T) {
+	self, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var who ids
+	if _, err := fmt.Sscan(self.Uid, &who.uid); err != nil {
+		t.Fatal(err)
+	}
+	for home, want := range map[string]string{"": self.HomeDir, "/": self.HomeDir, "/root": self.HomeDir, "/srv": "/srv"} {
+		s := &supervisor{inv: &invocation.Invocation{Environ: []string{"HOME=" + home, "A=B"}}, who: &who}
+		var homes []string
+		for _, e := range s.environ() {
+			if h, ok := strings.CutPrefix(e, "HOME="); ok {
+				homes = append(homes, h)
+			}
+		}
+		if len(homes) != 1 || homes[0] != want {
+			t.Errorf("HOME %q: homes %q, want %q", home, homes, want)
+		}
+	}
+}
