@@ -71,7 +71,7 @@ func server(h *Host) []Finding {
 	case h.Online && h.compilesHere():
 		return ok("", "%s answer, none is trusted (scripts are compiled here)", plural(h.Found, "server"))
 	case h.Online && h.Found > 0:
-		return []Finding{cured("", fmt.Sprintf("%s found, none is trusted", plural(h.Found, "server")), trustServer)}
+		return []Finding{cured("", fmt.Sprintf("%s found, none is trusted", plural(h.Found, "server")), trustAny)}
 	case h.Online:
 		return []Finding{cured("", "no compile server answers; on the host of one:", "stap-serverd")}
 	case len(h.Servers) > 0:

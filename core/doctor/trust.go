@@ -14,7 +14,18 @@ import (
 // soon is when the end of a certificate is worth a remark.
 const soon = 30 * 24 * time.Hour
 
-const trustServer = "sudo stap --trust-servers=ssl,signer,all-users --use-server=SERVER:PORT"
+const (
+	trustAny     = trustCommand + "SERVER:PORT"
+	trustCommand = "sudo stap --trust-servers=ssl,signer,all-users --use-server="
+)
+
+// trustServer is the command that adds trust in the server that answered last.
+func (h *Host) trustServer() string {
+	if len(h.Servers) == 0 {
+		return trustAny
+	}
+	return trustCommand + quote(h.Servers[0].Address)
+}
 
 // broken is about a store that cannot be used.
 func (s *Store) broken() Finding {
@@ -92,7 +103,7 @@ func signers(h *Host) []Finding {
 		return append(ok(h.Signers.Dir, "%s trusted to sign modules", plural(valid, "certificate")), found...)
 	}
 	if h.Signers.Err == nil || h.Signers.None {
-		text, cure := "no signer of modules is trusted", trustServer
+		text, cure := "no signer of modules is trusted", h.trustServer()
 		if h.Signers.NSS {
 			text, cure = "only an NSS database is there, which staprun does not read", "sudo stap-authorize-signing-cert --import="+quote(h.Signers.Dir)
 		}
@@ -120,7 +131,7 @@ func peers(h *Host) []Finding {
 	if total > 0 {
 		return append(ok("", "%s of compile servers trusted", plural(total, "certificate")), found...)
 	}
-	text, cure, dir := "no compile server is trusted", trustServer, ""
+	text, cure, dir := "no compile server is trusted", h.trustServer(), ""
 	if nss != nil {
 		text, dir = "only an NSS database is there, which stap does not read", nss.Dir
 		cure = "sudo stap-authorize-server-cert --import=" + quote(nss.Dir)

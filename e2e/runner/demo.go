@@ -89,7 +89,12 @@ func (p *player) as(user string, steps ...step) error {
 // trust answers yes to the question of stap --trust-servers, as root.
 func (p *player) trust(title, attributes, certinfo, question string) error {
 	note("%s", title)
-	if err := p.con.Type("stap --trust-servers=" + attributes + " --use-server=" + certinfo + "\n"); err != nil {
+	return p.answer("stap --trust-servers="+attributes+" --use-server="+certinfo, question)
+}
+
+// answer types a command and says yes to its question.
+func (p *player) answer(command, question string) error {
+	if err := p.con.Type(command + "\n"); err != nil {
 		return err
 	}
 	for _, text := range []string{question, "[y/N]"} {
@@ -106,7 +111,10 @@ func (p *player) trust(title, attributes, certinfo, question string) error {
 // returns and the shell's question where the cursor is.
 var visible = strings.NewReplacer("\r", "", "\x1b[6n", "")
 
-var certinfo = regexp.MustCompile(`certinfo="([0-9a-f:]+)"`)
+var (
+	certinfo     = regexp.MustCompile(`certinfo="([0-9a-f:]+)"`)
+	trustCommand = regexp.MustCompile(`\$ sudo (stap --trust-servers=\S+ --use-server=\S+)`)
+)
 
 // demo plays the walk of a request.
 func demo(l *lab.Lab, _ []string) (err error) {
@@ -262,9 +270,42 @@ func (p *player) play(server *service, net *lab.Network, kernel *lab.Kernel) err
 	if err := p.malformed(server, net); err != nil {
 		return err
 	}
+	if err := p.cure(run); err != nil {
+		return err
+	}
 	return p.as("root",
 		step{"Each verdict of the loader is in the log", `dmesg | grep 'staprun\[' | tail -n 3`, []string{`"allow":`}},
 		step{"At the end no module of ours is loaded, and no process is left", "lsmod | grep stap_ || pidof staprun stapio || echo nothing left", []string{"nothing left"}},
+	)
+}
+
+// cure breaks the host, asks stapbox doctor, and does what it says.
+func (p *player) cure(run string) error {
+	const doctor = "stapbox doctor; echo exit status $?"
+	if err := p.as("root",
+		step{"The host breaks: staprun is no setuid program any more, and the signer is forgotten", "chmod 0755 /usr/bin/staprun; rm -r /etc/systemtap/staprun", nil},
+	); err != nil {
+		return err
+	}
+	if err := p.as("usr",
+		step{"", run, []string{"exit status 1"}},
+		step{"stapbox doctor, as the user: what would refuse a run, and the command that cures each thing", doctor, []string{"cure", "staprun", "exit status 1"}},
+	); err != nil {
+		return err
+	}
+	m := trustCommand.FindStringSubmatch(p.con.Text())
+	if m == nil {
+		return errors.New("stapbox doctor names no command that adds trust")
+	}
+	if err := p.as("root", step{"The administrator gives those commands", "stapbox install", []string{"mode 4750"}}); err != nil {
+		return err
+	}
+	if err := p.answer(m[1], "as an SSL peer for all users and as a module signer for all users?"); err != nil {
+		return err
+	}
+	return p.as("usr",
+		step{"Cured", doctor, []string{"exit status 0"}},
+		step{"", run, []string{"Hello\r\n", "exit status 0"}},
 	)
 }
 
