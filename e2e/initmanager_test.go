@@ -253,7 +253,7 @@ func TestInitManager(t *testing.T) {
 // A host without compiler boots with systemtap enabled, from caches that another
 // host has prepared; with another kernel, from the same disk, it compiles through
 // a server.
-// Requirements: R-002-078..080 R-002-088..094
+// Requirements: R-001-009 R-002-078..080 R-002-088..094
 func TestInitManagerBoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("guests need root, for a network namespace with a tap device")

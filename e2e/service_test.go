@@ -273,7 +273,7 @@ func TestServiceCheck03(t *testing.T) {
 }
 
 // Not as upstream: B-06, B-19.
-// Requirements: R-003-032..033 R-003-037..039 R-003-052..055 R-003-108
+// Requirements: R-000-030 R-003-032..033 R-003-037..039 R-003-052..055 R-003-108
 func TestServiceCheck04(t *testing.T) {
 	m := manage(t)
 	m.server(0, `-r "A" -r "B"`, "start", "-r", "A", "-r", "B")
