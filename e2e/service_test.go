@@ -685,3 +685,36 @@ func TestServiceTapsets(t *testing.T) {
 		t.Errorf("another architecture: %+v, %v", r, err)
 	}
 }
+
+// The directory of running servers belongs to the servers' user, who may write
+// into it what he likes. Root makes no file for him elsewhere, starts nothing as
+// whom he names, and signals nobody else's servers.
+func TestServiceForgedStatus(t *testing.T) {
+	k, err := stage.lab.FetchKernel(lab.Versions()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, rc := rooted(t, `
+		as() { setpriv --reuid=$1 --regid=$1 --clear-groups env HOME=$dir/other TMPDIR=/var/tmp sh -c "$2"; }
+		mkdir -p $dir/other && chown 12322:12322 $dir/other
+		STAP_USER=stap-server stap-server start -n mine -r `+k.Headers+` >/dev/null; echo "start=$?"
+		mine=$(basename /run/stap-server/*.stat .stat)
+		as 12322 "stap-server start -r `+k.Headers+` >/dev/null"; echo "others=$?"
+		other=$(basename $dir/other/.systemtap/stap-server/run/*.stat .stat)
+		as 12321 "sed 's,^LOG=.*,LOG=/etc/profile.d/evil.sh,' /run/stap-server/$mine.stat >/run/stap-server/x && rm -f /run/stap-server/$mine.stat && mv /run/stap-server/x /run/stap-server/$mine.stat"
+		stap-server restart -p $mine; echo "restart=$?"
+		ls /etc/profile.d/evil.sh; echo "evil=$?"
+		as 12321 "cp /run/stap-server/$mine.stat /run/stap-server/$other.stat 2>/dev/null || echo USER=x >/run/stap-server/$other.stat"
+		stap-server stop -p $other; echo "stop=$?"
+		kill -0 $other; echo "lives=$?"
+		as 12322 "stap-server stop" >/dev/null; echo "own=$?"
+	`)
+	for _, want := range []string{
+		"start=0\n", "others=0\n", `The status file of process \d+ belongs to user id 12321: root starts nothing by it.*restart=1\n`, `evil=2\n`,
+		`The status file of process \d+ belongs to user id 12321, the process does not\n.*stop=1\n`, `lives=0\n`, `own=0\n`,
+	} {
+		if !regexp.MustCompile("(?s)" + want).MatchString(out) {
+			t.Errorf("status %d, no %q in\n%s", rc, want, out)
+		}
+	}
+}

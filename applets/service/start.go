@@ -49,6 +49,10 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 			return m.passed(action)
 		}
 	}
+	if err := m.believe(c.Base); err != nil {
+		m.complain(err.Error())
+		return m.failed(action)
+	}
 	a, err := m.find(spec.User)
 	if err != nil {
 		m.complain(fmt.Sprintf("Cannot run servers as user %s: %v", spec.User, err))
@@ -103,6 +107,15 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 		return exitFailure
 	}
 	return exitOK
+}
+
+// believe refuses to start what somebody else says was running: root would make
+// his log files and run programs as whom he names.
+func (m *manager) believe(base *service.Running) error {
+	if m.euid != 0 || base == nil || base.Owner == 0 {
+		return nil
+	}
+	return fmt.Errorf("The status file of process %d belongs to user id %d: root starts nothing by it; name the server's configuration (-n) or options", base.PID, base.Owner)
 }
 
 // launch starts the process.

@@ -57,6 +57,11 @@ func (m *manager) stop(r *service.Running) int {
 	}
 	if h != nil {
 		defer h.Close()
+		// A status file of another user is about his own servers.
+		if uid, err := service.Owner(m.dir.Proc, r.PID); m.euid == 0 && r.Owner != 0 && (err != nil || uid != r.Owner) {
+			m.complain(fmt.Sprintf("The status file of process %d belongs to user id %d, the process does not", r.PID, r.Owner))
+			return m.failed(action)
+		}
 		if err := h.Signal(unix.SIGTERM); err != nil && err != unix.ESRCH {
 			m.complain(fmt.Sprintf("Stopping process %d: %v", r.PID, err))
 			return m.failed(action)

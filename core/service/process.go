@@ -62,6 +62,15 @@ func ParseProc(data []byte) (Proc, error) {
 	return Proc{pid, string(data[open+1 : end]), fields[0][0], parent, start}, nil
 }
 
+// Owner is the user id that a process runs as.
+func Owner(proc string, pid int) (int, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(proc, strconv.Itoa(pid)), &st); err != nil {
+		return 0, fmt.Errorf("looking at process %d: %w", pid, err)
+	}
+	return int(st.Uid), nil
+}
+
 // Children is how many processes a process has started that are still there.
 // Those of a server are translations.
 func Children(proc string, pid int) (n int, err error) {

@@ -43,6 +43,10 @@ type Running struct {
 	Spec
 	PID   int
 	Facts Facts
+	// Owner is the user id that the status file belongs to. The directory is the
+	// servers' user's to write, so for root a file of another than root is a claim
+	// of that user.
+	Owner int
 }
 
 // Dir is a directory of running servers.
@@ -101,7 +105,10 @@ func (d Dir) read(pid int) (*Running, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Running{PID: pid}
+	r := &Running{PID: pid, Owner: -1}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		r.Owner = int(sys.Uid)
+	}
 	if r.Spec, err = ParseSpec(data, d.file(pid), nil); err != nil {
 		return nil, err
 	}
