@@ -17,6 +17,7 @@ for u in ann bob carol; do
 	n=$((n+1)); echo "$u:x:$n:$n::$dir/$u:/bin/sh" >>/etc/passwd; echo "$u:x:$n:" >>/etc/group
 	mkdir -m 755 $dir/$u; chown $n:$n $dir/$u
 done
+mkdir -m 755 $dir/root
 as() { who=$1; shift; setpriv --reuid=$who --regid=$who --init-groups env -C $dir/$who HOME=$dir/$who "$@"; }
 try() { what=$1; shift; as "$@" >/run/out 2>/run/err; rc=$?; echo "$what: $rc <$(cat /run/out)> [$(tr '\n' '~' </run/err)]"; }
 `
