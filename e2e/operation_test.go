@@ -209,6 +209,7 @@ func TestServerDrainEnds(t *testing.T) {
 
 // SIGHUP in the middle of a request, with a good rc file and a bad one; SIGUSR1
 // after the log was moved; SIGPIPE and SIGCHLD mean nothing.
+// Requirements: B-24
 func TestServerSignals(t *testing.T) {
 	logFile := filepath.Join(stage.dir, "operate-signals", "log")
 	o := operate(t, "signals", nil, nil, "--log="+logFile)

@@ -385,6 +385,7 @@ func TestServerRefusesMalformed(t *testing.T) {
 
 // TestServerIdleConnections fills the server with connections that say nothing,
 // or very little, and measures how long an honest client waits.
+// Requirements: B-28
 func TestServerIdleConnections(t *testing.T) {
 	s := serve(t, "idle", "--max-threads=2", "--cache-size=0")
 	honest := s.frame(t, "-p4", "--privilege=stapusr", "-e"+hello)

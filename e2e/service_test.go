@@ -158,8 +158,7 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
-// Not as upstream: B-14, B-12.
-// Requirements: R-003-001 R-003-007 R-003-009 R-003-013 R-003-045 R-003-060 R-003-119 R-003-122..125 R-003-109
+// Requirements: R-003-001 R-003-007 R-003-009 R-003-013 R-003-045 R-003-060 R-003-119 R-003-122..125 R-003-109 A-01 B-12 B-14
 func TestServiceCheck01(t *testing.T) {
 	m := manage(t)
 	begin := time.Now()
@@ -190,8 +189,7 @@ func TestServiceCheck01(t *testing.T) {
 	m.server(0, `^Stopping stap-server: OK\n$`, "stop")
 }
 
-// Not as upstream: B-01, B-02, B-25.
-// Requirements: R-003-004..005 R-003-008 R-003-010 R-003-016..024 R-003-062 R-003-073..075 R-003-088 R-003-092..093 R-003-107 R-003-115..116
+// Requirements: R-003-004..005 R-003-008 R-003-010 R-003-016..024 R-003-062 R-003-073..075 R-003-088 R-003-092..093 R-003-107 R-003-115..116 A-02 B-01 B-02 B-25
 func TestServiceCheck02(t *testing.T) {
 	m := manage(t)
 	m.server(0, "OK", "start")
@@ -242,8 +240,7 @@ func TestServiceCheck02(t *testing.T) {
 	m.server(0, `native +down`, "list")
 }
 
-// Not as upstream: B-03, B-07.
-// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112
+// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112 A-03 B-03 B-07 B-10 B-20 B-23
 func TestServiceCheck03(t *testing.T) {
 	m := manage(t)
 	port := freePort(t)
@@ -272,8 +269,7 @@ func TestServiceCheck03(t *testing.T) {
 	m.server(2, `^Missing /nonexistent/include/config/kernel.release\nUsage: `, "start", "-r", "/nonexistent")
 }
 
-// Not as upstream: B-06, B-19.
-// Requirements: R-000-030 R-003-032..033 R-003-037..039 R-003-052..055 R-003-108
+// Requirements: R-000-030 R-003-032..033 R-003-037..039 R-003-052..055 R-003-108 A-04 B-06 B-19
 func TestServiceCheck04(t *testing.T) {
 	m := manage(t)
 	m.server(0, `-r "A" -r "B"`, "start", "-r", "A", "-r", "B")
@@ -299,8 +295,7 @@ func TestServiceCheck04(t *testing.T) {
 	}
 }
 
-// Not as upstream: B-08, B-09, B-10.
-// Requirements: R-003-014 R-003-040 R-003-043..047
+// Requirements: R-003-014 R-003-040 R-003-043..047 A-05 B-08 B-09
 func TestServiceCheck05(t *testing.T) {
 	m := manage(t)
 	m.server(0, "OK", "start")
@@ -324,8 +319,7 @@ func TestServiceCheck05(t *testing.T) {
 	}
 }
 
-// Not as upstream: B-05, B-22.
-// Requirements: R-003-064..067
+// Requirements: R-003-064..067 A-06 B-05 B-22
 func TestServiceCheck06(t *testing.T) {
 	m := manage(t)
 	mark := filepath.Join(m.home, "executed")
@@ -392,8 +386,7 @@ mkdir -m 750 $home && chown 12321:12321 $home
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// Not as upstream: B-16, B-17, B-18, B-23.
-// Requirements: R-000-025..029 R-000-031 R-000-037 R-003-049..051 R-003-099 R-003-101 R-003-111 R-003-117..118 R-003-120..121 R-003-122 R-003-124 R-003-127 R-003-129 R-003-131..132
+// Requirements: R-000-025..029 R-000-031 R-000-037 R-003-049..051 R-003-099 R-003-101 R-003-111 R-003-117..118 R-003-120..121 R-003-122 R-003-124 R-003-127 R-003-129 R-003-131..132 A-07 B-16 B-17 B-18 B-23
 func TestServiceCheck07(t *testing.T) {
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
 	if err != nil {
@@ -438,8 +431,7 @@ func TestServiceCheck07(t *testing.T) {
 	}
 }
 
-// Not as upstream: B-12.
-// Requirements: R-003-011 R-003-025..026
+// Requirements: R-003-011 R-003-025..026 A-08 B-12 B-15
 func TestServiceCheck08(t *testing.T) {
 	m := manage(t)
 	for _, tt := range [][2]string{
@@ -485,7 +477,7 @@ func TestServiceCheck08(t *testing.T) {
 }
 
 // One signal, and time to finish (B-13).
-// Requirements: R-003-012 R-003-015
+// Requirements: R-003-012 R-003-015 A-09 B-13
 func TestServiceCheck09(t *testing.T) {
 	m := manage(t)
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
@@ -518,8 +510,7 @@ func TestServiceCheck09(t *testing.T) {
 	m.server(0, "OK", "stop")
 }
 
-// Not as upstream: B-21.
-// Requirements: R-003-027..029 R-003-061 R-003-063..072 R-003-077 R-003-095
+// Requirements: R-003-027..029 R-003-061 R-003-063..072 R-003-077 R-003-095 A-10 B-04 B-21
 func TestServiceCheck10(t *testing.T) {
 	m := manage(t)
 	conf := filepath.Join(m.home, "servers")
@@ -554,8 +545,7 @@ func TestServiceCheck10(t *testing.T) {
 	m.server(1, `x.conf|no such user`, "configtest", "-u", "nobody-there")
 }
 
-// Not as upstream: B-22.
-// Requirements: R-003-004..006
+// Requirements: R-003-004..006 A-18 B-22
 func TestServiceCheck18(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SystemTap's own manager runs in a tree of its own, which needs root")
@@ -573,7 +563,7 @@ func TestServiceCheck18(t *testing.T) {
 	}
 }
 
-// Requirements: R-004-003..007 R-004-011..020 R-004-038 R-004-043..045 R-004-051..052 R-004-059
+// Requirements: R-004-003..007 R-004-011..020 R-004-038 R-004-043..045 R-004-051..052 R-004-059 A-17 B-11
 func TestServiceCheck17(t *testing.T) {
 	m := manage(t)
 	tool := func(rc int, stdout, stderr, name string, args ...string) string {

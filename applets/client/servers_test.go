@@ -129,7 +129,7 @@ func TestListFilters(t *testing.T) {
 
 // A request goes to the address that was asked for, and to nothing that does not
 // fit.
-// Requirements: R-004-030..033 R-004-054
+// Requirements: R-004-030..033 R-004-054 B-60
 func TestUseServerForms(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	port := fmt.Sprint(f.addr.Port())

@@ -182,7 +182,7 @@ func (h *host) wants(what, got string, parts ...string) {
 }
 
 // Check 11, B-41.
-// Requirements: R-002-001..003 R-002-006..007 R-002-013..014 R-002-017..018 R-002-031..032 R-002-042 R-002-061 R-002-074..076
+// Requirements: R-002-001..003 R-002-006..007 R-002-013..014 R-002-017..018 R-002-031..032 R-002-042 R-002-061 R-002-074..076 A-11 B-41
 func TestDependencies(t *testing.T) {
 	h := newHost(t, "a_REQ='b c'\nb_REQ=d\nc_REQ=d\n")
 	h.scripts("a", "b", "c", "d")
@@ -235,7 +235,7 @@ func TestDependencies(t *testing.T) {
 }
 
 // Check 12, B-42, B-43.
-// Requirements: R-002-008 R-002-016 R-002-058..059 R-002-081
+// Requirements: R-002-008 R-002-016 R-002-058..059 R-002-081 A-12 B-42 B-43
 func TestPassAll(t *testing.T) {
 	for _, passall := range []string{"no", "yes"} {
 		h := newHost(t, "PASSALL="+passall+"\nb_REQ=a\nc_REQ=b\n")
@@ -262,7 +262,7 @@ func TestPassAll(t *testing.T) {
 }
 
 // Check 13.
-// Requirements: R-002-009..012 R-002-062..063 R-002-088
+// Requirements: R-002-009..012 R-002-062..063 R-002-088 A-13
 func TestRecompile(t *testing.T) {
 	h := newHost(t, "a_OPT=-g\n")
 	h.scripts("a")
@@ -307,7 +307,7 @@ func TestRecompile(t *testing.T) {
 
 // Check 14, B-40. The other kernel's module is of the release that stap is asked
 // for.
-// Requirements: R-002-020..021 R-002-044 R-002-066 R-002-089..094
+// Requirements: R-002-020..021 R-002-044 R-002-066 R-002-089..094 A-14 B-40
 func TestPrepareForKernel(t *testing.T) {
 	const next = "6.2.0-1-test"
 	h := newHost(t, "conf_OPT=-g\nb_REQ=a\n")
@@ -366,7 +366,7 @@ func TestCompileTellsWhatWouldFail(t *testing.T) {
 }
 
 // Check 15, B-44, B-48, B-51.
-// Requirements: R-002-047 R-002-050..051 R-002-068..073
+// Requirements: R-002-047 R-002-050..051 R-002-068..073 A-15 B-44 B-45 B-48 B-51
 func TestOptionsReachPrograms(t *testing.T) {
 	h := newHost(t, `a_OPT="-g -DA=1 -o /x -s 4 -S 10,2 -x 42 -vF"`+"\n"+`b_OPT='-c "echo \$x" -D "S=a b" -- p=1'`+"\nc_OPT='-o out-%Y --use-server=h:1 --save-uprobes'\nSERVER_FALLBACK=no\n")
 	h.scripts("a", "b", "c")
@@ -401,7 +401,7 @@ func TestOptionsReachPrograms(t *testing.T) {
 }
 
 // Check 16.
-// Requirements: R-002-022..026 R-002-035 R-002-085..087
+// Requirements: R-002-022..026 R-002-035 R-002-085..087 A-16
 func TestRemovedScripts(t *testing.T) {
 	h := newHost(t, "a_REQ=b\n")
 	h.scripts("a", "b")
@@ -446,6 +446,7 @@ func TestRemovedScripts(t *testing.T) {
 }
 
 // B-49: the module of old releases stays while a script needs it.
+// Requirements: B-49
 func TestCleanupKeepsUprobes(t *testing.T) {
 	h := newHost(t, "")
 	dir := "cache/" + release + "/"
@@ -463,6 +464,7 @@ func TestCleanupKeepsUprobes(t *testing.T) {
 }
 
 // B-46: what stop does when things are not as they were left.
+// Requirements: B-46
 func TestStop(t *testing.T) {
 	h := newHost(t, "a_OPT='-o /x'\n")
 	h.scripts("a", "b")
@@ -530,6 +532,7 @@ func TestStatus(t *testing.T) {
 }
 
 // B-53.
+// Requirements: B-53
 func TestCondrestart(t *testing.T) {
 	h := newHost(t, "b_REQ=a\n")
 	h.scripts("a", "b", "c")
@@ -616,6 +619,7 @@ func TestUsage(t *testing.T) {
 }
 
 // B-47, B-50, B-52.
+// Requirements: B-47 B-50 B-52
 func TestHostileNamesAndConfiguration(t *testing.T) {
 	h := newHost(t, "")
 	h.scripts("a")
