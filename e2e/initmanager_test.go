@@ -195,9 +195,12 @@ func TestInitManager(t *testing.T) {
 		t.Run("acceptance 12: PASSALL=no", func(t *testing.T) {
 			config("PASSALL=no\nb_REQ=bad\n")
 			s.put(t, scripts+"bad.stp", lab.Root, 0o644, []byte("probe begin { println( }"))
+			sh("rm -f /tmp/devlog; syslogd -O /tmp/devlog")
+			defer sh("killall syslogd; rm -f /dev/log /tmp/devlog")
 			has(t, sh("systemtap start b c; systemtap stop; systemtap start -R b c; echo rc=$?"), " Compiling bad ... error\n  parse error: ",
 				`Failed to run "bad". (1)`, `Skipping "b": required script "bad" is not running`, " Starting c ... done\nWARNING\nrc=0\n")
-			has(t, sh("systemtap stop; rm "+scripts+"bad.stp; grep Failed /var/log/systemtap.log"), `Failed to run "bad". (1)`)
+			has(t, sh("systemtap stop; rm "+scripts+"bad.stp; grep Failed /var/log/systemtap.log; cat /tmp/devlog"), `Failed to run "bad". (1)`,
+				"daemon.err systemtap", "Failed to compile script(bad).\n")
 		})
 		t.Run("acceptance 13: what compiles again", func(t *testing.T) {
 			config("")

@@ -24,7 +24,7 @@ try() { what=$1; shift; as "$@" >/run/out 2>/run/err; rc=$?; echo "$what: $rc <$
 
 // The examples of the tools of 2009, one after the other, with the programs as
 // they are installed: whom each kind of trust is for, and how long.
-// Requirements: R-002-099..101 R-002-107 R-003-138 R-004-001 R-004-021..022 R-004-029..032 R-004-035..037 R-004-039..040 R-004-042..050 R-004-053..058 R-004-061..062 A-17
+// Requirements: R-002-099..101 R-002-107 R-003-138 R-004-001 R-004-021..022 R-004-029..032 R-004-035..037 R-004-039..040 R-004-042..050 R-004-053..058 R-004-061..062 A-17 R-000-046
 func TestLegacyExamples(t *testing.T) {
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
 	if err != nil {
@@ -64,6 +64,10 @@ func TestLegacyExamples(t *testing.T) {
 		try server root stap-authorize-server-cert $cert
 		try signer root stap-authorize-signing-cert $cert
 		try user carol stap-authorize-server-cert $cert
+		# A member of stapusr has servers compile, and sign, without saying so.
+		try alone carol stap -v -r `+k.Release+` -e 'probe begin { exit() }'
+		getent group stapusr || groupadd stapusr; usermod -a -G stapusr carol
+		try member carol stap -v -r `+k.Release+` -e 'probe begin { exit() }'
 		# A store that others may write to is nobody's; they are looked into in this order.
 		mkdir $dir/bob/A $dir/bob/B; cp $dir/bob/extra/* $dir/bob/A; cp $dir/bob/extra/* $dir/bob/B
 		chown -R bob:bob $dir/bob/A $dir/bob/B
@@ -94,6 +98,8 @@ func TestLegacyExamples(t *testing.T) {
 		`server: 0 <Certificate /run/stap-server.cert added to database /etc/systemtap/ssl/client> \[\]`,
 		`signer: 0 <Certificate /run/stap-server.cert added to database /etc/systemtap/staprun> \[\]`,
 		`user: 0 <Certificate /run/stap-server.cert added to database ` + home + `/carol/.systemtap/ssl/client> \[\]`,
+		`alone: 1 <> \[.*You should either be root, or be part of the group "stapusr".*hint: sudo usermod -a -G stapusr carol`,
+		`member: 1 <> \[Using a compile server\..*--privilege=stapusr was automatically selected because you are a member of the group stapusr\..*--use-server was automatically selected.*The effective user ID of staprun must be set to the root user`,
 		`open: 1 <> \[[^\n]*` + home + `/bob/A"? must not be writable[^\n]*` + home + `/bob/B"? must not be writable[^\n]*` + home + `/bob/.systemtap/ssl/client"? must not be writable[^\n]*/etc/systemtap/ssl/client"? must not be writable`,
 		`theirs: 1 <> \[.*not permitted`, `stop: 0 <> \[\]`,
 		`readable: 1 <> \[.*stap.key`,

@@ -13,7 +13,7 @@ import (
 	"stapbox/e2e/lab"
 )
 
-// Requirements: R-000-001 R-000-009 R-000-012 R-000-036 R-001-002..003 R-001-006..007 R-002-102..103 R-002-106 R-002-109 R-003-105
+// Requirements: R-000-001 R-000-009 R-000-012 R-000-036 R-001-002..003 R-001-006..007 R-002-102..103 R-002-106 R-002-109 R-003-105 R-000-010 R-000-011
 func TestLoaderDecides(t *testing.T) {
 	onKernels(t, func(t *testing.T, s *scene) {
 		a, b := signers(t)
@@ -78,6 +78,25 @@ func TestLoaderDecides(t *testing.T) {
 		t.Run("a user outside all groups cannot execute the setuid copy", func(t *testing.T) {
 			got := s.do(t, lab.Shell(lab.Nobody, "staprun /tmp/m.ko"))
 			want(t, got, 126, "", "Permission denied")
+		})
+		t.Run("a user counts from the log-in after he is enrolled, or at once with newgrp", func(t *testing.T) {
+			s.forgetSigners(t)
+			s.trustSigner(t, a)
+			s.put(t, "/tmp/m.ko", lab.Root, 0o644, usr)
+			s.put(t, "/tmp/m.ko.sgn", lab.Root, 0o644, sigUsr)
+			// One line a try: the groups of the process, and what the loader makes of them.
+			const try = `su -s /bin/sh nobody -c 'id -G; staprun /tmp/m.ko; echo rc=$?' 2>&1; true`
+			before := "65534\nsh: staprun: Permission denied\nrc=126\n"
+			want(t, s.do(t, lab.Shell(lab.Root, try)), 0, before)
+			s.do(t, lab.Shell(lab.Root, "cp /etc/group /tmp/group; sed -i /^stapusr:/s/$/,nobody/ /etc/group"))
+			defer s.do(t, lab.Shell(lab.Root, "cat /tmp/group >/etc/group"))
+			want(t, s.do(t, lab.Shell(lab.Root, "grep ^stapusr: /etc/group; "+try)), 0, "stapusr:x:156:dev,usr,usr2,sys,nobody\n65534 156\nHello\nrc=0\n")
+			// And newgrp of a process that is running: credentials count, not the file.
+			newgrp := lab.Nobody
+			newgrp.GID = 156
+			s.do(t, lab.Shell(lab.Root, "cat /tmp/group >/etc/group"))
+			want(t, s.do(t, lab.Command(newgrp, "staprun", "/tmp/m.ko")), 0, "Hello\n")
+			want(t, s.do(t, lab.Shell(lab.Root, try)), 0, before)
 		})
 		t.Run("an Ed25519 signature is as good", func(t *testing.T) {
 			s.trustSigner(t, b)

@@ -259,6 +259,26 @@ func TestServiceCheck03(t *testing.T) {
 		t.Errorf("-k or -P swallowed a word:\n%s", log)
 	}
 	m.server(1, `^No stap-server running as pid `+pid+`\n$`, "status", "-p", pid)
+	// A key is made where there is none, wherever --ssl and SYSTEMTAP_DIR say, and
+	// its own user trusts it.
+	trusts := func(dir, clients string) {
+		t.Helper()
+		cert, err := x509.ParseCertificate(read(t, filepath.Join(dir, "stap.cert")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(clients, identity.Fingerprint(cert)+".pem")); err != nil {
+			t.Errorf("the server of %s is not trusted: %v", dir, err)
+		}
+	}
+	m.server(0, `--ssl "`+m.home+`/own" OK`, "start", "--ssl", "own")
+	m.server(0, "OK", "stop", "--ssl=own")
+	trusts(filepath.Join(m.home, "own"), filepath.Join(m.home, ".systemtap/ssl/client"))
+	m.env = []string{"SYSTEMTAP_DIR=" + m.home + "/else"}
+	m.server(0, "OK", "start")
+	m.server(0, "OK", "stop")
+	trusts(filepath.Join(m.home, "else/ssl/server"), filepath.Join(m.home, "else/ssl/client"))
+	m.env = nil
 	for _, args := range [][]string{{"start", "--nosuch"}, {"start", "word"}, {"start", "-r"}} {
 		m.server(2, `Error: Argument parse error: `, args...)
 	}
@@ -283,13 +303,18 @@ func TestServiceCheck04(t *testing.T) {
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server start -i --port `+p1+` --port=`+p2+` --log $home/L1
 		echo "rc=$?"
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server list
+		mkdir $dir/rel && cd $dir/rel && echo LOG_FILE=/nonexistent/log >settings
+		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server status -i -c settings >/dev/null; echo "relative=$?"
+		mount -t tmpfs tmpfs /lib/modules
+		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server start -i; echo "none=$?"
 	`)
 	def := "/.systemtap/stap-server/log"
 	for _, want := range []string{
 		`-r "6.1-a" -u "stap-server" --log "\S*/L1" --port "` + p1 + `" OK`, `-r "6.2-b" -u "stap-server" --log "\S*` + def + `" --port "` + p2 + `" OK`, "rc=0",
 		`running +\d+ +` + p1 + ` +stap-server +x86_64 +6.1-a`, `running +\d+ +` + p2 + ` .*6.2-b`, `WARNING: none is passed over`,
+		`\nrelative=0\n`, `No kernel releases found in /lib/modules\n.*none=1\n`,
 	} {
-		if rc != 0 || !regexp.MustCompile(want).MatchString(out) {
+		if rc != 0 || !regexp.MustCompile("(?s)"+want).MatchString(out) {
 			t.Errorf("status %d, want %q in\n%s", rc, want, out)
 		}
 	}
@@ -524,7 +549,14 @@ func TestServiceCheck10(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.server(0, `-R "/usr" -D "A" -D "B=1" -I "`+m.home+`/tapsets" -B "VARIABLE1=VALUE1 VARIABLE2=VALUE2" -u "12321" -n "last" --log \S* OK\n`, "start")
+	// -n is about the files of CONFIG_PATH and STAT_PATH, wherever these are set.
+	m.server(0, `-n "last" .* running as PID`, "status", "-n", "last")
 	m.server(0, "OK", "stop")
+	elsewhere := m.file("elsewhere", "CONFIG_PATH="+conf+"\nSTAT_PATH="+m.home+"/stat")
+	m.server(0, `-R "/usr" -D "A" .* -n "last" `, "start", "-n", "last", "-c", elsewhere)
+	m.server(0, `-n "last" .* running as PID`, "status", "-n", "last", "-c", elsewhere)
+	m.server(3, `-n "last" .* is not running`, "status", "-n", "last")
+	m.server(0, "OK", "stop", "-n", "last", "-c", elsewhere)
 	for text, line := range map[string]string{"FOO=bar\n": "FOO=bar", "STAT_PATH": "STAT_PATH", "  rm -rf /  ": "rm -rf /"} {
 		file := m.file("other", text)
 		m.server(1, `^Invalid input, "`+line+`", in `+file+`\n$`, "start", "-c", file)

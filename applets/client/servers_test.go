@@ -140,6 +140,8 @@ func TestUseServerForms(t *testing.T) {
 	}{
 		{spec: "127.0.0.1", addr: "192.0.2.1", other: "127.0.0.1"},
 		{spec: "::1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
+		{spec: "27.0.0.1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
+		{spec: "m.local", addr: "127.0.0.1", want: 1},
 		{spec: "vm.local:" + port, addr: "127.0.0.1"},
 		{spec: "vm.local:1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
 		{spec: "localhost:" + port, addr: "192.0.2.1"},
