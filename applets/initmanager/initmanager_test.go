@@ -26,6 +26,7 @@ type host struct {
 	dir    string
 	kernel scriptcache.Kernel
 	stdin  string
+	config string // the file that -c names, "" for config
 }
 
 func newHost(t *testing.T, config string) *host {
@@ -135,10 +136,14 @@ func (h *host) age(name string) {
 func (h *host) do(code int, args ...string) (out, calls string) {
 	h.t.Helper()
 	os.Remove(h.path("calls"))
+	config := h.config
+	if config == "" {
+		config = "config"
+	}
 	var stdout, stderr bytes.Buffer
 	m := &manager{
 		inv: &invocation.Invocation{
-			Name: "systemtap", Args: append(args, "-c", h.path("config")), Environ: []string{"PATH=" + os.Getenv("PATH"), "HOME=/root"},
+			Name: "systemtap", Args: append(args, "-c", h.path(config)), Environ: []string{"PATH=" + os.Getenv("PATH"), "HOME=/root"},
 			Dir: h.dir, Stdin: strings.NewReader(h.stdin), Stdout: &stdout, Stderr: &stderr,
 		},
 		proc: h.path("proc"), stap: []string{h.path("bin/stap"), "stap"}, staprun: h.path("bin/staprun"),
@@ -599,7 +604,7 @@ func TestEnable(t *testing.T) {
 	}
 }
 
-// Requirements: R-002-004..005 R-002-027..030 R-002-033..034
+// Requirements: R-002-004..005
 func TestUsage(t *testing.T) {
 	h := newHost(t, "")
 	for _, args := range [][]string{{}, {"fly"}, {"onboot"}, {"start", "--nothing"}, {"start", "-r"}, {"start", "-o", "x"}} {
@@ -615,6 +620,92 @@ func TestUsage(t *testing.T) {
 		args string
 	}{{0, "stop"}, {0, "cleanup -y"}, {0, "start"}, {3, "status"}, {0, "restart"}, {0, "compile"}} {
 		h.do(tt.code, strings.Fields(tt.args)...)
+	}
+}
+
+// What is said without options counts as what they would say; -r and -c say it
+// where the boot cannot, and names limit a command to them.
+// Requirements: R-002-013 R-002-027..030 R-002-033..034 R-002-040 R-002-058 R-002-060..062 R-002-064..066 R-002-078 R-002-080 R-002-084
+func TestNamesAndDefaults(t *testing.T) {
+	h := newHost(t, "")
+	h.write("conf.d/group.conf", "a_OPT='-DN=1'\nb_REQ=a b_OPT=-g\n")
+	h.scripts("a", "b", "c")
+	// Without names: all, with what they require first. Scripts are there when their
+	// file is, options when theirs is.
+	_, calls := h.do(0, "compile", "-y")
+	if got := strings.Count(calls, "stap -E"); got != 3 {
+		t.Errorf("compile is about %d scripts:\n%s", got, calls)
+	}
+	h.wants("calls", calls, "-m a -p4 -r "+release+" --use-server-on-error -D N=1 -- ", "-m b -p4 -r "+release+" --use-server-on-error -g -- ")
+	h.do(0, "start", "b")
+	if out, _ := h.do(0, "status"); !strings.Contains(out, "a is stopped\n") || !strings.Contains(out, "c is stopped\n") {
+		t.Errorf("b alone was named: %s", out)
+	}
+	h.scripts("later")
+	if _, calls := h.do(0, "start", "later"); started(calls) != "later" {
+		t.Errorf("a script that came later: %s", calls)
+	}
+	for _, tt := range []struct {
+		args, want string
+		code       int
+	}{
+		{"status b", "b is running...\n  requires: a (stopped)\n", 0}, {"compile -y c", "-m c ", 0}, {"restart b", "staprun -d b\n", 0},
+		{"stop later", "staprun -d later\n", 0}, {"cleanup -y c", "Removing caches: c.ko c.opts\n", 0},
+	} {
+		out, calls := h.do(tt.code, strings.Fields(tt.args)...)
+		h.wants(tt.args, out+calls, tt.want)
+		for _, other := range []string{"-m a ", "-m b ", "-d a", "a.ko", "later is", " b.opts"} {
+			if strings.Contains(out, other) || strings.Contains(calls, other) && other != "-m b " {
+				t.Errorf("%s is about %q too:\n%s%s", tt.args, other, out, calls)
+			}
+		}
+	}
+	h.do(0, "stop")
+	// Every option of start has a setting that does as it does.
+	for _, tt := range []struct{ config, start string }{
+		{"", "a b c later"}, {"DEFAULT_START='c b'", "c a b"}, {"DEFAULT_START=", "a b c later"},
+	} {
+		h.write("conf.d/boot.conf", tt.config+"\n")
+		if _, calls := h.do(0, "start"); started(calls) != tt.start {
+			t.Errorf("%s: started %q, want %q", tt.config, started(calls), tt.start)
+		}
+		h.do(0, "stop")
+	}
+	for _, tt := range []struct{ config, start string }{{"RECURSIVE=yes", "a b"}, {"RECURSIVE=no", "b"}, {"", "b"}} {
+		h.write("conf.d/boot.conf", tt.config+"\n")
+		if _, calls := h.do(0, "start", "b"); started(calls) != tt.start {
+			t.Errorf("%s: started %q, want %q", tt.config, started(calls), tt.start)
+		}
+		h.do(0, "stop")
+	}
+	os.Remove(h.path("script.d/later.stp"))
+	for _, tt := range []struct{ config, start string }{{"ALLOW_CACHEONLY=yes", "a b c later"}, {"ALLOW_CACHEONLY=no", "a b c"}, {"", "a b c"}} {
+		h.write("conf.d/boot.conf", tt.config+"\n")
+		if _, calls := h.do(0, "start"); started(calls) != tt.start {
+			t.Errorf("%s: started %q, want %q", tt.config, started(calls), tt.start)
+		}
+		h.do(0, "stop")
+	}
+	// -r is for compile and cleanup; elsewhere it may say what is so anyway.
+	h.write("module", string(moduleFor("2.6.26.1")))
+	if _, calls := h.do(0, "compile", "-r", "2.6.26.1", "a"); !strings.Contains(calls, "-p4 -r 2.6.26.1 ") || h.read("cache/2.6.26.1/a.ko") == "" {
+		t.Errorf("compile -r: %s", calls)
+	}
+	h.do(0, "cleanup", "-y", "-r", "2.6.26.1")
+	if h.read("cache/2.6.26.1/a.ko") != "" || h.read("cache/"+release+"/a.ko") == "" {
+		t.Error("cleanup -r is about another kernel")
+	}
+	h.write("module", string(moduleFor(release)))
+	for _, command := range []string{"start", "stop", "restart", "status", "condrestart"} {
+		h.do(3, command, "-r", "2.6.26.1")
+	}
+	h.do(0, "start", "-r", release, "c")
+	h.do(0, "stop", "-r", release)
+	// -c takes the place of the other file, it does not come after it.
+	h.write("other", strings.Replace(h.read("config"), "/run\n", "/else\n", 1)+"c_OPT=-u\n")
+	h.config = "other"
+	if _, calls := h.do(0, "start", "c"); !strings.Contains(calls, " -u -- ") || h.read("else/c") != "0\n" || h.read("run/c") != "" {
+		t.Errorf("with -c: %s", calls)
 	}
 }
 
