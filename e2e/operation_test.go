@@ -156,6 +156,7 @@ func (o *operated) later(raw []byte) <-chan answered {
 
 // A request that is under way when SIGTERM comes is finished; who comes then is
 // told why not.
+// Requirements: A-09
 func TestServerDrain(t *testing.T) {
 	o := operate(t, "drain", nil, nil, "--drain-time=60").listens(t)
 	raw := o.frame(t, "-p4", "--privilege=stapusr", "-e"+hello)
@@ -178,6 +179,7 @@ func TestServerDrain(t *testing.T) {
 }
 
 // The drain has an end: its time, or a second signal.
+// Requirements: A-09
 func TestServerDrainEnds(t *testing.T) {
 	for _, tt := range []struct {
 		arg  string

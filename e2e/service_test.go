@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -158,7 +159,7 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
-// Requirements: R-003-001 R-003-007 R-003-009 R-003-013 R-003-045 R-003-060 R-003-119 R-003-122..125 R-003-109 A-01 B-12 B-14
+// Requirements: R-003-001 R-003-007 R-003-009 R-003-013 R-003-045 R-003-060 R-003-119 R-003-109 A-01 B-12 B-14 R-003-122 R-003-124
 func TestServiceCheck01(t *testing.T) {
 	m := manage(t)
 	begin := time.Now()
@@ -189,7 +190,7 @@ func TestServiceCheck01(t *testing.T) {
 	m.server(0, `^Stopping stap-server: OK\n$`, "stop")
 }
 
-// Requirements: R-003-004..005 R-003-008 R-003-010 R-003-016..024 R-003-062 R-003-073..075 R-003-088 R-003-092..093 R-003-107 R-003-115..116 A-02 B-01 B-02 B-25
+// Requirements: R-003-004..005 R-003-008 R-003-010 R-003-016..024 R-003-062 R-003-073..075 R-003-088 R-003-092..093 R-003-107 R-003-115..116 A-02 B-01 B-02 B-25 R-003-110
 func TestServiceCheck02(t *testing.T) {
 	m := manage(t)
 	m.server(0, "OK", "start")
@@ -210,6 +211,13 @@ func TestServiceCheck02(t *testing.T) {
 	}
 	m.server(0, "OK", "stop")
 
+	// None runs: restart is start, and condrestart is nothing.
+	m.server(0, `^No managed stap-server is running OK\n$`, "condrestart")
+	m.server(0, `^Starting stap-server [^\n]* OK\n`, "restart")
+	m.server(0, `^Stopping stap-server [^\n]* OK\nStarting stap-server [^\n]* OK\n`, "condrestart")
+	m.server(0, "OK", "stop")
+
+	m.file("conf.d/c.config", "NICKNAME=no.conf\n")
 	m.file("conf.d/a.conf", "NICKNAME=native\nARCH=\nUSER=\nRELEASE=\n")
 	m.file("conf.d/b.conf", "NICKNAME=two\nRELEASE=6.1.0-x\nMAXTHREADS=1\nLOG="+m.home+"/two.log")
 	m.server(0, `(Starting stap-server [^\n]* OK\nServer (native|two) is [^\n]*\n){2}`, "start")
@@ -233,14 +241,33 @@ func TestServiceCheck02(t *testing.T) {
 	m.server(0, `^stap-server [^\n]* -n "native" [^\n]* running as PID`, "status", "-n", "native")
 	m.server(0, `(native|two) +running [^\n]*\n(native|two) +running`, "list")
 	m.server(0, `(?s)(Stopping [^\n]*OK\n){2}(Starting [^\n]*OK\n[^\n]*\n){2}`, "force-reload")
-	m.server(0, `No managed|Starting`, "condrestart")
+	both := m.pids()
+	m.server(0, `(?s)^(Stopping [^\n]*OK\nStarting [^\n]*OK\n[^\n]*\n){2}$`, "condrestart")
+	if now := m.pids(); len(now) != 2 || slices.Contains(now, both[0]) || slices.Contains(now, both[1]) {
+		t.Errorf("restarted %v as %v", both, now)
+	}
+	// Those that are named, and only those that run.
+	m.server(0, "OK", "stop", "-n", "native")
+	two := m.pids()
+	m.server(0, `^stap-server [^\n]* -n "native" [^\n]* is not running OK\n$`, "condrestart", "-n", "native")
+	m.server(0, `^Stopping [^\n]* -n "two" [^\n]*OK\nStarting [^\n]* -n "two" [^\n]*OK\n`, "try-restart", "-n", "two")
+	if now := m.pids(); len(now) != 1 || now[0] == two[0] {
+		t.Errorf("restarted %v as %v", two, now)
+	}
+	m.server(0, `^(Stopping [^\n]*OK\n)?Starting [^\n]* -n "native" `, "restart", "-n", "native")
+	m.server(0, `^Stopping [^\n]* -n "native" [^\n]*OK\nStarting [^\n]* -n "native" `, "restart", "-n", "native")
+	// A copy of one for another architecture.
+	m.server(0, `^Starting stap-server -a "i386" -r "6.1.0-x" [^\n]* OK\n`, "start", "-n", "two", "-a", "i386")
+	if len(m.pids()) != 3 {
+		t.Errorf("running: %v", m.pids())
+	}
 	m.server(0, "OK", "stop")
 	m.server(0, `^No managed stap-server is running OK\n$`, "try-restart")
 	m.server(0, `The configuration is good: 2 servers`, "configtest")
 	m.server(0, `native +down`, "list")
 }
 
-// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112 A-03 B-03 B-07 B-10 B-20 B-23
+// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112 A-03 B-03 B-07 B-10 B-20 B-23 R-003-056..057
 func TestServiceCheck03(t *testing.T) {
 	m := manage(t)
 	port := freePort(t)
@@ -344,7 +371,7 @@ func TestServiceCheck05(t *testing.T) {
 	}
 }
 
-// Requirements: R-003-064..067 A-06 B-05 B-22
+// Requirements: R-003-064..067 A-06 B-05 B-22 R-003-070 R-003-123
 func TestServiceCheck06(t *testing.T) {
 	m := manage(t)
 	mark := filepath.Join(m.home, "executed")
@@ -438,6 +465,15 @@ func TestServiceCheck07(t *testing.T) {
 		/etc/init.d/stap-server restart -p $pid; echo "restart=$?"
 		/etc/init.d/stap-server stop; echo "stop=$?"
 		setpriv --reuid=12322 --regid=12322 --clear-groups /etc/init.d/stap-server start; echo "unprivileged=$?"
+		# The user can be named on the command line, for all servers, and for one.
+		by() { echo "by $1: $(stat -c %U /proc/$(basename /run/stap-server/*.stat .stat)) $2"; stap-server stop >/dev/null; }
+		stap-server start -u stap-server >/dev/null; by option $?
+		mkdir -p /etc/sysconfig /etc/stap-server/conf.d
+		echo STAP_USER=stap-server >/etc/sysconfig/stap-server; stap-server start >/dev/null; by settings $?
+		rm /etc/sysconfig/stap-server
+		echo USER=stap-server >/etc/stap-server/conf.d/one.conf; stap-server start >/dev/null; by file $?
+		# The limits are those of that user's file.
+		echo "--nosuch" >$home/.systemtap/rc; stap-server start; echo "badrc=$?"
 		setpriv --reuid=12322 --regid=12322 --clear-groups env HOME=$dir/nowhere stap-server start -u stap-server; echo "other=$?"
 	`)
 	for _, want := range []string{
@@ -448,7 +484,7 @@ func TestServiceCheck07(t *testing.T) {
 		`Cannot run servers as user outsider: it is not a member of group stap-server\n.*outsider=1\n`, `Cannot run servers as user nobody-there: there is no such user\n`, `nobody=1\n`,
 		`For security reasons, invocation of stap-server as root is not supported\.\n`, `root=1\n`, `ms=\d{1,3}\n`, `invoker=1\n`, `left=0\n`,
 		`restart=0\n`, `stop=0\n`, `stap-server: must be root to manage the service\nunprivileged=4\n`,
-		`other=1\n`,
+		`other=1\n`, `by option: stap-server 0\nby settings: stap-server 0\nby file: stap-server 0\n`, `FAILED\n[^\n]*/home/\.systemtap/rc[^\n]*--nosuch[^\n]*\nbadrc=1\n`,
 	} {
 		if !regexp.MustCompile("(?s)" + want).MatchString(out) {
 			t.Errorf("status %d, no %q in\n%s", rc, want, out)
@@ -471,7 +507,11 @@ func TestServiceCheck08(t *testing.T) {
 		if strings.Contains(tt[0], "\x1b") {
 			rc = 2
 		}
-		m.server(rc, regexp.QuoteMeta(tt[1]), "start", "--"+tt[0])
+		pattern := regexp.QuoteMeta(tt[1])
+		if rc == 1 {
+			pattern = `^Starting stap-server [^\n]* FAILED\n.*` + pattern
+		}
+		m.server(rc, pattern, "start", "--"+tt[0])
 		if took := time.Since(begin); took > time.Second {
 			t.Errorf("%s took %v", tt[0], took)
 		}
@@ -535,7 +575,7 @@ func TestServiceCheck09(t *testing.T) {
 	m.server(0, "OK", "stop")
 }
 
-// Requirements: R-003-027..029 R-003-061 R-003-063..072 R-003-077 R-003-095 A-10 B-04 B-21
+// Requirements: R-003-027..029 R-003-061 R-003-063..072 R-003-077 R-003-095 A-10 B-04 B-21 R-003-125
 func TestServiceCheck10(t *testing.T) {
 	m := manage(t)
 	conf := filepath.Join(m.home, "servers")
@@ -660,7 +700,7 @@ func TestServiceCheck17(t *testing.T) {
 
 // Tapsets of the server are for every client, and what changes in them makes
 // other answers. For another architecture there is a server that refuses.
-// Requirements: R-003-034
+// Requirements: R-003-034 R-003-111
 func TestServiceTapsets(t *testing.T) {
 	m := manage(t)
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])

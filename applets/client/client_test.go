@@ -259,7 +259,7 @@ func TestSavesModule(t *testing.T) {
 	}
 }
 
-// Requirements: R-000-034 R-003-097
+// Requirements: R-000-034 R-003-097 R-000-033
 func TestRefusals(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	other := newServer(t, good("stap_1"))
@@ -327,7 +327,7 @@ func TestRefusals(t *testing.T) {
 }
 
 // Below stapdev a server that is found must be a known signer too.
-// Requirements: R-000-008
+// Requirements: R-000-008 R-000-034
 func TestNeedsSigner(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupSys, f)

@@ -101,7 +101,7 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// Requirements: R-000-026 R-003-058
+// Requirements: R-000-026 R-003-035..036 R-003-092
 func TestWords(t *testing.T) {
 	s := Spec{
 		Arch: "i386", User: "u", Nickname: "n", Runtime: "/R", Releases: []string{"1", "2"}, Include: []string{"/i"},
