@@ -64,7 +64,7 @@ const tick = `probe begin { println("%s is up") } probe timer.s(1) { println("%[
 
 // What the compiler's host does: checks 14, 15 and 16 as far as no module is
 // loaded.
-// Requirements: R-002-020..026 R-002-035 R-002-072 R-002-091 A-14 A-15 A-16 R-002-076
+// Requirements: R-002-020..026 R-002-035 R-002-072 R-002-091 A-14 A-15 A-16 R-002-076 R-002-052..055 R-002-057
 func TestInitManagerCompiles(t *testing.T) {
 	for _, v := range lab.Versions() {
 		t.Run(v, func(t *testing.T) {

@@ -110,7 +110,7 @@ func TestStapClientOrder(t *testing.T) {
 }
 
 // A user of no group gets a module from a server he names.
-// Requirements: R-003-104..105
+// Requirements: R-003-104..105 R-002-109
 func TestNoGroupCompiles(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, "none")
