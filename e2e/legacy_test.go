@@ -55,11 +55,13 @@ func TestLegacyExamples(t *testing.T) {
 		try named bob stap-client --server=$host -m named "$@"
 		try address bob stap-client --server=$host:$port -m address "$@"
 		try other carol stap-client --server=$addr:$port -m x "$@"
-		# For everybody.
+		# For everybody, also with root's umask.
+		umask 077
 		try notroot bob stap-add-server-cert $cert /etc/systemtap/ssl/client
 		try all root stap-add-server-cert $cert /etc/systemtap/ssl/client
 		try everybody carol stap-client --server=$addr:$port -m everybody "$@"
 		echo "stores: $(stat -c '%a %U' $dir/bob/extra $dir/bob/extra/* $dir/bob/.systemtap/ssl/client $dir/bob/.systemtap/ssl/client/* /etc/systemtap/ssl/client /etc/systemtap/ssl/client/* | tr '\n' ' ')"
+		umask 0
 		# The commands of 0.9.8, which know the stores.
 		try server root stap-authorize-server-cert $cert
 		try signer root stap-authorize-signing-cert $cert
