@@ -24,8 +24,8 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 2 && os.Args[1] == "become" {
-		fmt.Fprintf(os.Stderr, "agent: %v\n", become(os.Args[2]))
+	if len(os.Args) > 2 && (os.Args[1] == "become" || os.Args[1] == "become-traced") {
+		fmt.Fprintf(os.Stderr, "agent: %v\n", become(os.Args[2], os.Args[1] == "become-traced"))
 		os.Exit(125)
 	}
 	if len(os.Args) > 2 && os.Args[1] == "trace" {
@@ -159,9 +159,9 @@ func handle(r request.Request) request.Answer {
 	return a
 }
 
-// become turns this process into the described command. It returns only on
-// failure.
-func become(description string) error {
+// become turns this process into the described command, one that stops for its
+// tracer if there is one. It returns only on failure.
+func become(description string, traced bool) error {
 	runtime.LockOSThread()
 	var r request.Request
 	if err := json.Unmarshal([]byte(description), &r); err != nil {
@@ -174,6 +174,11 @@ func become(description string) error {
 		}
 		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: value, Max: value}); err != nil {
 			return err
+		}
+	}
+	if traced {
+		if err := stopAtTraced(); err != nil {
+			return fmt.Errorf("filtering system calls: %w", err)
 		}
 	}
 	if err := syscall.Setgroups(r.Groups); err != nil {
