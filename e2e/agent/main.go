@@ -72,6 +72,7 @@ func serve(port *os.File) error {
 	}
 	var mu sync.Mutex
 	answer := func(a request.Answer) {
+		a.Pack()
 		b, err := json.Marshal(a)
 		if err != nil {
 			b, _ = json.Marshal(request.Answer{ID: a.ID, Error: err.Error()})
@@ -88,8 +89,8 @@ func serve(port *os.File) error {
 			return err
 		}
 		var r request.Request
-		if err := json.Unmarshal(line, &r); err != nil {
-			answer(request.Answer{Error: err.Error()})
+		if err := errors.Join(json.Unmarshal(line, &r), r.Unpack()); err != nil {
+			answer(request.Answer{ID: r.ID, Error: err.Error()})
 			continue
 		}
 		go func() { answer(handle(r)) }()

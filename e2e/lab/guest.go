@@ -350,7 +350,7 @@ func (g *Guest) receive() {
 		// Noise on the line from before the agent made it raw: UEFI clears the
 		// screen on every line there is.
 		var a request.Answer
-		if at := bytes.IndexByte(line, '{'); at < 0 || json.Unmarshal(line[at:], &a) != nil {
+		if at := bytes.IndexByte(line, '{'); at < 0 || json.Unmarshal(line[at:], &a) != nil || a.Unpack() != nil {
 			continue
 		}
 		g.mu.Lock()
@@ -369,6 +369,7 @@ func (g *Guest) Do(r request.Request) (request.Answer, error) {
 		r.Timeout = 60 // the machine may be busy
 	}
 	c := make(chan request.Answer, 1)
+	r.Pack()
 	g.mu.Lock()
 	g.next++
 	r.ID = g.next
