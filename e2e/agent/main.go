@@ -1,5 +1,5 @@
 // Agent runs inside the test guest and executes commands for the tests: it
-// reads requests from a serial port, one JSON object per line, and answers each
+// reads requests from a virtio port, one JSON object per line, and answers each
 // with one line. Commands run as the user, and in the surroundings, that the
 // request describes.
 package main
@@ -63,16 +63,8 @@ func main() {
 }
 
 func serve(port *os.File) error {
-	if t, err := unix.IoctlGetTermios(int(port.Fd()), unix.TCGETS); err == nil {
-		t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
-		t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB|unix.CBAUD) | unix.CS8 | unix.CLOCAL | unix.CREAD | unix.B115200
-		if err := unix.IoctlSetTermios(int(port.Fd()), unix.TCSETS, t); err != nil {
-			return err
-		}
-	}
 	var mu sync.Mutex
 	answer := func(a request.Answer) {
-		a.Pack()
 		b, err := json.Marshal(a)
 		if err != nil {
 			b, _ = json.Marshal(request.Answer{ID: a.ID, Error: err.Error()})
@@ -89,7 +81,7 @@ func serve(port *os.File) error {
 			return err
 		}
 		var r request.Request
-		if err := errors.Join(json.Unmarshal(line, &r), r.Unpack()); err != nil {
+		if err := json.Unmarshal(line, &r); err != nil {
 			answer(request.Answer{ID: r.ID, Error: err.Error()})
 			continue
 		}

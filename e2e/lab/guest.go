@@ -348,10 +348,8 @@ func (g *Guest) receive() {
 		if err != nil {
 			return
 		}
-		// Noise on the line from before the agent made it raw: UEFI clears the
-		// screen on every line there is.
 		var a request.Answer
-		if at := bytes.IndexByte(line, '{'); at < 0 || json.Unmarshal(line[at:], &a) != nil || a.Unpack() != nil {
+		if json.Unmarshal(line, &a) != nil {
 			continue
 		}
 		g.mu.Lock()
@@ -370,7 +368,6 @@ func (g *Guest) Do(r request.Request) (request.Answer, error) {
 		r.Timeout = 60 // the machine may be busy
 	}
 	c := make(chan request.Answer, 1)
-	r.Pack()
 	g.mu.Lock()
 	g.next++
 	r.ID = g.next

@@ -30,8 +30,6 @@ type Request struct {
 	WritePath string // write Data there, with Mode and owner UID, GID
 	Mode      uint32
 	ReadPath  string // answer with the file in Stdout
-
-	Packed bool // Data is in gzip format
 }
 
 // Break stops the command, and what it executes, at system calls of staprun and
@@ -53,7 +51,6 @@ type Signal struct {
 
 // Answer is the outcome of a Request with the same ID.
 type Answer struct {
-	Packed   bool // Stdout is in gzip format
 	ID       int
 	Ready    bool // sent once, when the agent starts
 	Status   int  // exit status, or 128 and the signal's number
