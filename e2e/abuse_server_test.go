@@ -883,10 +883,16 @@ func TestServerAbused(t *testing.T) {
 	honest(false)
 	usual := map[bool]time.Duration{false: normal(false), true: normal(true)}
 	t.Logf("honest requests: a known one in %v, a new one in %v", usual[false], usual[true])
+	// The last answer is being stored, its connection closed, a compiler looked
+	// at: what is open for 200 ms is open.
 	before := s.usage(t)
-	for n := 0; n < 100 && slices.ContainsFunc(before.files, func(f string) bool { return strings.Contains(f, "/.new-") }); n++ {
-		time.Sleep(20 * time.Millisecond) // the last answer is being stored
-		before = s.usage(t)
+	for same, n := 0, 0; same < 10 && n < 500; n++ {
+		time.Sleep(20 * time.Millisecond)
+		u := s.usage(t)
+		if same++; !slices.Equal(u.files, before.files) {
+			same = 0
+		}
+		before = u
 	}
 
 	total, slowest := 0, map[bool]time.Duration{}
@@ -897,20 +903,33 @@ func TestServerAbused(t *testing.T) {
 		began := time.Now()
 		worst := map[bool]time.Duration{}
 		for i, at := range list {
-			start := time.Now()
-			if err := at.run(); err != nil {
-				t.Errorf("%s: %s: %v", group, at.name, err)
-			}
-			if d := time.Since(start); testing.Verbose() && d > 2*time.Second {
-				t.Logf("%s: %s took %v", group, at.name, d.Round(10*time.Millisecond))
-			}
-			fresh := i%10 == 9 || i == len(list)-1
-			took, err := honest(fresh)
-			worst[fresh] = max(worst[fresh], took)
-			if err != nil {
-				t.Errorf("after %s: %s: %v", group, at.name, err)
-			} else if most := max(10*usual[fresh], 2*time.Second); took > most {
-				t.Errorf("after %s: %s: an honest answer in %v, more than %v", group, at.name, took, most)
+			// An input that makes the server late does so again; another load of
+			// this machine does not.
+			for round := 1; ; round++ {
+				start := time.Now()
+				if err := at.run(); err != nil {
+					t.Errorf("%s: %s: %v", group, at.name, err)
+				}
+				if d := time.Since(start); testing.Verbose() && d > 2*time.Second {
+					t.Logf("%s: %s took %v", group, at.name, d.Round(10*time.Millisecond))
+				}
+				fresh := i%10 == 9 || i == len(list)-1
+				took, err := honest(fresh)
+				worst[fresh] = max(worst[fresh], took)
+				if err != nil {
+					t.Errorf("after %s: %s: %v", group, at.name, err)
+					break
+				}
+				most := max(10*usual[fresh], 2*time.Second)
+				if took <= most {
+					break
+				}
+				late := fmt.Sprintf("after %s: %s: an honest answer in %v, more than %v, in round %d", group, at.name, took, most, round)
+				if round == 3 {
+					t.Error(late)
+					break
+				}
+				t.Log(late)
 			}
 		}
 		total += len(list)

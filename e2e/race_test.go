@@ -132,6 +132,49 @@ func TestKilledAnywhere(t *testing.T) {
 	})
 }
 
+// TestEndedAnywhere sends SIGTERM to staprun and stapio before system calls all
+// along the start of a script that has no end of its own: none is lost, also not
+// where one program becomes the other. A stapio that ends the run removes the
+// module; one that it ends leaves it for staprun -d.
+func TestEndedAnywhere(t *testing.T) {
+	onKernels(t, func(t *testing.T, s *scene) {
+		id, _ := signers(t)
+		s.forgetSigners(t)
+		s.trustSigner(t, id)
+		defer s.forgetSigners(t)
+		s.putSigned(t, "/tmp/end.ko", `probe begin { println("up") } probe end { println("down") }`)
+		s.putSigned(t, "/tmp/kill.ko", `probe begin { println("up") } probe timer.ms(200) { exit() }`)
+		points := s.calls(t, lab.Command(lab.Usr, "staprun", "/tmp/kill.ko"), "stapio openat trace0")
+		run := lab.Command(lab.Usr, "staprun", "/tmp/end.ko")
+		run.Timeout = 30
+		ends := map[int]int{}
+		step := rounds(10, 1)
+		for n, p := range points {
+			// The kernels take turns, except where something changes.
+			changes := strings.Contains(p, "finit_module") || strings.Contains(p, "execve") || strings.Contains(p, "staprun setresuid")
+			if !changes && (n%step > 0 || !s.turn(n/step)) {
+				continue
+			}
+			r := run
+			r.Break = &request.Break{Nth: n + 1, Shell: "killall -TERM staprun 2>/dev/null || killall -TERM stapio", Hold: 100}
+			a, err := s.guest.Do(r)
+			if err != nil {
+				t.Errorf("SIGTERM before %q: %v", p, err)
+				s.do(t, lab.Shell(lab.Root, "killall -9 staprun stapio; true"))
+			}
+			if a.Status != 0 && a.Status != 1 && a.Status != 128+15 {
+				t.Errorf("SIGTERM before %q: status %d, stdout %q, stderr %q", p, a.Status, a.Stdout, a.Stderr)
+			}
+			ends[a.Status]++
+			s.cleanAs(t, lab.Usr, p)
+		}
+		t.Logf("of %d points; exit statuses %v", len(points), ends)
+		if ends[0] == 0 || ends[1] == 0 {
+			t.Errorf("statuses %v: runs should have ended before and after the start of stapio", ends)
+		}
+	})
+}
+
 // cleanAs lets a user remove what is left after a kill, as soon as it is
 // detached, and checks that nothing is left then.
 func (s *scene) cleanAs(t *testing.T, u lab.User, when string) {

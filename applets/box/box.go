@@ -140,11 +140,14 @@ stapbox --list | --version | --help`,
 		Commands: []*cli.Command{
 			{
 				Name: "install", Usage: "put the one file, its links, groups and directories in place",
-				Flags:  []cli.Flag{root, bindir, noSetuid, dryRun},
+				Flags: []cli.Flag{root, bindir, noSetuid, dryRun,
+					&cli.BoolFlag{Name: "systemd", Usage: "and what the host needs to run servers and scripts as services of systemd"},
+					&cli.BoolFlag{Name: "sysvinit", Usage: "the same for init scripts"},
+				},
 				Action: func(c *cli.Context) error { return b.installer(c).run((*installer).install) },
 			},
 			{
-				Name: "uninstall", Usage: "remove the programs; groups, trust stores and configuration stay",
+				Name: "uninstall", Usage: "remove the programs; groups, trust stores and what was changed stay",
 				Flags:  []cli.Flag{root, bindir, dryRun},
 				Action: func(c *cli.Context) error { return b.installer(c).run((*installer).uninstall) },
 			},

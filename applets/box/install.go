@@ -28,6 +28,8 @@ func installSpec() getopt.Spec {
 		{Long: "root", Arg: getopt.RequiredArg},
 		{Long: "bindir", Arg: getopt.RequiredArg},
 		{Long: "no-setuid"},
+		{Long: "systemd"},
+		{Long: "sysvinit"},
 		{Long: "dry-run"},
 		{Short: 'h', Long: "help"},
 	}}
@@ -44,12 +46,17 @@ type installer struct {
 	table    []Applet
 	self     string // the file to install
 	changed  int
+
+	systemd, sysvinit bool
+	planned           []string // directories that are made, or would be
+	undo              []func()
 }
 
 func (b *box) installer(c *cli.Context) *installer {
 	return &installer{
 		out: b.inv.Stdout, table: b.table,
 		root: c.String("root"), bindir: c.String("bindir"), noSetuid: c.Bool("no-setuid"), dryRun: c.Bool("dry-run"),
+		systemd: c.Bool("systemd"), sysvinit: c.Bool("sysvinit"),
 	}
 }
 
@@ -155,9 +162,14 @@ func (in *installer) install() error {
 		if err := in.disarm(hostpaths.Staprun()); err != nil {
 			return err
 		}
-		return in.link(hostpaths.Staprun())
+		err = in.link(hostpaths.Staprun())
+	} else {
+		err = in.copySelf(hostpaths.Staprun(), 0o4750, gid)
 	}
-	return in.copySelf(hostpaths.Staprun(), 0o4750, gid)
+	if err != nil {
+		return err
+	}
+	return in.installHost()
 }
 
 func exists(path string) bool {
@@ -410,9 +422,12 @@ func (in *installer) link(path string) error {
 	})
 }
 
-// uninstall removes the programs. Groups, trust stores and configuration stay:
-// they hold decisions of people.
+// uninstall removes the programs, and the files of the host that nobody has
+// changed. Groups and trust stores stay: they hold decisions of people.
 func (in *installer) uninstall() error {
+	if err := in.uninstallHost(); err != nil {
+		return err
+	}
 	for _, n := range append(in.links(), hostpaths.Staprun(), hostpaths.Box()) {
 		path := in.at(n)
 		if !exists(path) || !isBox(path) {

@@ -55,6 +55,7 @@ type client struct {
 	translator         backend.Translator
 	now                func() time.Time
 	retryDelay         time.Duration
+	interrupts         chan struct{} // one for each signal, the one that ends the context too
 
 	temp    string
 	kernel  kernelKeys
@@ -79,12 +80,17 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	signals := make(chan os.Signal, 4)
+	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	c.interrupts = make(chan struct{}, cap(signals))
 	go func() {
-		if sig, ok := <-signals; ok {
+		for sig := range signals {
 			cancel(fmt.Errorf("interrupted by %v", sig))
+			select {
+			case c.interrupts <- struct{}{}:
+			default:
+			}
 		}
 	}()
 	switch inv.Name {

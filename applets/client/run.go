@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -148,10 +147,8 @@ func (c *client) pass5(ctx context.Context, out outcome) int {
 	cmd := exec.Command(path, c.staprunArgs(out)...)
 	cmd.Env, cmd.Dir = c.inv.Environ, c.inv.Dir
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.inv.Stdin, c.inv.Stdout, c.inv.Stderr
-	// Signals before the start ended the run; from now on they are staprun's.
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
-	defer signal.Stop(signals)
+	// Signals before the start ended the run; from now on they are staprun's. One
+	// that comes in between is in c.interrupts too.
 	start := c.now()
 	if ctx.Err() != nil {
 		return 1
@@ -167,7 +164,7 @@ func (c *client) pass5(ctx context.Context, out outcome) int {
 	go func() { done <- cmd.Wait() }()
 	for {
 		select {
-		case <-signals:
+		case <-c.interrupts:
 			// As upstream: whatever came, SIGTERM goes to the child, which asks
 			// the module to end and drains it. From a terminal it has the
 			// signal already and counts two; three would cut it short.

@@ -76,11 +76,14 @@ func (l *loader) ended(s os.Signal) {
 }
 
 // handOver has the terminal's signals ignored until stapio listens to them: the
-// Go runtime leaves them so (os/signal). TERM and QUIT it does not: for some
-// milliseconds they end stapio and leave the module, which staprun -d removes;
-// stap does so by itself. It says whether a signal has come before.
+// Go runtime leaves them so (os/signal). The others have their default action
+// again, so that none is taken by a handler that exec(2) then ends: for some
+// milliseconds they end staprun or stapio and leave the module, which staprun -d
+// removes; stap does so by itself. It says whether a signal has come before.
 func (i *interrupts) handOver() (interrupted bool) {
-	interrupted = i.pending() != nil
+	terminal := make(chan os.Signal, 16)
+	signal.Notify(terminal, unix.SIGHUP, unix.SIGINT)
+	signal.Stop(i.c) // and waits, as in pending
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
-	return interrupted
+	return len(i.c)+len(terminal) > 0
 }

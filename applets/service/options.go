@@ -12,6 +12,7 @@ import (
 )
 
 const usage = `Usage: %[1]s {start|stop|restart|condrestart|try-restart|force-reload|status|list|configtest} [OPTION]...
+       %[1]s {run|trust} -n NICK
 Start, stop and watch compile servers: those the options describe, else, to
 start, the configured ones, else all that run.
 
@@ -131,7 +132,7 @@ func parse(args []string) (*options, error) {
 }
 
 func (o *options) known() bool {
-	return slices.Contains([]string{"start", "stop", "restart", "condrestart", "try-restart", "force-reload", "reload", "status", "list", "configtest"}, o.action)
+	return slices.Contains([]string{"start", "stop", "restart", "condrestart", "try-restart", "force-reload", "reload", "status", "list", "configtest", "run", "trust"}, o.action)
 }
 
 // starts reports whether the action starts servers that did not run.

@@ -13,6 +13,7 @@
 //	output.go      markers, log, syslog
 //	start.go       start, restart, condrestart, force-reload
 //	launch.go      one process
+//	run.go         one that a service manager runs
 //	trust.go       trust in the host's own servers
 //	stop.go        stop
 //	status.go      status, list, configtest
@@ -54,6 +55,7 @@ type manager struct {
 	euid int
 	node string // uname -n
 	now  func() time.Time
+	exec func(path string, argv, env []string) error
 
 	places
 	global   service.Global
@@ -89,7 +91,7 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 		fmt.Fprintf(inv.Stderr, usage, inv.Name)
 		return exitUsage
 	}
-	m := &manager{inv: inv, opts: o, euid: os.Geteuid(), now: time.Now, places: systemPlaces()}
+	m := &manager{inv: inv, opts: o, euid: os.Geteuid(), now: time.Now, exec: execve, places: systemPlaces()}
 	return m.run(ctx)
 }
 
@@ -121,7 +123,7 @@ func (m *manager) run(ctx context.Context) int {
 func (m *manager) act(ctx context.Context) int {
 	reads := false
 	switch m.opts.action {
-	case "status", "list", "configtest":
+	case "status", "list", "configtest", "run", "trust":
 		reads = true
 	}
 	defer m.out.end()
@@ -160,6 +162,10 @@ func (m *manager) act(ctx context.Context) int {
 		return m.status()
 	case "list":
 		return m.list()
+	case "run":
+		return m.runHere()
+	case "trust":
+		return m.trustRunning()
 	default:
 		return m.configtest()
 	}

@@ -12,13 +12,18 @@ import (
 	"stapbox/core/trust/edit"
 )
 
+// trusts reports whether the host trusts such a server by itself.
+func (m *manager) trusts(ssl string, a account) bool {
+	return m.euid == 0 && a.name == hostpaths.ServerUser && ssl == ""
+}
+
 // trust has the host trust its own server, as peer and as signer of modules: one
 // of user stap-server with the key in that user's own directory, started by
 // root, and no other (design T2). The certificate is reached through directories
 // that belong to that user or root and are no links, and it must be the one that
 // the server says it has.
 func (m *manager) trust(r *service.Running, a account) error {
-	if m.euid != 0 || a.name != hostpaths.ServerUser || r.SSL != "" {
+	if !m.trusts(r.SSL, a) {
 		return nil
 	}
 	file := filepath.Join(hostpaths.ServerIdentity(hostpaths.UserDir("", a.home)), identity.CertFile)

@@ -8,6 +8,7 @@
 //	choose.go   a command line to the servers it means
 //	status.go   the directory of running servers
 //	process.go  processes
+//	listen.go   the ports of a process
 //
 // It starts and stops nothing; applet service does.
 package service

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -74,9 +75,24 @@ func trace(description string) error {
 	}
 	known := map[int]bool{main: true}
 	status, seen := 0, 0
+	held, release := 0, time.Time{}
 	for {
-		tid, err := unix.Wait4(-1, &ws, unix.WALL, nil)
+		flags := unix.WALL
+		if held != 0 {
+			if time.Now().After(release) {
+				if err := unix.PtraceSyscall(held, 0); err != nil && err != unix.ESRCH {
+					return err
+				}
+				held = 0
+				continue
+			}
+			flags |= unix.WNOHANG
+		}
+		tid, err := unix.Wait4(-1, &ws, flags, nil)
 		switch {
+		case err == nil && tid == 0:
+			time.Sleep(time.Millisecond)
+			continue
 		case err == unix.EINTR:
 			continue
 		case err == unix.ECHILD:
@@ -107,6 +123,11 @@ func trace(description string) error {
 					fmt.Fprintf(os.Stderr, "act: %s\n", what)
 					if err := act(tid, at.Shell); err != nil {
 						return err
+					}
+					if at.Hold > 0 {
+						held, release = tid, time.Now().Add(time.Duration(at.Hold)*time.Millisecond)
+						known[tid] = true
+						continue
 					}
 				}
 			}

@@ -11,6 +11,7 @@
 //	                      ^servers$ is the clients and servers alone,
 //	                      ^matrix$ the clients and servers of all versions,
 //	                      ^managers$ the managers of servers,
+//	                      ^systemd$ the services of systemd,
 //	                      ^sessions$ the uses of staprun and stapio
 package interop
 
@@ -73,6 +74,15 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 	setup, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
 	var err error
+	only := os.Getenv("STAPBOX_ONLY")
+	if only == "" || only == "^systemd$" {
+		if err := Systemd(ctx, l, programs, out); err != nil {
+			return fmt.Errorf("services of systemd: %w", err)
+		}
+	}
+	if only == "^systemd$" {
+		return nil
+	}
 	if r.peer, err = l.FetchPeer(setup); err != nil {
 		return fmt.Errorf("setting up the peer: %w", err)
 	}
@@ -87,7 +97,6 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 	}
 	defer release()
 
-	only := os.Getenv("STAPBOX_ONLY")
 	if only == "" || only == "^matrix$" {
 		if err := r.matrix(ctx); err != nil {
 			return fmt.Errorf("clients and servers of all versions: %w", err)

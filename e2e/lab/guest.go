@@ -52,6 +52,7 @@ type GuestConfig struct {
 	Firmware  *Firmware // nil for the BIOS
 	Variables []Variable
 	Append    string // to the kernel's command line
+	Disk      string // a file that is its first disk, and stays as it is
 }
 
 // Guest is a running virtual machine.
@@ -205,6 +206,9 @@ func (l *Lab) Boot(c GuestConfig) (*Guest, error) {
 	if c.Firmware != nil {
 		modules = append(slices.Clone(modules), "efivarfs")
 	}
+	if c.Disk != "" {
+		modules = append(slices.Clone(modules), "virtio_blk", "crc32c_generic", "ext4")
+	}
 	im, err := l.baseImage(c.Kernel, modules)
 	if err != nil {
 		return nil, err
@@ -272,6 +276,11 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 		}
 		args = append(args, more...)
 	}
+	wait := 90 * time.Second
+	if c.Disk != "" {
+		args = append(args, "-drive", "file="+c.Disk+",if=none,id=d0,format=raw,snapshot=on", "-device", "virtio-blk-pci,drive=d0")
+		wait = 5 * time.Minute // a whole system
+	}
 	if c.Net != nil {
 		args = append([]string{"ip", "netns", "exec", c.Net.Namespace}, append(args,
 			"-netdev", "tap,id=n0,ifname="+c.Net.Tap+",script=no,downscript=no",
@@ -315,8 +324,8 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 		return nil
 	case <-g.exited:
 		return fmt.Errorf("QEMU ended: %s\n%s", errs.String(), g.Console.Text())
-	case <-time.After(90 * time.Second):
-		return fmt.Errorf("no agent after 90 s; console:\n%s", g.Console.Text())
+	case <-time.After(wait):
+		return fmt.Errorf("no agent after %v; console:\n%s", wait, g.Console.Text())
 	}
 }
 

@@ -53,6 +53,23 @@ func (l *Lab) fetchTree(ctx context.Context, p *Peer) (*Peer, error) {
 	if err := p.find(ctx); err == nil {
 		return p, nil
 	}
+	bootstrap, err := l.debootstrap(ctx, p.Dir, p.Root, p.suite, p.packages)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.find(ctx); err != nil {
+		return nil, errors.Join(bootstrap, err, fmt.Errorf("see %q", filepath.Join(p.Dir, bootstrapLog)))
+	}
+	l.say("the peer is ready: SystemTap %s, kernel %s", p.Version, p.Kernel.Release)
+	return p, nil
+}
+
+// bootstrapLog is what debootstrap said, beside the tree.
+const bootstrapLog = "debootstrap.log"
+
+// debootstrap makes a tree of Debian packages. warning is what it had to
+// complain about, if the tree is there all the same.
+func (l *Lab) debootstrap(ctx context.Context, dir, root, suite string, packages []string) (warning, err error) {
 	if _, err := exec.LookPath("debootstrap"); err != nil {
 		l.say("installing debootstrap")
 		if err := l.updateLists(); err != nil {
@@ -62,10 +79,10 @@ func (l *Lab) fetchTree(ctx context.Context, p *Peer) (*Peer, error) {
 			return nil, err
 		}
 	}
-	if err := os.MkdirAll(p.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	fresh := filepath.Join(p.Dir, ".unpacking")
+	fresh := filepath.Join(dir, ".unpacking")
 	// What an interrupted run left. debootstrap may have mounted things there.
 	if err := unmountBelow(fresh); err != nil {
 		return nil, err
@@ -77,8 +94,8 @@ func (l *Lab) fetchTree(ctx context.Context, p *Peer) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.say("fetching a peer, Debian %s with SystemTap and its kernel, from %s (2 GB, some minutes)", p.suite, mirror)
-	log, err := os.Create(filepath.Join(p.Dir, "debootstrap.log"))
+	l.say("fetching Debian %s with %s from %s (some minutes)", suite, strings.Join(packages, ", "), mirror)
+	log, err := os.Create(filepath.Join(dir, bootstrapLog))
 	if err != nil {
 		return nil, err
 	}
@@ -92,14 +109,14 @@ func (l *Lab) fetchTree(ctx context.Context, p *Peer) (*Peer, error) {
 		cmd.WaitDelay = 10 * time.Second
 		return cmd.Run()
 	}
-	bootstrap := step("debootstrap", "--variant=minbase", "--include="+strings.Join(p.packages, ","), p.suite, fresh, mirror)
+	warning = step("debootstrap", "--variant=minbase", "--include="+strings.Join(packages, ","), suite, fresh, mirror)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	// Packages of services do not configure in a bare tree; the programs that
 	// matter here work without that.
 	for range 3 {
-		l.say("configuring the peer's packages")
+		l.say("configuring packages")
 		if step("chroot", fresh, "dpkg", "--configure", "-a") == nil {
 			break
 		}
@@ -107,17 +124,13 @@ func (l *Lab) fetchTree(ctx context.Context, p *Peer) (*Peer, error) {
 	if err := unmountBelow(fresh); err != nil {
 		return nil, err
 	}
-	if err := os.RemoveAll(p.Root); err != nil {
+	if err := os.RemoveAll(root); err != nil {
 		return nil, err
 	}
-	if err := os.Rename(fresh, p.Root); err != nil {
-		return nil, errors.Join(bootstrap, err)
+	if err := os.Rename(fresh, root); err != nil {
+		return nil, errors.Join(warning, err)
 	}
-	if err := p.find(ctx); err != nil {
-		return nil, errors.Join(bootstrap, err, fmt.Errorf("see %q", log.Name()))
-	}
-	l.say("the peer is ready: SystemTap %s, kernel %s", p.Version, p.Kernel.Release)
-	return p, nil
+	return warning, nil
 }
 
 var stapVersion = regexp.MustCompile(`version ([0-9][^/ ]*)/`)

@@ -144,16 +144,13 @@ func demo(l *lab.Lab, _ []string) (err error) {
 	}
 	defer net.Close()
 	note("The compile server, as an unprivileged user, on a host with gcc and the headers of kernel %s", kernel.Release)
-	fmt.Printf("$ stap-serverd -r %s\n", kernel.Release)
-	server, err := programs.StartServer(net, filepath.Join(dir, "server"), []*lab.Kernel{kernel})
+	server, err := startService(programs, net, filepath.Join(dir, "server"), kernel)
+	if server != nil {
+		defer server.output("stop")
+	}
 	if err != nil {
 		return err
 	}
-	defer server.Stop()
-	if err := server.WaitLog("is ready after", 2*time.Minute); err != nil {
-		return err
-	}
-	fmt.Print(server.Log())
 
 	note("The production host: kernel %s, stapbox installed by `stapbox install --root`, no compiler", kernel.Release)
 	guest, err := l.Boot(lab.GuestConfig{Kernel: kernel, Box: programs.Box, Net: net})
@@ -167,18 +164,22 @@ func demo(l *lab.Lab, _ []string) (err error) {
 	}
 	p.con.SetEcho(func(b []byte) { os.Stdout.WriteString(visible.Replace(string(b))) })
 	if err := p.play(server, net, kernel); err != nil {
-		return fmt.Errorf("%w\nserver log:\n%s", err, server.Log())
+		return fmt.Errorf("%w\nserver log:\n%s", err, server.log())
 	}
-	note("Done: %d expectations met in %.0f seconds", p.checked, time.Since(start).Seconds())
+	note("The compile server stops: what it has begun is finished")
+	if err := server.stop(); err != nil {
+		return err
+	}
+	note("Done: %d expectations met in %.0f seconds", p.checked+server.checked, time.Since(start).Seconds())
 	return nil
 }
 
 // play is the transcript, scene by scene.
-func (p *player) play(server *lab.Server, net *lab.Network, kernel *lab.Kernel) error {
+func (p *player) play(server *service, net *lab.Network, kernel *lab.Kernel) error {
 	status := func(n int) string { return fmt.Sprintf("exit status %d", n) }
 	const andStatus = "; echo exit status $?"
 	run := "stap -e '" + hello + "'" + andStatus
-	byAddress := fmt.Sprintf("--use-server=%s:%d", lab.HostAddress, server.Port)
+	byAddress := fmt.Sprintf("--use-server=%s:%d", lab.HostAddress, server.port)
 	save := func(level, name string) string {
 		return "stap -p4 --use-server --privilege=" + level + " -e '" + hello + "' && mv stap_*.ko " + name + ".ko && mv stap_*.ko.sgn " + name + ".ko.sgn; ls -l " + name + "*; staprun " + name + ".ko" + andStatus
 	}
@@ -291,7 +292,7 @@ func (p *player) stream() error {
 
 // malformed sends malformed requests from the host side while a user's scripts
 // are served.
-func (p *player) malformed(server *lab.Server, net *lab.Network) error {
+func (p *player) malformed(server *service, net *lab.Network) error {
 	note("REFUSED: malformed requests, from the host side, while a client is being served")
 	if err := p.con.Type(`su usr -c "for i in 1 2 3; do stap -e 'probe timer.s(1) { printf(\"served %d\n\", \$1) exit() }' \$i; done"` + "\n"); err != nil {
 		return err
@@ -300,7 +301,7 @@ func (p *player) malformed(server *lab.Server, net *lab.Network) error {
 	if err != nil {
 		return err
 	}
-	out, err := net.Command(0, os.Environ(), self, "malformed", fmt.Sprintf("%s:%d", lab.HostAddress, server.Port)).CombinedOutput()
+	out, err := net.Command(0, os.Environ(), self, "malformed", fmt.Sprintf("%s:%d", lab.HostAddress, server.port)).CombinedOutput()
 	fmt.Printf("\n%s", out)
 	if err != nil {
 		return fmt.Errorf("malformed requests: %w", err)

@@ -41,6 +41,7 @@ type Break struct {
 	Text  string // what the description must contain to be counted
 	Nth   int    // act before the Nth of those, counted from 1; 0 for never
 	Shell string // the act: a command of root's; "" kills the process with SIGKILL
+	Hold  int    // milliseconds the call waits after the act while other threads go on
 }
 
 // Signal is sent to the command some milliseconds after its start.
