@@ -220,6 +220,7 @@ func TestServerChannels(t *testing.T) {
 
 // TestServerChannelsOpen shows that the channels are some: without a sandbox, C
 // of a member of stapdev brings files of the server's user.
+// Requirements: R-000-019
 func TestServerChannelsOpen(t *testing.T) {
 	s := serve(t, "channels-open", "--sandbox=off", "--cache-size=0")
 	if !strings.Contains(s.Log(), "WARNING: workers are not confined (--sandbox=off)") {

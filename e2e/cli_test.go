@@ -225,3 +225,16 @@ func TestGuestExamples(t *testing.T) {
 		s.checkClean(t)
 	})
 }
+
+// What documents ask the manual to say.
+// Requirements: R-002-067 R-003-133..134
+func TestManualSays(t *testing.T) {
+	for page, want := range map[string]string{
+		"systemtap":   `ALLOW_CACHEONLY=no - with .yes. scripts that exist only compiled are run too\. They may be old ones\.`,
+		"stap-server": `Behind a firewall give it a fixed one and let that TCP port through, and UDP port 5353`,
+	} {
+		if text := read(t, "../man/"+page+".md"); !regexp.MustCompile(want).Match(text) {
+			t.Errorf("%s does not say %q", page, want)
+		}
+	}
+}

@@ -203,7 +203,7 @@ func stapOn(h *lab.Host, home string, name string, args ...string) (stdout, stde
 // Our browser finds servers of upstream, as Avahi publishes them, and our own;
 // several on one host and on several hosts, one of which has no IPv4. Other
 // services, and strings that are meant to do harm, disturb nothing.
-// Requirements: R-000-007 R-003-134
+// Requirements: R-000-007 R-003-134 B-61
 func TestBrowserFindsEverybody(t *testing.T) {
 	net := ethernet(t)
 	alpha, beta, gamma, six := hostOf(t, net, "alpha", false), hostOf(t, net, "beta", false), hostOf(t, net, "gamma", false), hostOf(t, net, "six", true)

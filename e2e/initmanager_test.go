@@ -64,7 +64,7 @@ const tick = `probe begin { println("%s is up") } probe timer.s(1) { println("%[
 
 // What the compiler's host does: checks 14, 15 and 16 as far as no module is
 // loaded.
-// Requirements: R-002-020..026 R-002-035 R-002-072 R-002-091
+// Requirements: R-002-020..026 R-002-035 R-002-072 R-002-091 A-14 A-15 A-16 R-002-076 R-002-052..055 R-002-057
 func TestInitManagerCompiles(t *testing.T) {
 	for _, v := range lab.Versions() {
 		t.Run(v, func(t *testing.T) {
@@ -125,7 +125,7 @@ func peerFile(t *testing.T, server *lab.Server) (path string, pem []byte) {
 }
 
 // Checks 11 to 16 with modules, on a host without compiler.
-// Requirements: R-002-001..003 R-002-006..026 R-002-046..049 R-002-066 R-002-074 R-002-081..082 R-002-084 R-002-086..087 R-002-094
+// Requirements: R-002-001..003 R-002-006..026 R-002-046..049 R-002-066 R-002-074 R-002-081..082 R-002-084 R-002-086..087 R-002-094 A-11 A-12 A-13 A-14 A-15 A-16 B-46
 func TestInitManager(t *testing.T) {
 	onKernels(t, func(t *testing.T, s *scene) {
 		server := s.startServer(t)
@@ -195,9 +195,12 @@ func TestInitManager(t *testing.T) {
 		t.Run("acceptance 12: PASSALL=no", func(t *testing.T) {
 			config("PASSALL=no\nb_REQ=bad\n")
 			s.put(t, scripts+"bad.stp", lab.Root, 0o644, []byte("probe begin { println( }"))
+			sh("rm -f /tmp/devlog; syslogd -O /tmp/devlog")
+			defer sh("killall syslogd; rm -f /dev/log /tmp/devlog")
 			has(t, sh("systemtap start b c; systemtap stop; systemtap start -R b c; echo rc=$?"), " Compiling bad ... error\n  parse error: ",
 				`Failed to run "bad". (1)`, `Skipping "b": required script "bad" is not running`, " Starting c ... done\nWARNING\nrc=0\n")
-			has(t, sh("systemtap stop; rm "+scripts+"bad.stp; grep Failed /var/log/systemtap.log"), `Failed to run "bad". (1)`)
+			has(t, sh("systemtap stop; rm "+scripts+"bad.stp; grep Failed /var/log/systemtap.log; cat /tmp/devlog"), `Failed to run "bad". (1)`,
+				"daemon.err systemtap", "Failed to compile script(bad).\n")
 		})
 		t.Run("acceptance 13: what compiles again", func(t *testing.T) {
 			config("")
@@ -253,7 +256,7 @@ func TestInitManager(t *testing.T) {
 // A host without compiler boots with systemtap enabled, from caches that another
 // host has prepared; with another kernel, from the same disk, it compiles through
 // a server.
-// Requirements: R-002-078..080 R-002-088..094
+// Requirements: R-001-009 R-002-078..080 R-002-088..094 A-14 B-40
 func TestInitManagerBoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("guests need root, for a network namespace with a tap device")

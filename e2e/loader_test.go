@@ -13,7 +13,7 @@ import (
 	"stapbox/e2e/lab"
 )
 
-// Requirements: R-000-001 R-000-009 R-000-012 R-000-036 R-002-102..103 R-002-106 R-002-109 R-003-105
+// Requirements: R-000-001 R-000-009 R-000-012 R-000-036 R-001-002..003 R-001-006..007 R-002-102..103 R-002-106 R-002-109 R-003-105 R-000-010 R-000-011 R-000-034
 func TestLoaderDecides(t *testing.T) {
 	onKernels(t, func(t *testing.T, s *scene) {
 		a, b := signers(t)
@@ -79,6 +79,25 @@ func TestLoaderDecides(t *testing.T) {
 			got := s.do(t, lab.Shell(lab.Nobody, "staprun /tmp/m.ko"))
 			want(t, got, 126, "", "Permission denied")
 		})
+		t.Run("a user counts from the log-in after he is enrolled, or at once with newgrp", func(t *testing.T) {
+			s.forgetSigners(t)
+			s.trustSigner(t, a)
+			s.put(t, "/tmp/m.ko", lab.Root, 0o644, usr)
+			s.put(t, "/tmp/m.ko.sgn", lab.Root, 0o644, sigUsr)
+			// One line a try: the groups of the process, and what the loader makes of them.
+			const try = `su -s /bin/sh nobody -c 'id -G; staprun /tmp/m.ko; echo rc=$?' 2>&1; true`
+			before := "65534\nsh: staprun: Permission denied\nrc=126\n"
+			want(t, s.do(t, lab.Shell(lab.Root, try)), 0, before)
+			s.do(t, lab.Shell(lab.Root, "cp /etc/group /tmp/group; sed -i /^stapusr:/s/$/,nobody/ /etc/group"))
+			defer s.do(t, lab.Shell(lab.Root, "cat /tmp/group >/etc/group"))
+			want(t, s.do(t, lab.Shell(lab.Root, "grep ^stapusr: /etc/group; "+try)), 0, "stapusr:x:156:dev,usr,usr2,sys,nobody\n65534 156\nHello\nrc=0\n")
+			// And newgrp of a process that is running: credentials count, not the file.
+			newgrp := lab.Nobody
+			newgrp.GID = 156
+			s.do(t, lab.Shell(lab.Root, "cat /tmp/group >/etc/group"))
+			want(t, s.do(t, lab.Command(newgrp, "staprun", "/tmp/m.ko")), 0, "Hello\n")
+			want(t, s.do(t, lab.Shell(lab.Root, try)), 0, before)
+		})
 		t.Run("an Ed25519 signature is as good", func(t *testing.T) {
 			s.trustSigner(t, b)
 			s.put(t, "/tmp/m.ko", lab.Root, 0o644, usr)
@@ -115,6 +134,9 @@ func digest(b []byte) string {
 	return fmt.Sprintf("%x", signing.Verify(b, nil, nil, signing.Policy{}).Digest)
 }
 
+// The directory of the modules that members of stapusr may load unsigned, in both
+// scenarios of the security guide: root's, and the developers'.
+// Requirements: R-001-003..005 R-001-007 R-001-010..012
 func TestBlessedDirectory(t *testing.T) {
 	onKernels(t, func(t *testing.T, s *scene) {
 		dev := module(t, s.kernel, "", hello)
@@ -141,6 +163,8 @@ func TestBlessedDirectory(t *testing.T) {
 			{"somebody else's directory", "chown usr " + dir, "pmod", 255, "That directory should be owned by root."},
 			{"a link from the directory to elsewhere", "mv " + dir + "pmod.ko /tmp/; ln -s /tmp/pmod.ko " + dir + "pmod.ko", "pmod", 255, "does not exist within that directory."},
 			{"deeper down", "mkdir " + dir + "sub; mv " + dir + "pmod.ko " + dir + "sub", dir + "sub/pmod.ko", 255, "does not exist within that directory."},
+			{"that of another kernel", "mkdir -p /lib/modules/9.9.9/systemtap; mv " + dir + "pmod.ko /lib/modules/9.9.9/systemtap/", "/lib/modules/9.9.9/systemtap/pmod.ko", 255, "does not exist within that directory."},
+			{"by name, of another kernel", "mkdir -p /lib/modules/9.9.9/systemtap; mv " + dir + "pmod.ko /lib/modules/9.9.9/systemtap/", "pmod", 1, "No such file"},
 			{"through ..", "mkdir " + dir + "sub; mv " + dir + "pmod.ko /tmp/", dir + "sub/../../../../../tmp/pmod.ko", 255, "does not exist within that directory."},
 			{"no such module", "rm " + dir + "pmod.ko", "pmod", 1, "No such file"},
 		} {
@@ -155,7 +179,20 @@ func TestBlessedDirectory(t *testing.T) {
 			})
 		}
 		reset()
-		s.do(t, lab.Shell(lab.Root, "rm -rf "+dir+"*"))
+		t.Run("only root and developers put modules there", func(t *testing.T) {
+			add := func(u lab.User) request.Answer {
+				return s.do(t, lab.Shell(u, "cp /tmp/own.ko "+dir+"own.ko && staprun "+dir+"own.ko; echo rc=$?; rm -f "+dir+"own.ko"))
+			}
+			s.put(t, "/tmp/own.ko", lab.Root, 0o644, dev)
+			want(t, add(lab.Usr), 0, "rc=1\n", "Permission denied")
+			want(t, add(lab.Dev), 0, "rc=1\n", "Permission denied")
+			want(t, add(lab.Root), 0, "Hello\nrc=0\n")
+			s.do(t, lab.Shell(lab.Root, "chgrp stapdev "+dir+"; chmod 775 "+dir))
+			want(t, add(lab.Usr), 0, "rc=1\n", "Permission denied")
+			want(t, add(lab.Dev), 0, "Hello\nrc=0\n")
+		})
+		reset()
+		s.do(t, lab.Shell(lab.Root, "rm -rf /lib/modules/9.9.9 "+dir+"*"))
 	})
 }
 

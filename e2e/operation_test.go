@@ -156,6 +156,7 @@ func (o *operated) later(raw []byte) <-chan answered {
 
 // A request that is under way when SIGTERM comes is finished; who comes then is
 // told why not.
+// Requirements: A-09
 func TestServerDrain(t *testing.T) {
 	o := operate(t, "drain", nil, nil, "--drain-time=60").listens(t)
 	raw := o.frame(t, "-p4", "--privilege=stapusr", "-e"+hello)
@@ -178,6 +179,7 @@ func TestServerDrain(t *testing.T) {
 }
 
 // The drain has an end: its time, or a second signal.
+// Requirements: A-09
 func TestServerDrainEnds(t *testing.T) {
 	for _, tt := range []struct {
 		arg  string
@@ -209,6 +211,7 @@ func TestServerDrainEnds(t *testing.T) {
 
 // SIGHUP in the middle of a request, with a good rc file and a bad one; SIGUSR1
 // after the log was moved; SIGPIPE and SIGCHLD mean nothing.
+// Requirements: B-24
 func TestServerSignals(t *testing.T) {
 	logFile := filepath.Join(stage.dir, "operate-signals", "log")
 	o := operate(t, "signals", nil, nil, "--log="+logFile)

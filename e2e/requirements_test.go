@@ -25,11 +25,11 @@ type requirement struct {
 }
 
 // requirementRanges are all ids.
-const requirementRanges = "R-000-001..046 R-001-001..018 R-002-001..112 R-003-001..140 R-004-001..062"
+const requirementRanges = "R-000-001..046 R-001-001..018 R-002-001..112 R-003-001..140 R-004-001..062 B-01..28 B-40..56 B-60..62 A-01..18"
 
 // TestRequirements holds the list to the ids it must have, every requirement that
-// is met to a test that names it in a line "Requirements: ID ...", and the table
-// to both.
+// is met to a test that names it in a line "Requirements: ID ...", every other one
+// to a reason, and the table to all that.
 func TestRequirements(t *testing.T) {
 	ids, err := expandIDs(requirementRanges)
 	if err != nil {
@@ -39,7 +39,7 @@ func TestRequirements(t *testing.T) {
 	var have []string
 	for _, r := range list {
 		have = append(have, r.id)
-		if !slices.Contains([]string{"here", "loader", "groups", "services", "init", "package"}, r.concern) || r.words == "" || strings.Contains(r.words, "|") {
+		if !slices.Contains([]string{"here", "decided"}, r.concern) || r.words == "" || strings.Contains(r.words, "|") {
 			t.Errorf("%s: %q %q does not fit the table", r.id, r.concern, r.words)
 		}
 	}
@@ -56,9 +56,12 @@ func TestRequirements(t *testing.T) {
 		if r.concern == "here" && len(shown[r.id]) == 0 {
 			t.Errorf("no test shows %s: %s", r.id, r.words)
 		}
+		if r.concern == "decided" && (len(shown[r.id]) > 0 || !decisionName.MatchString(r.words)) {
+			t.Errorf("%s is decided otherwise, by no decision that %q ends with or in spite of %q", r.id, r.words, shown[r.id])
+		}
 	}
 	var b strings.Builder
-	b.WriteString("# Requirements\n\nMade by TestRequirements from requirements.txt and the lines \"Requirements:\" of the tests;\n`STAPBOX_UPDATE=1 go test ./e2e -run '^TestRequirements$'` writes it. What has no test waits for what is named instead.\n\n| id | requirement | shown by |\n|---|---|---|\n")
+	b.WriteString("# Requirements\n\nMade by TestRequirements from requirements.txt and the lines \"Requirements:\" of the tests;\n`STAPBOX_UPDATE=1 go test ./e2e -run '^TestRequirements$'` writes it. What has no test is decided otherwise, by the decision of the design in parentheses.\n\n| id | requirement | shown by |\n|---|---|---|\n")
 	for _, r := range list {
 		by := strings.Join(shown[r.id], ", ")
 		if by == "" {
@@ -99,20 +102,22 @@ func expandIDs(text string) ([]string, error) {
 			out = append(out, first)
 			continue
 		}
-		from, err1 := strconv.Atoi(first[6:])
+		prefix := strings.LastIndexByte(first, '-') + 1
+		from, err1 := strconv.Atoi(first[prefix:])
 		to, err2 := strconv.Atoi(last)
-		if err1 != nil || err2 != nil || len(last) != 3 || to <= from {
+		if err1 != nil || err2 != nil || len(last) != len(first)-prefix || to <= from {
 			return nil, fmt.Errorf("%q is no range of ids", word)
 		}
 		for n := from; n <= to; n++ {
-			out = append(out, fmt.Sprintf("%s%03d", first[:6], n))
+			out = append(out, fmt.Sprintf("%s%0*d", first[:prefix], len(last), n))
 		}
 	}
 	return out, nil
 }
 
 var (
-	requirementID = regexp.MustCompile(`^R-\d{3}-\d{3}$`)
+	requirementID = regexp.MustCompile(`^(R-\d{3}-\d{3}|[AB]-\d{2})$`)
+	decisionName  = regexp.MustCompile(`\([A-Z]\d+\)$`)
 	testFunction  = regexp.MustCompile(`^func (?:\([^)]*\) )?(\w+)\(`)
 )
 

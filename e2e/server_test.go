@@ -385,6 +385,7 @@ func TestServerRefusesMalformed(t *testing.T) {
 
 // TestServerIdleConnections fills the server with connections that say nothing,
 // or very little, and measures how long an honest client waits.
+// Requirements: B-28
 func TestServerIdleConnections(t *testing.T) {
 	s := serve(t, "idle", "--max-threads=2", "--cache-size=0")
 	honest := s.frame(t, "-p4", "--privilege=stapusr", "-e"+hello)
@@ -434,7 +435,7 @@ func TestServerIdleConnections(t *testing.T) {
 
 // TestServerRefusals is about what stap shows when a server refuses, with its
 // status, and that it leaves nothing that could be loaded.
-// Requirements: R-000-016 R-000-022 R-000-027 R-002-105
+// Requirements: R-000-016 R-000-022 R-000-027 R-002-105 R-002-104 R-002-110..111 R-002-096
 func TestServerRefusals(t *testing.T) {
 	s := serve(t, "refusals")
 	home, err := os.MkdirTemp(stage.dir, "home-")
@@ -500,15 +501,20 @@ func TestServerRefusals(t *testing.T) {
 		})
 	}
 	t.Run("and an honest request after all that", func(t *testing.T) {
-		stdout, stderr, status := stap(append(use, "--privilege=stapusr", "-e", hello)...)
-		name := strings.TrimSpace(stdout)
-		if status != 0 || stderr != "" {
-			t.Fatalf("status %d, stderr %q", status, stderr)
-		}
-		for _, f := range []string{name, name + ".sgn"} {
-			if st, err := os.Stat(filepath.Join(home, f)); err != nil || st.Size() == 0 {
-				t.Errorf("%s: %v", f, err)
+		for level, signed := range map[string]bool{"--privilege=stapusr": true, "--unprivileged": true, "-w": false} {
+			stdout, stderr, status := stap(append(use, level, "-e", hello)...)
+			name := strings.TrimSpace(stdout)
+			if status != 0 || stderr != "" {
+				t.Fatalf("%s: status %d, stderr %q", level, status, stderr)
 			}
+			if st, err := os.Stat(filepath.Join(home, name)); err != nil || st.Size() == 0 {
+				t.Errorf("%s: %v", level, err)
+			}
+			if st, err := os.Stat(filepath.Join(home, name+".sgn")); signed && (err != nil || st.Size() == 0) || !signed && err == nil {
+				t.Errorf("%s: the signature: %v", level, err)
+			}
+			os.Remove(filepath.Join(home, name))
+			os.Remove(filepath.Join(home, name+".sgn"))
 		}
 	})
 }

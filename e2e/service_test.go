@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -158,8 +159,7 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
-// Not as upstream: B-14, B-12.
-// Requirements: R-003-001 R-003-007 R-003-009 R-003-013 R-003-045 R-003-060 R-003-119 R-003-122..125 R-003-109
+// Requirements: R-003-001 R-003-007 R-003-009 R-003-013 R-003-045 R-003-060 R-003-119 R-003-109 A-01 B-12 B-14 R-003-122 R-003-124
 func TestServiceCheck01(t *testing.T) {
 	m := manage(t)
 	begin := time.Now()
@@ -190,8 +190,7 @@ func TestServiceCheck01(t *testing.T) {
 	m.server(0, `^Stopping stap-server: OK\n$`, "stop")
 }
 
-// Not as upstream: B-01, B-02, B-25.
-// Requirements: R-003-004..005 R-003-008 R-003-010 R-003-016..024 R-003-062 R-003-073..075 R-003-088 R-003-092..093 R-003-107 R-003-115..116
+// Requirements: R-003-004..005 R-003-008 R-003-010 R-003-016..024 R-003-062 R-003-073..075 R-003-088 R-003-092..093 R-003-107 R-003-115..116 A-02 B-01 B-02 B-25 R-003-110
 func TestServiceCheck02(t *testing.T) {
 	m := manage(t)
 	m.server(0, "OK", "start")
@@ -212,6 +211,13 @@ func TestServiceCheck02(t *testing.T) {
 	}
 	m.server(0, "OK", "stop")
 
+	// None runs: restart is start, and condrestart is nothing.
+	m.server(0, `^No managed stap-server is running OK\n$`, "condrestart")
+	m.server(0, `^Starting stap-server [^\n]* OK\n`, "restart")
+	m.server(0, `^Stopping stap-server [^\n]* OK\nStarting stap-server [^\n]* OK\n`, "condrestart")
+	m.server(0, "OK", "stop")
+
+	m.file("conf.d/c.config", "NICKNAME=no.conf\n")
 	m.file("conf.d/a.conf", "NICKNAME=native\nARCH=\nUSER=\nRELEASE=\n")
 	m.file("conf.d/b.conf", "NICKNAME=two\nRELEASE=6.1.0-x\nMAXTHREADS=1\nLOG="+m.home+"/two.log")
 	m.server(0, `(Starting stap-server [^\n]* OK\nServer (native|two) is [^\n]*\n){2}`, "start")
@@ -235,15 +241,33 @@ func TestServiceCheck02(t *testing.T) {
 	m.server(0, `^stap-server [^\n]* -n "native" [^\n]* running as PID`, "status", "-n", "native")
 	m.server(0, `(native|two) +running [^\n]*\n(native|two) +running`, "list")
 	m.server(0, `(?s)(Stopping [^\n]*OK\n){2}(Starting [^\n]*OK\n[^\n]*\n){2}`, "force-reload")
-	m.server(0, `No managed|Starting`, "condrestart")
+	both := m.pids()
+	m.server(0, `(?s)^(Stopping [^\n]*OK\nStarting [^\n]*OK\n[^\n]*\n){2}$`, "condrestart")
+	if now := m.pids(); len(now) != 2 || slices.Contains(now, both[0]) || slices.Contains(now, both[1]) {
+		t.Errorf("restarted %v as %v", both, now)
+	}
+	// Those that are named, and only those that run.
+	m.server(0, "OK", "stop", "-n", "native")
+	two := m.pids()
+	m.server(0, `^stap-server [^\n]* -n "native" [^\n]* is not running OK\n$`, "condrestart", "-n", "native")
+	m.server(0, `^Stopping [^\n]* -n "two" [^\n]*OK\nStarting [^\n]* -n "two" [^\n]*OK\n`, "try-restart", "-n", "two")
+	if now := m.pids(); len(now) != 1 || now[0] == two[0] {
+		t.Errorf("restarted %v as %v", two, now)
+	}
+	m.server(0, `^(Stopping [^\n]*OK\n)?Starting [^\n]* -n "native" `, "restart", "-n", "native")
+	m.server(0, `^Stopping [^\n]* -n "native" [^\n]*OK\nStarting [^\n]* -n "native" `, "restart", "-n", "native")
+	// A copy of one for another architecture.
+	m.server(0, `^Starting stap-server -a "i386" -r "6.1.0-x" [^\n]* OK\n`, "start", "-n", "two", "-a", "i386")
+	if len(m.pids()) != 3 {
+		t.Errorf("running: %v", m.pids())
+	}
 	m.server(0, "OK", "stop")
 	m.server(0, `^No managed stap-server is running OK\n$`, "try-restart")
 	m.server(0, `The configuration is good: 2 servers`, "configtest")
 	m.server(0, `native +down`, "list")
 }
 
-// Not as upstream: B-03, B-07.
-// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112
+// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112 A-03 B-03 B-07 B-10 B-20 B-23 R-003-056..057
 func TestServiceCheck03(t *testing.T) {
 	m := manage(t)
 	port := freePort(t)
@@ -262,6 +286,26 @@ func TestServiceCheck03(t *testing.T) {
 		t.Errorf("-k or -P swallowed a word:\n%s", log)
 	}
 	m.server(1, `^No stap-server running as pid `+pid+`\n$`, "status", "-p", pid)
+	// A key is made where there is none, wherever --ssl and SYSTEMTAP_DIR say, and
+	// its own user trusts it.
+	trusts := func(dir, clients string) {
+		t.Helper()
+		cert, err := x509.ParseCertificate(read(t, filepath.Join(dir, "stap.cert")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(clients, identity.Fingerprint(cert)+".pem")); err != nil {
+			t.Errorf("the server of %s is not trusted: %v", dir, err)
+		}
+	}
+	m.server(0, `--ssl "`+m.home+`/own" OK`, "start", "--ssl", "own")
+	m.server(0, "OK", "stop", "--ssl=own")
+	trusts(filepath.Join(m.home, "own"), filepath.Join(m.home, ".systemtap/ssl/client"))
+	m.env = []string{"SYSTEMTAP_DIR=" + m.home + "/else"}
+	m.server(0, "OK", "start")
+	m.server(0, "OK", "stop")
+	trusts(filepath.Join(m.home, "else/ssl/server"), filepath.Join(m.home, "else/ssl/client"))
+	m.env = nil
 	for _, args := range [][]string{{"start", "--nosuch"}, {"start", "word"}, {"start", "-r"}} {
 		m.server(2, `Error: Argument parse error: `, args...)
 	}
@@ -272,8 +316,7 @@ func TestServiceCheck03(t *testing.T) {
 	m.server(2, `^Missing /nonexistent/include/config/kernel.release\nUsage: `, "start", "-r", "/nonexistent")
 }
 
-// Not as upstream: B-06, B-19.
-// Requirements: R-003-032..033 R-003-037..039 R-003-052..055 R-003-108
+// Requirements: R-000-030 R-003-032..033 R-003-037..039 R-003-052..055 R-003-108 A-04 B-06 B-19
 func TestServiceCheck04(t *testing.T) {
 	m := manage(t)
 	m.server(0, `-r "A" -r "B"`, "start", "-r", "A", "-r", "B")
@@ -287,20 +330,24 @@ func TestServiceCheck04(t *testing.T) {
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server start -i --port `+p1+` --port=`+p2+` --log $home/L1
 		echo "rc=$?"
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server list
+		mkdir $dir/rel && cd $dir/rel && echo LOG_FILE=/nonexistent/log >settings
+		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server status -i -c settings >/dev/null; echo "relative=$?"
+		mount -t tmpfs tmpfs /lib/modules
+		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server start -i; echo "none=$?"
 	`)
 	def := "/.systemtap/stap-server/log"
 	for _, want := range []string{
 		`-r "6.1-a" -u "stap-server" --log "\S*/L1" --port "` + p1 + `" OK`, `-r "6.2-b" -u "stap-server" --log "\S*` + def + `" --port "` + p2 + `" OK`, "rc=0",
 		`running +\d+ +` + p1 + ` +stap-server +x86_64 +6.1-a`, `running +\d+ +` + p2 + ` .*6.2-b`, `WARNING: none is passed over`,
+		`\nrelative=0\n`, `No kernel releases found in /lib/modules\n.*none=1\n`,
 	} {
-		if rc != 0 || !regexp.MustCompile(want).MatchString(out) {
+		if rc != 0 || !regexp.MustCompile("(?s)"+want).MatchString(out) {
 			t.Errorf("status %d, want %q in\n%s", rc, want, out)
 		}
 	}
 }
 
-// Not as upstream: B-08, B-09, B-10.
-// Requirements: R-003-014 R-003-040 R-003-043..047
+// Requirements: R-003-014 R-003-040 R-003-043..047 A-05 B-08 B-09
 func TestServiceCheck05(t *testing.T) {
 	m := manage(t)
 	m.server(0, "OK", "start")
@@ -324,8 +371,7 @@ func TestServiceCheck05(t *testing.T) {
 	}
 }
 
-// Not as upstream: B-05, B-22.
-// Requirements: R-003-064..067
+// Requirements: R-003-064..067 A-06 B-05 B-22 R-003-070 R-003-123
 func TestServiceCheck06(t *testing.T) {
 	m := manage(t)
 	mark := filepath.Join(m.home, "executed")
@@ -392,8 +438,7 @@ mkdir -m 750 $home && chown 12321:12321 $home
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// Not as upstream: B-16, B-17, B-18, B-23.
-// Requirements: R-000-025..029 R-000-031 R-000-037 R-003-049..051 R-003-099 R-003-101 R-003-111 R-003-117..118 R-003-120..121 R-003-122 R-003-124 R-003-127 R-003-129 R-003-131..132
+// Requirements: R-000-025..029 R-000-031 R-000-037 R-003-049..051 R-003-099 R-003-101 R-003-111 R-003-117..118 R-003-120..121 R-003-122 R-003-124 R-003-127 R-003-129 R-003-131..132 A-07 B-16 B-17 B-18 B-23
 func TestServiceCheck07(t *testing.T) {
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
 	if err != nil {
@@ -420,6 +465,15 @@ func TestServiceCheck07(t *testing.T) {
 		/etc/init.d/stap-server restart -p $pid; echo "restart=$?"
 		/etc/init.d/stap-server stop; echo "stop=$?"
 		setpriv --reuid=12322 --regid=12322 --clear-groups /etc/init.d/stap-server start; echo "unprivileged=$?"
+		# The user can be named on the command line, for all servers, and for one.
+		by() { echo "by $1: $(stat -c %U /proc/$(basename /run/stap-server/*.stat .stat)) $2"; stap-server stop >/dev/null; }
+		stap-server start -u stap-server >/dev/null; by option $?
+		mkdir -p /etc/sysconfig /etc/stap-server/conf.d
+		echo STAP_USER=stap-server >/etc/sysconfig/stap-server; stap-server start >/dev/null; by settings $?
+		rm /etc/sysconfig/stap-server
+		echo USER=stap-server >/etc/stap-server/conf.d/one.conf; stap-server start >/dev/null; by file $?
+		# The limits are those of that user's file.
+		echo "--nosuch" >$home/.systemtap/rc; stap-server start; echo "badrc=$?"
 		setpriv --reuid=12322 --regid=12322 --clear-groups env HOME=$dir/nowhere stap-server start -u stap-server; echo "other=$?"
 	`)
 	for _, want := range []string{
@@ -430,7 +484,7 @@ func TestServiceCheck07(t *testing.T) {
 		`Cannot run servers as user outsider: it is not a member of group stap-server\n.*outsider=1\n`, `Cannot run servers as user nobody-there: there is no such user\n`, `nobody=1\n`,
 		`For security reasons, invocation of stap-server as root is not supported\.\n`, `root=1\n`, `ms=\d{1,3}\n`, `invoker=1\n`, `left=0\n`,
 		`restart=0\n`, `stop=0\n`, `stap-server: must be root to manage the service\nunprivileged=4\n`,
-		`other=1\n`,
+		`other=1\n`, `by option: stap-server 0\nby settings: stap-server 0\nby file: stap-server 0\n`, `FAILED\n[^\n]*/home/\.systemtap/rc[^\n]*--nosuch[^\n]*\nbadrc=1\n`,
 	} {
 		if !regexp.MustCompile("(?s)" + want).MatchString(out) {
 			t.Errorf("status %d, no %q in\n%s", rc, want, out)
@@ -438,8 +492,7 @@ func TestServiceCheck07(t *testing.T) {
 	}
 }
 
-// Not as upstream: B-12.
-// Requirements: R-003-011 R-003-025..026
+// Requirements: R-003-011 R-003-025..026 A-08 B-12 B-15
 func TestServiceCheck08(t *testing.T) {
 	m := manage(t)
 	for _, tt := range [][2]string{
@@ -454,7 +507,11 @@ func TestServiceCheck08(t *testing.T) {
 		if strings.Contains(tt[0], "\x1b") {
 			rc = 2
 		}
-		m.server(rc, regexp.QuoteMeta(tt[1]), "start", "--"+tt[0])
+		pattern := regexp.QuoteMeta(tt[1])
+		if rc == 1 {
+			pattern = `^Starting stap-server [^\n]* FAILED\n.*` + pattern
+		}
+		m.server(rc, pattern, "start", "--"+tt[0])
 		if took := time.Since(begin); took > time.Second {
 			t.Errorf("%s took %v", tt[0], took)
 		}
@@ -485,7 +542,7 @@ func TestServiceCheck08(t *testing.T) {
 }
 
 // One signal, and time to finish (B-13).
-// Requirements: R-003-012 R-003-015
+// Requirements: R-003-012 R-003-015 A-09 B-13
 func TestServiceCheck09(t *testing.T) {
 	m := manage(t)
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
@@ -518,8 +575,7 @@ func TestServiceCheck09(t *testing.T) {
 	m.server(0, "OK", "stop")
 }
 
-// Not as upstream: B-21.
-// Requirements: R-003-027..029 R-003-061 R-003-063..072 R-003-077 R-003-095
+// Requirements: R-003-027..029 R-003-061 R-003-063..072 R-003-077 R-003-095 A-10 B-04 B-21 R-003-125
 func TestServiceCheck10(t *testing.T) {
 	m := manage(t)
 	conf := filepath.Join(m.home, "servers")
@@ -533,7 +589,14 @@ func TestServiceCheck10(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.server(0, `-R "/usr" -D "A" -D "B=1" -I "`+m.home+`/tapsets" -B "VARIABLE1=VALUE1 VARIABLE2=VALUE2" -u "12321" -n "last" --log \S* OK\n`, "start")
+	// -n is about the files of CONFIG_PATH and STAT_PATH, wherever these are set.
+	m.server(0, `-n "last" .* running as PID`, "status", "-n", "last")
 	m.server(0, "OK", "stop")
+	elsewhere := m.file("elsewhere", "CONFIG_PATH="+conf+"\nSTAT_PATH="+m.home+"/stat")
+	m.server(0, `-R "/usr" -D "A" .* -n "last" `, "start", "-n", "last", "-c", elsewhere)
+	m.server(0, `-n "last" .* running as PID`, "status", "-n", "last", "-c", elsewhere)
+	m.server(3, `-n "last" .* is not running`, "status", "-n", "last")
+	m.server(0, "OK", "stop", "-n", "last", "-c", elsewhere)
 	for text, line := range map[string]string{"FOO=bar\n": "FOO=bar", "STAT_PATH": "STAT_PATH", "  rm -rf /  ": "rm -rf /"} {
 		file := m.file("other", text)
 		m.server(1, `^Invalid input, "`+line+`", in `+file+`\n$`, "start", "-c", file)
@@ -554,8 +617,7 @@ func TestServiceCheck10(t *testing.T) {
 	m.server(1, `x.conf|no such user`, "configtest", "-u", "nobody-there")
 }
 
-// Not as upstream: B-22.
-// Requirements: R-003-004..006
+// Requirements: R-003-004..006 A-18 B-22
 func TestServiceCheck18(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SystemTap's own manager runs in a tree of its own, which needs root")
@@ -573,7 +635,7 @@ func TestServiceCheck18(t *testing.T) {
 	}
 }
 
-// Requirements: R-004-003..007 R-004-011..020 R-004-038 R-004-043..045 R-004-051..052 R-004-059
+// Requirements: R-004-003..007 R-004-011..020 R-004-038 R-004-043..045 R-004-051..052 R-004-059 A-17 B-11
 func TestServiceCheck17(t *testing.T) {
 	m := manage(t)
 	tool := func(rc int, stdout, stderr, name string, args ...string) string {
@@ -628,7 +690,19 @@ func TestServiceCheck17(t *testing.T) {
 	tool(0, "", "", "stap-stop-server", "--wait", word)
 	tool(1, `-1\n`, `Unable to start a systemtap server: cannot parse number '--max-threads=x'\n`, "stap-find-or-start-server", "--max-threads=x")
 	pid = running(tool(0, `\d+\n`, "", "stap-find-or-start-server"))
-	tool(0, "", "", "stap-stop-server", "--wait", strconv.Itoa(pid))
+	// It does not look whether the server ends, and one signal is all.
+	syscall.Kill(pid, syscall.SIGSTOP)
+	tool(0, "", "", "stap-stop-server", strconv.Itoa(pid))
+	if gone(pid) {
+		t.Error("the server ended while it was stopped")
+	}
+	syscall.Kill(pid, syscall.SIGCONT)
+	for end := time.Now().Add(10 * time.Second); !gone(pid) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if !gone(pid) {
+		t.Error("the server lives")
+	}
 	// As root nothing starts.
 	out, _ := rooted(t, `stap-start-server; echo "rc=$?"; ls -A /root | wc -l`)
 	if !regexp.MustCompile(`not supported\.\nrc=1\n0\n$`).MatchString(out) {
@@ -638,7 +712,7 @@ func TestServiceCheck17(t *testing.T) {
 
 // Tapsets of the server are for every client, and what changes in them makes
 // other answers. For another architecture there is a server that refuses.
-// Requirements: R-003-034
+// Requirements: R-003-034 R-003-111
 func TestServiceTapsets(t *testing.T) {
 	m := manage(t)
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])

@@ -44,13 +44,19 @@ const maxExposure = 3.0
 
 // systemd has nothing to say against the units, and finds the server well
 // enough shut in.
+// Requirements: R-002-036 B-56
 func TestUnitsVerify(t *testing.T) {
 	got := inDebian(t, "--systemd", `
 systemd-analyze --man=no --recursive-errors=yes verify stap-server@default.service stap-server@default.socket stap-server.service systemtap.service 2>&1
 echo verified $?
 systemd-analyze security --offline=true --no-pager --threshold=29 /usr/lib/systemd/system/stap-server@.service 2>&1
 echo secure $?
+grep -hE '^(After|Before)=' /usr/lib/systemd/system/systemtap.service
 `)
+	// Scripts are there before what is started for users.
+	if !regexp.MustCompile(`(?m)^After=.*\blocal-fs\.target\b`).MatchString(got) || !regexp.MustCompile(`(?m)^Before=.*\bmulti-user\.target\b`).MatchString(got) {
+		t.Errorf("systemtap.service has no order:\n%s", got)
+	}
 	said, rest, ok := strings.Cut(got, "verified 0\n")
 	if !ok || said != "" {
 		t.Errorf("systemd-analyze verify says\n%s", said)
@@ -68,7 +74,7 @@ echo secure $?
 
 // What sysusers.d and tmpfiles.d describe is what the installation makes by
 // itself: the one finds nothing to do after the other, and they make the same.
-// Requirements: R-000-010
+// Requirements: R-000-010 R-002-077
 func TestUnitsUsersAndDirectories(t *testing.T) {
 	const show = `
 getent passwd stap-server; getent group stapusr stapsys stapdev stap-server; getent shadow stap-server | cut -d: -f1,2
@@ -255,7 +261,7 @@ staprun -: -A -C -D -L -M -N -R -S -T -V -b -c -d -h -i -o -r -t -u -v -w -x
 
 // The init scripts are those of LSB: root only for servers, which run as their
 // own user; boot is told by update-rc.d(8).
-// Requirements: R-000-025 R-000-026 R-000-029 R-000-031 R-002-037 R-002-083 R-003-118
+// Requirements: R-000-025 R-000-026 R-000-029 R-000-031 R-002-037 R-002-083 R-003-118 R-000-024 R-002-036 R-003-100
 func TestUnitsInitScripts(t *testing.T) {
 	got := inDebian(t, "--sysvinit", `
 for s in stap-server systemtap; do sh -n /etc/init.d/$s && update-rc.d $s defaults; done 2>&1

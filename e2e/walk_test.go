@@ -18,7 +18,7 @@ var certinfo = regexp.MustCompile(`certinfo="([0-9a-f:]+)"`)
 
 // TestWalk is the walk of a request: an unprivileged user of a host without
 // compiler runs a script through a server that the administrator trusts.
-// Requirements: R-001-008 R-004-046 R-000-003 R-000-008 R-000-009 R-000-012..018 R-000-023 R-000-027 R-000-035 R-000-038 R-000-041..042 R-000-044..045 R-002-095..096 R-002-100 R-002-103 R-002-106 R-002-108 R-003-096..098 R-003-102..103 R-003-106 R-003-134
+// Requirements: R-001-006 R-001-008 R-004-046 R-000-003 R-000-008 R-000-009 R-000-012..018 R-000-023 R-000-027 R-000-035 R-000-038 R-000-041..042 R-000-044..045 R-002-095..096 R-002-100 R-002-103 R-002-106 R-002-108 R-003-096..098 R-003-102..103 R-003-106 R-003-134
 func TestWalk(t *testing.T) {
 	onKernels(t, func(t *testing.T, s *scene) {
 		s.forgetSigners(t)

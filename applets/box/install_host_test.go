@@ -12,6 +12,7 @@ import (
 
 // Every file that is in the executable is written by one of the options, and
 // has no place left open.
+// Requirements: R-002-077
 func TestHostFiles(t *testing.T) {
 	in := &installer{root: t.TempDir(), bindir: "/usr/bin"}
 	used := map[string]bool{}

@@ -55,7 +55,7 @@ func (p *tool) file(t *testing.T, name string, now time.Time, asPEM bool) *ident
 	return id
 }
 
-// Requirements: R-002-099 R-002-100 R-004-021 R-004-039 R-004-040 R-004-048 R-004-057
+// Requirements: R-002-099 R-002-100 R-004-021 R-004-039 R-004-040 R-004-048 R-004-057 B-62
 func TestAuthorize(t *testing.T) {
 	p := newTool(t)
 	der := p.file(t, "stap.cert", time.Now(), false)
@@ -105,6 +105,7 @@ func TestAuthorizeDefaults(t *testing.T) {
 	}
 }
 
+// Requirements: B-62
 func TestAuthorizeRefuses(t *testing.T) {
 	p := newTool(t)
 	p.file(t, "old.cert", time.Now().AddDate(-2, 0, 0), false)

@@ -202,6 +202,12 @@ func TestUnprivilegedRun(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(d.dir), "tmp/*")); len(left) != 0 {
 		t.Errorf("left over: %q", left)
 	}
+	// What is added, given, is the same.
+	before := d.out.String()
+	d.out.Reset()
+	if code := d.stap("--use-server", "-e", hello, "--privilege=stapusr"); code != 0 || d.out.String() != before || !reflect.DeepEqual(f.requests[1], want) {
+		t.Errorf("explicitly: status %d, stdout %q, request %+v", code, d.out.String(), f.requests[1])
+	}
 	if code := d.stap("-v", "-e", hello); code != 0 {
 		t.Errorf("status %d", code)
 	}
@@ -259,7 +265,7 @@ func TestSavesModule(t *testing.T) {
 	}
 }
 
-// Requirements: R-000-034 R-003-097
+// Requirements: R-000-034 R-003-097 R-000-033
 func TestRefusals(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	other := newServer(t, good("stap_1"))
@@ -327,7 +333,7 @@ func TestRefusals(t *testing.T) {
 }
 
 // Below stapdev a server that is found must be a known signer too.
-// Requirements: R-000-008
+// Requirements: R-000-008 R-000-034
 func TestNeedsSigner(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupSys, f)
@@ -531,7 +537,7 @@ func TestTempDirOfOthers(t *testing.T) {
 	contains(t, "stderr", d.err.String(), " belongs to uid 65534\n")
 }
 
-// Requirements: R-000-020 R-003-105
+// Requirements: R-000-020 R-003-105 R-000-021
 func TestLocal(t *testing.T) {
 	d := newDesk(t, privilege.GroupDev)
 	b := &fakeBackend{}
@@ -605,7 +611,7 @@ func TestFindServers(t *testing.T) {
 	d := newDesk(t, "none", f)
 	release, arch, _ := uname.Host()
 	want := fmt.Sprintf("vm.local 127.0.0.1 %d 'sysinfo=%s %s'\n", f.addr.Port(), release, arch)
-	for _, args := range [][]string{nil, {"--all"}, {"word", "--all"}} {
+	for _, args := range [][]string{nil, {"--all"}, {"word", "--all"}, {"--nosuch", "-x", "word"}} {
 		d.out.Reset()
 		d.inv.Args = args
 		if code := d.findServers(context.Background()); code != 0 || d.out.String() != want {

@@ -40,7 +40,7 @@ func TestFindServersOfOtherKernels(t *testing.T) {
 
 // Once the server is trusted, stap-client has it compile and runs the module
 // here; -p4 only prints the module's name.
-// Requirements: R-002-101 R-002-110..112 R-004-023..024
+// Requirements: R-002-101 R-002-110..112 R-004-023..024 B-60
 func TestStapClientRuns(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupDev)
@@ -110,7 +110,7 @@ func TestStapClientOrder(t *testing.T) {
 }
 
 // A user of no group gets a module from a server he names.
-// Requirements: R-003-104..105
+// Requirements: R-003-104..105 R-002-109
 func TestNoGroupCompiles(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, "none")

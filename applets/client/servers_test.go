@@ -129,7 +129,7 @@ func TestListFilters(t *testing.T) {
 
 // A request goes to the address that was asked for, and to nothing that does not
 // fit.
-// Requirements: R-004-030..033 R-004-054
+// Requirements: R-004-030..033 R-004-054 B-60
 func TestUseServerForms(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	port := fmt.Sprint(f.addr.Port())
@@ -140,6 +140,8 @@ func TestUseServerForms(t *testing.T) {
 	}{
 		{spec: "127.0.0.1", addr: "192.0.2.1", other: "127.0.0.1"},
 		{spec: "::1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
+		{spec: "27.0.0.1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
+		{spec: "m.local", addr: "127.0.0.1", want: 1},
 		{spec: "vm.local:" + port, addr: "127.0.0.1"},
 		{spec: "vm.local:1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
 		{spec: "localhost:" + port, addr: "192.0.2.1"},

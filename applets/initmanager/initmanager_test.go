@@ -26,6 +26,7 @@ type host struct {
 	dir    string
 	kernel scriptcache.Kernel
 	stdin  string
+	config string // the file that -c names, "" for config
 }
 
 func newHost(t *testing.T, config string) *host {
@@ -135,10 +136,14 @@ func (h *host) age(name string) {
 func (h *host) do(code int, args ...string) (out, calls string) {
 	h.t.Helper()
 	os.Remove(h.path("calls"))
+	config := h.config
+	if config == "" {
+		config = "config"
+	}
 	var stdout, stderr bytes.Buffer
 	m := &manager{
 		inv: &invocation.Invocation{
-			Name: "systemtap", Args: append(args, "-c", h.path("config")), Environ: []string{"PATH=" + os.Getenv("PATH"), "HOME=/root"},
+			Name: "systemtap", Args: append(args, "-c", h.path(config)), Environ: []string{"PATH=" + os.Getenv("PATH"), "HOME=/root"},
 			Dir: h.dir, Stdin: strings.NewReader(h.stdin), Stdout: &stdout, Stderr: &stderr,
 		},
 		proc: h.path("proc"), stap: []string{h.path("bin/stap"), "stap"}, staprun: h.path("bin/staprun"),
@@ -182,7 +187,7 @@ func (h *host) wants(what, got string, parts ...string) {
 }
 
 // Check 11, B-41.
-// Requirements: R-002-001..003 R-002-006..007 R-002-013..014 R-002-017..018 R-002-031..032 R-002-042 R-002-061 R-002-074..076
+// Requirements: R-002-001..003 R-002-006..007 R-002-013..014 R-002-017..018 R-002-031..032 R-002-042 R-002-061 R-002-074..076 A-11 B-41
 func TestDependencies(t *testing.T) {
 	h := newHost(t, "a_REQ='b c'\nb_REQ=d\nc_REQ=d\n")
 	h.scripts("a", "b", "c", "d")
@@ -235,7 +240,7 @@ func TestDependencies(t *testing.T) {
 }
 
 // Check 12, B-42, B-43.
-// Requirements: R-002-008 R-002-016 R-002-058..059 R-002-081
+// Requirements: R-002-008 R-002-016 R-002-058..059 R-002-081 A-12 B-42 B-43
 func TestPassAll(t *testing.T) {
 	for _, passall := range []string{"no", "yes"} {
 		h := newHost(t, "PASSALL="+passall+"\nb_REQ=a\nc_REQ=b\n")
@@ -262,7 +267,7 @@ func TestPassAll(t *testing.T) {
 }
 
 // Check 13.
-// Requirements: R-002-009..012 R-002-062..063 R-002-088
+// Requirements: R-002-009..012 R-002-062..063 R-002-088 A-13
 func TestRecompile(t *testing.T) {
 	h := newHost(t, "a_OPT=-g\n")
 	h.scripts("a")
@@ -307,7 +312,7 @@ func TestRecompile(t *testing.T) {
 
 // Check 14, B-40. The other kernel's module is of the release that stap is asked
 // for.
-// Requirements: R-002-020..021 R-002-044 R-002-066 R-002-089..094
+// Requirements: R-002-020..021 R-002-044 R-002-066 R-002-089..094 A-14 B-40
 func TestPrepareForKernel(t *testing.T) {
 	const next = "6.2.0-1-test"
 	h := newHost(t, "conf_OPT=-g\nb_REQ=a\n")
@@ -366,7 +371,7 @@ func TestCompileTellsWhatWouldFail(t *testing.T) {
 }
 
 // Check 15, B-44, B-48, B-51.
-// Requirements: R-002-047 R-002-050..051 R-002-068..073
+// Requirements: R-002-047 R-002-050..051 R-002-068..073 A-15 B-44 B-45 B-48 B-51
 func TestOptionsReachPrograms(t *testing.T) {
 	h := newHost(t, `a_OPT="-g -DA=1 -o /x -s 4 -S 10,2 -x 42 -vF"`+"\n"+`b_OPT='-c "echo \$x" -D "S=a b" -- p=1'`+"\nc_OPT='-o out-%Y --use-server=h:1 --save-uprobes'\nSERVER_FALLBACK=no\n")
 	h.scripts("a", "b", "c")
@@ -401,7 +406,7 @@ func TestOptionsReachPrograms(t *testing.T) {
 }
 
 // Check 16.
-// Requirements: R-002-022..026 R-002-035 R-002-085..087
+// Requirements: R-002-022..026 R-002-035 R-002-085..087 A-16
 func TestRemovedScripts(t *testing.T) {
 	h := newHost(t, "a_REQ=b\n")
 	h.scripts("a", "b")
@@ -446,6 +451,7 @@ func TestRemovedScripts(t *testing.T) {
 }
 
 // B-49: the module of old releases stays while a script needs it.
+// Requirements: B-49
 func TestCleanupKeepsUprobes(t *testing.T) {
 	h := newHost(t, "")
 	dir := "cache/" + release + "/"
@@ -463,6 +469,7 @@ func TestCleanupKeepsUprobes(t *testing.T) {
 }
 
 // B-46: what stop does when things are not as they were left.
+// Requirements: B-46
 func TestStop(t *testing.T) {
 	h := newHost(t, "a_OPT='-o /x'\n")
 	h.scripts("a", "b")
@@ -530,6 +537,7 @@ func TestStatus(t *testing.T) {
 }
 
 // B-53.
+// Requirements: B-53
 func TestCondrestart(t *testing.T) {
 	h := newHost(t, "b_REQ=a\n")
 	h.scripts("a", "b", "c")
@@ -596,7 +604,7 @@ func TestEnable(t *testing.T) {
 	}
 }
 
-// Requirements: R-002-004..005 R-002-027..030 R-002-033..034
+// Requirements: R-002-004..005
 func TestUsage(t *testing.T) {
 	h := newHost(t, "")
 	for _, args := range [][]string{{}, {"fly"}, {"onboot"}, {"start", "--nothing"}, {"start", "-r"}, {"start", "-o", "x"}} {
@@ -615,7 +623,94 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// What is said without options counts as what they would say; -r and -c say it
+// where the boot cannot, and names limit a command to them.
+// Requirements: R-002-013 R-002-027..030 R-002-033..034 R-002-040 R-002-058 R-002-060..062 R-002-064..066 R-002-078 R-002-080 R-002-084
+func TestNamesAndDefaults(t *testing.T) {
+	h := newHost(t, "")
+	h.write("conf.d/group.conf", "a_OPT='-DN=1'\nb_REQ=a b_OPT=-g\n")
+	h.scripts("a", "b", "c")
+	// Without names: all, with what they require first. Scripts are there when their
+	// file is, options when theirs is.
+	_, calls := h.do(0, "compile", "-y")
+	if got := strings.Count(calls, "stap -E"); got != 3 {
+		t.Errorf("compile is about %d scripts:\n%s", got, calls)
+	}
+	h.wants("calls", calls, "-m a -p4 -r "+release+" --use-server-on-error -D N=1 -- ", "-m b -p4 -r "+release+" --use-server-on-error -g -- ")
+	h.do(0, "start", "b")
+	if out, _ := h.do(0, "status"); !strings.Contains(out, "a is stopped\n") || !strings.Contains(out, "c is stopped\n") {
+		t.Errorf("b alone was named: %s", out)
+	}
+	h.scripts("later")
+	if _, calls := h.do(0, "start", "later"); started(calls) != "later" {
+		t.Errorf("a script that came later: %s", calls)
+	}
+	for _, tt := range []struct {
+		args, want string
+		code       int
+	}{
+		{"status b", "b is running...\n  requires: a (stopped)\n", 0}, {"compile -y c", "-m c ", 0}, {"restart b", "staprun -d b\n", 0},
+		{"stop later", "staprun -d later\n", 0}, {"cleanup -y c", "Removing caches: c.ko c.opts\n", 0},
+	} {
+		out, calls := h.do(tt.code, strings.Fields(tt.args)...)
+		h.wants(tt.args, out+calls, tt.want)
+		for _, other := range []string{"-m a ", "-m b ", "-d a", "a.ko", "later is", " b.opts"} {
+			if strings.Contains(out, other) || strings.Contains(calls, other) && other != "-m b " {
+				t.Errorf("%s is about %q too:\n%s%s", tt.args, other, out, calls)
+			}
+		}
+	}
+	h.do(0, "stop")
+	// Every option of start has a setting that does as it does.
+	for _, tt := range []struct{ config, start string }{
+		{"", "a b c later"}, {"DEFAULT_START='c b'", "c a b"}, {"DEFAULT_START=", "a b c later"},
+	} {
+		h.write("conf.d/boot.conf", tt.config+"\n")
+		if _, calls := h.do(0, "start"); started(calls) != tt.start {
+			t.Errorf("%s: started %q, want %q", tt.config, started(calls), tt.start)
+		}
+		h.do(0, "stop")
+	}
+	for _, tt := range []struct{ config, start string }{{"RECURSIVE=yes", "a b"}, {"RECURSIVE=no", "b"}, {"", "b"}} {
+		h.write("conf.d/boot.conf", tt.config+"\n")
+		if _, calls := h.do(0, "start", "b"); started(calls) != tt.start {
+			t.Errorf("%s: started %q, want %q", tt.config, started(calls), tt.start)
+		}
+		h.do(0, "stop")
+	}
+	os.Remove(h.path("script.d/later.stp"))
+	for _, tt := range []struct{ config, start string }{{"ALLOW_CACHEONLY=yes", "a b c later"}, {"ALLOW_CACHEONLY=no", "a b c"}, {"", "a b c"}} {
+		h.write("conf.d/boot.conf", tt.config+"\n")
+		if _, calls := h.do(0, "start"); started(calls) != tt.start {
+			t.Errorf("%s: started %q, want %q", tt.config, started(calls), tt.start)
+		}
+		h.do(0, "stop")
+	}
+	// -r is for compile and cleanup; elsewhere it may say what is so anyway.
+	h.write("module", string(moduleFor("2.6.26.1")))
+	if _, calls := h.do(0, "compile", "-r", "2.6.26.1", "a"); !strings.Contains(calls, "-p4 -r 2.6.26.1 ") || h.read("cache/2.6.26.1/a.ko") == "" {
+		t.Errorf("compile -r: %s", calls)
+	}
+	h.do(0, "cleanup", "-y", "-r", "2.6.26.1")
+	if h.read("cache/2.6.26.1/a.ko") != "" || h.read("cache/"+release+"/a.ko") == "" {
+		t.Error("cleanup -r is about another kernel")
+	}
+	h.write("module", string(moduleFor(release)))
+	for _, command := range []string{"start", "stop", "restart", "status", "condrestart"} {
+		h.do(3, command, "-r", "2.6.26.1")
+	}
+	h.do(0, "start", "-r", release, "c")
+	h.do(0, "stop", "-r", release)
+	// -c takes the place of the other file, it does not come after it.
+	h.write("other", strings.Replace(h.read("config"), "/run\n", "/else\n", 1)+"c_OPT=-u\n")
+	h.config = "other"
+	if _, calls := h.do(0, "start", "c"); !strings.Contains(calls, " -u -- ") || h.read("else/c") != "0\n" || h.read("run/c") != "" {
+		t.Errorf("with -c: %s", calls)
+	}
+}
+
 // B-47, B-50, B-52.
+// Requirements: B-47 B-50 B-52
 func TestHostileNamesAndConfiguration(t *testing.T) {
 	h := newHost(t, "")
 	h.scripts("a")

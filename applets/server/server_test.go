@@ -274,6 +274,7 @@ func TestServerIdleConnections(t *testing.T) {
 	}
 }
 
+// Requirements: R-003-058
 func TestServerConcurrency(t *testing.T) {
 	r := start(t, "--max-threads=3")
 	ctx, cancel := context.WithCancel(context.Background())

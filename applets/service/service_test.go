@@ -69,7 +69,7 @@ func TestMarkers(t *testing.T) {
 }
 
 // What another user's server gets (B-17), and what no server gets.
-// Requirements: R-003-131
+// Requirements: R-003-131 B-17
 func TestEnviron(t *testing.T) {
 	own := []string{"HOME=/root", "TMPDIR=/q", "LC_ALL=C", "SYSTEMTAP_DIR=/root/x", "NOTIFY_SOCKET=/run/n", "LISTEN_FDS=1", "WATCHDOG_USEC=1", "TERM=x", "SECRET=1", "DEBUGINFOD_URLS=u", "https_proxy=p"}
 	if got, want := environ(own, nil), []string{"HOME=/root", "TMPDIR=/q", "LC_ALL=C", "SYSTEMTAP_DIR=/root/x", "TERM=x", "SECRET=1", "DEBUGINFOD_URLS=u", "https_proxy=p"}; !slices.Equal(got, want) {

@@ -9,7 +9,7 @@ import (
 )
 
 // B-41: a requirement that two branches share is there once, before both.
-// Requirements: R-002-003 R-002-074
+// Requirements: R-002-003 R-002-074 B-41
 func TestOrder(t *testing.T) {
 	for _, tt := range []struct {
 		graph string // a:b,c d:e

@@ -25,6 +25,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// Requirements: R-002-052 R-002-056 R-002-058 R-002-060 R-002-064..065 R-002-068..069 R-002-074..075
 func TestNew(t *testing.T) {
 	vars := map[string]string{
 		"SCRIPT_PATH": "/a/b/", "PASSALL": "no", "RECURSIVE": "On", "AUTOCOMPILE": "maybe", "ALLOW_CACHEONLY": "",

@@ -17,7 +17,7 @@ func split(t testing.TB, s string) []string {
 	return w
 }
 
-// Requirements: R-002-070..073
+// Requirements: R-002-070..073 B-44
 func TestParse(t *testing.T) {
 	for _, tt := range []struct{ in, compile, start, params string }{
 		{"", "--", "-L", ""},

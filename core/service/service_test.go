@@ -25,7 +25,7 @@ var home Home = func(user string) (string, error) {
 
 // Lines are literal (B-05): nothing is evaluated. The last line may lack its end
 // (B-21).
-// Requirements: R-003-063..067 R-003-073..074 R-003-078..095
+// Requirements: R-003-063..067 R-003-073..074 R-003-078..095 B-01 B-05 B-21
 func TestParseSpec(t *testing.T) {
 	for _, tt := range []struct {
 		name, text string
@@ -101,7 +101,7 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// Requirements: R-000-026 R-003-058
+// Requirements: R-000-026 R-003-035..036 R-003-092
 func TestWords(t *testing.T) {
 	s := Spec{
 		Arch: "i386", User: "u", Nickname: "n", Runtime: "/R", Releases: []string{"1", "2"}, Include: []string{"/i"},
@@ -119,7 +119,7 @@ func TestWords(t *testing.T) {
 
 // Whole lists count (B-06), and what is handed out only where it was written
 // (B-03).
-// Requirements: R-003-010
+// Requirements: R-003-010 B-03 B-06
 func TestMatches(t *testing.T) {
 	d := Defaults{Arch: "x86_64", Release: "6.1", User: "me", Log: "/l"}
 	run := Spec{Arch: "x86_64", User: "me", Releases: []string{"6.1", "6.2"}, Log: "/other", Port: "5", Nickname: "x"}
@@ -170,7 +170,7 @@ func known(t *testing.T) Known {
 	}
 }
 
-// Requirements: R-003-030..048 R-003-050 R-003-052..057 R-003-110..112
+// Requirements: R-003-030..048 R-003-050 R-003-052..057 R-003-110..112 B-19
 func TestChoose(t *testing.T) {
 	spec := getopt.Short("a:r:R:I:B:D:u:n:p:i")
 	for _, n := range Distributed() {
@@ -259,6 +259,7 @@ func TestChoose(t *testing.T) {
 }
 
 // Only lists (B-08): they go to configured servers, or select running ones.
+// Requirements: B-08
 func TestOnlyLists(t *testing.T) {
 	k := known(t)
 	c, err := Choose([]getopt.Option{{Name: Port, Value: "7"}, {Name: Port, Value: "8"}}, k)
@@ -292,7 +293,7 @@ func process(t *testing.T, proc string, pid, text string) {
 	}
 }
 
-// Requirements: R-003-025..026
+// Requirements: R-003-025..026 B-11 B-22
 func TestDir(t *testing.T) {
 	d := Dir{t.TempDir(), t.TempDir()}
 	process(t, d.Proc, "12", "(stap-serverd) S")

@@ -1,5 +1,5 @@
 // Agent runs inside the test guest and executes commands for the tests: it
-// reads requests from a serial port, one JSON object per line, and answers each
+// reads requests from a virtio port, one JSON object per line, and answers each
 // with one line. Commands run as the user, and in the surroundings, that the
 // request describes.
 package main
@@ -24,8 +24,8 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 2 && os.Args[1] == "become" {
-		fmt.Fprintf(os.Stderr, "agent: %v\n", become(os.Args[2]))
+	if len(os.Args) > 2 && (os.Args[1] == "become" || os.Args[1] == "become-traced") {
+		fmt.Fprintf(os.Stderr, "agent: %v\n", become(os.Args[2], os.Args[1] == "become-traced"))
 		os.Exit(125)
 	}
 	if len(os.Args) > 2 && os.Args[1] == "trace" {
@@ -63,13 +63,6 @@ func main() {
 }
 
 func serve(port *os.File) error {
-	if t, err := unix.IoctlGetTermios(int(port.Fd()), unix.TCGETS); err == nil {
-		t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
-		t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB|unix.CBAUD) | unix.CS8 | unix.CLOCAL | unix.CREAD | unix.B115200
-		if err := unix.IoctlSetTermios(int(port.Fd()), unix.TCSETS, t); err != nil {
-			return err
-		}
-	}
 	var mu sync.Mutex
 	answer := func(a request.Answer) {
 		b, err := json.Marshal(a)
@@ -89,7 +82,7 @@ func serve(port *os.File) error {
 		}
 		var r request.Request
 		if err := json.Unmarshal(line, &r); err != nil {
-			answer(request.Answer{Error: err.Error()})
+			answer(request.Answer{ID: r.ID, Error: err.Error()})
 			continue
 		}
 		go func() { answer(handle(r)) }()
@@ -159,9 +152,9 @@ func handle(r request.Request) request.Answer {
 	return a
 }
 
-// become turns this process into the described command. It returns only on
-// failure.
-func become(description string) error {
+// become turns this process into the described command, one that stops for its
+// tracer if there is one. It returns only on failure.
+func become(description string, traced bool) error {
 	runtime.LockOSThread()
 	var r request.Request
 	if err := json.Unmarshal([]byte(description), &r); err != nil {
@@ -174,6 +167,11 @@ func become(description string) error {
 		}
 		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: value, Max: value}); err != nil {
 			return err
+		}
+	}
+	if traced {
+		if err := stopAtTraced(); err != nil {
+			return fmt.Errorf("filtering system calls: %w", err)
 		}
 	}
 	if err := syscall.Setgroups(r.Groups); err != nil {

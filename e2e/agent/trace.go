@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -51,7 +53,7 @@ func trace(description string) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command("/proc/self/exe", "become", string(plain))
+	cmd := exec.Command("/proc/self/exe", "become-traced", string(plain))
 	cmd.Env = []string{}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
@@ -63,12 +65,12 @@ func trace(description string) error {
 	if _, err := unix.Wait4(main, &ws, unix.WALL, nil); err != nil {
 		return err
 	}
-	const options = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEFORK |
+	const options = unix.PTRACE_O_TRACESECCOMP | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEFORK |
 		unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_EXITKILL
 	if err := unix.PtraceSetOptions(main, options); err != nil {
 		return err
 	}
-	if err := unix.PtraceSyscall(main, 0); err != nil {
+	if err := unix.PtraceCont(main, 0); err != nil {
 		return err
 	}
 	known := map[int]bool{main: true}
@@ -109,7 +111,7 @@ func trace(description string) error {
 		}
 		deliver := 0
 		switch sig := ws.StopSignal(); {
-		case sig == unix.SIGTRAP|0x80:
+		case sig == unix.SIGTRAP && ws.TrapCause() == unix.PTRACE_EVENT_SECCOMP:
 			if what := entered(tid); what != "" {
 				if at.List {
 					fmt.Fprintf(os.Stderr, "at: %s\n", what)
@@ -135,17 +137,36 @@ func trace(description string) error {
 			deliver = int(sig)
 		}
 		known[tid] = true
-		if err := unix.PtraceSyscall(tid, deliver); err != nil && err != unix.ESRCH {
+		if err := unix.PtraceCont(tid, deliver); err != nil && err != unix.ESRCH {
 			return err
 		}
 	}
 }
 
-// entered describes the system call a thread stops before, "" for one that does
-// not matter, of a program that does not, or when it stops after one.
+// stopAtTraced has this thread, and what it executes, stop for its tracer before
+// the system calls of the list and no others: a stop before and after every call
+// takes most of the time of a run. A filter outlives setuid programs only if root
+// installs it.
+func stopAtTraced() error {
+	calls := slices.Sorted(maps.Keys(traced))
+	filter := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}} // seccomp_data.nr
+	for i, n := range calls {
+		filter = append(filter, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(n), Jt: uint8(len(calls) - i)})
+	}
+	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_TRACE})
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if _, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog))); e != 0 {
+		return e
+	}
+	return nil
+}
+
+// entered describes the system call a thread stops before, "" for one of a
+// program that does not matter.
 func entered(tid int) string {
 	var info [88]byte
-	if _, _, e := unix.RawSyscall6(unix.SYS_PTRACE, getSyscallInfo, uintptr(tid), uintptr(len(info)), uintptr(unsafe.Pointer(&info[0])), 0, 0); e != 0 || info[0] != 1 {
+	if _, _, e := unix.RawSyscall6(unix.SYS_PTRACE, getSyscallInfo, uintptr(tid), uintptr(len(info)), uintptr(unsafe.Pointer(&info[0])), 0, 0); e != 0 || info[0] != 3 { // PTRACE_SYSCALL_INFO_SECCOMP, with the numbers where an entry has them
 		return ""
 	}
 	call, ok := traced[binary.NativeEndian.Uint64(info[24:])]

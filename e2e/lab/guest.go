@@ -70,9 +70,9 @@ type Guest struct {
 	waiting map[int]chan request.Answer
 }
 
-// networkModules are what a Debian cloud kernel needs for a network card; what
-// they depend on comes with them.
-var networkModules = []string{"virtio_pci", "virtio_net", "af_packet"}
+// networkModules are what a Debian cloud kernel needs for a network card and the
+// agent's port; what they depend on comes with them.
+var networkModules = []string{"virtio_pci", "virtio_net", "af_packet", "virtio_console"}
 
 const initScript = `#!/bin/busybox sh
 export PATH=/usr/bin:/bin:/usr/sbin:/sbin
@@ -93,7 +93,7 @@ if [ -e /sys/class/net/eth0 ]; then
 	busybox ip link set eth0 up
 fi
 [ -x /etc/rc.local ] && /etc/rc.local
-[ -x /agent ] && /agent /dev/ttyS1 &
+[ -x /agent ] && /agent /dev/vport0p1 &
 exec busybox setsid busybox cttyhack busybox sh -c 'while :; do busybox login -f root </dev/ttyS0 >/dev/ttyS0 2>&1; done'
 `
 
@@ -266,7 +266,8 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 net.ifnames=0 " + c.Append),
 		"-display", "none", "-no-reboot", "-nodefaults",
 		"-chardev", "socket,id=con,path=" + filepath.Join(g.dir, "console"), "-serial", "chardev:con",
-		"-chardev", "socket,id=agt,path=" + filepath.Join(g.dir, "agent"), "-serial", "chardev:agt",
+		"-chardev", "socket,id=agt,path=" + filepath.Join(g.dir, "agent"),
+		"-device", "virtio-serial-pci,romfile=", "-device", "virtserialport,chardev=agt,name=agent",
 	}
 	if c.Firmware != nil {
 		more, err := c.Firmware.arguments(g.dir, c.Variables)
@@ -356,10 +357,8 @@ func (g *Guest) receive() {
 		if err != nil {
 			return
 		}
-		// Noise on the line from before the agent made it raw: UEFI clears the
-		// screen on every line there is.
 		var a request.Answer
-		if at := bytes.IndexByte(line, '{'); at < 0 || json.Unmarshal(line[at:], &a) != nil {
+		if json.Unmarshal(line, &a) != nil {
 			continue
 		}
 		g.mu.Lock()
