@@ -80,7 +80,7 @@ func trace(description string) error {
 		flags := unix.WALL
 		if held != 0 {
 			if time.Now().After(release) {
-				if err := unix.PtraceSyscall(held, 0); err != nil && err != unix.ESRCH {
+				if err := unix.PtraceCont(held, 0); err != nil && err != unix.ESRCH {
 					return err
 				}
 				held = 0
