@@ -478,3 +478,15 @@ func FuzzParseProc(f *testing.F) {
 	f.Add([]byte("1 (a) b) R"))
 	f.Fuzz(func(t *testing.T, data []byte) { ParseProc(data) })
 }
+
+// What a file or a command line says is shown on terminals.
+func TestCheckValue(t *testing.T) {
+	for value, good := range map[string]bool{
+		"": true, "a\tb": true, "/ü/\xe4 z": true, "\u00a0": true,
+		"a\nb": false, "\x1b[2J": false, "\x7f": false, "\u009b2J": false, "\u0080": false,
+	} {
+		if err := CheckValue("-x", value); (err == nil) != good {
+			t.Errorf("%q: %v", value, err)
+		}
+	}
+}
