@@ -131,7 +131,45 @@ func (in *installer) links() []string {
 	return list
 }
 
+// inside refuses places of an image that its links put elsewhere: into the host
+// that the image is made on.
+func (in *installer) inside(paths ...string) error {
+	if in.root == "" {
+		return nil
+	}
+	root, err := filepath.EvalSymlinks(in.root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for i := 0; i < len(paths) && err == nil; i++ {
+		at := in.at(paths[i])
+		real, rerr := filepath.EvalSymlinks(at)
+		for errors.Is(rerr, fs.ErrNotExist) && at != in.root {
+			at = filepath.Dir(at)
+			real, rerr = filepath.EvalSymlinks(at)
+		}
+		if err = rerr; err == nil && real != root && !strings.HasPrefix(real, root+"/") {
+			err = fmt.Errorf("%q is %q, outside of --root: make its link a relative one", at, real)
+		}
+	}
+	return err
+}
+
+// places are the directories in which files are put or removed.
+func (in *installer) places() []string {
+	list := append(in.directories(), "/etc", "/lib/modules", serverHome(), filepath.Dir(hostpaths.ServerLog()),
+		filepath.Join(hostpaths.Localstatedir, "cache/systemtap"))
+	list = append(list, hostDirs()...)
+	for _, f := range in.hostFiles() {
+		list = append(list, filepath.Dir(f.path))
+	}
+	return list
+}
+
 func (in *installer) install() error {
+	if err := in.inside(in.places()...); err != nil {
+		return err
+	}
 	// Nothing is begun that a foreign file would stop half way.
 	for _, path := range append(in.links(), hostpaths.Box(), hostpaths.Staprun()) {
 		if path := in.at(path); exists(path) && !doctor.IsBox(path) {
@@ -414,6 +452,9 @@ func (in *installer) link(path string) error {
 // uninstall removes the programs, and the files of the host that nobody has
 // changed. Groups and trust stores stay: they hold decisions of people.
 func (in *installer) uninstall() error {
+	if err := in.inside(in.places()...); err != nil {
+		return err
+	}
 	if err := in.uninstallHost(); err != nil {
 		return err
 	}
@@ -457,11 +498,7 @@ func replaceFile(path string, text []byte, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	tmp := path + ".stapbox"
-	if err := os.WriteFile(tmp, text, mode); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return placeFile(path, text, mode)
 }
 
 func runProgram(name string, args ...string) error {

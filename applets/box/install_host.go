@@ -372,6 +372,11 @@ func (in *installer) uninstallHost() error {
 		paths = append(paths, p)
 	}
 	slices.Sort(paths)
+	for _, p := range slices.Concat(paths, r.dirs) {
+		if err := in.inside(filepath.Dir(p)); err != nil {
+			return err
+		}
+	}
 	for _, p := range paths {
 		st, _, err := in.look(p, r, nil)
 		switch {

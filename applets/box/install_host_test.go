@@ -84,6 +84,65 @@ func TestAddUser(t *testing.T) {
 	}
 }
 
+// An image cannot have root change the host that it is on: neither a link for a
+// directory nor one for a temporary file leads out of it.
+func TestInstallStaysInRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to install")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	installer := func(root string) *installer {
+		return &installer{root: root, bindir: "/usr/bin", systemd: true, noSetuid: true, out: io.Discard, self: self}
+	}
+	for _, dir := range []string{"etc", "usr", "usr/lib", "usr/lib/systemd/system", "var/lib", "lib/modules", "usr/share/bash-completion"} {
+		outside := t.TempDir()
+		for _, link := range []string{outside, outside + "/none"} {
+			root := t.TempDir()
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(root, dir)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(link, filepath.Join(root, dir)); err != nil {
+				t.Fatal(err)
+			}
+			if err := installer(root).install(); err == nil && dir != "lib/modules" {
+				t.Errorf("%s: installed", dir)
+			}
+			if left, _ := os.ReadDir(outside); len(left) != 0 {
+				t.Errorf("%s: outside there is %v", dir, left)
+			}
+			if err := installer(root).uninstall(); err == nil && link == outside {
+				t.Errorf("%s: uninstalled", dir)
+			}
+		}
+	}
+	root, other := t.TempDir(), filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, []byte("untouched"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"etc", "usr/lib"} {
+		if err := os.MkdirAll(filepath.Join(root, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"etc/group.stapbox": other, "etc/passwd.stapbox": other, "lib": "usr/lib"} {
+		if err := os.Symlink(to, filepath.Join(root, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := installer(root).install(); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(other); err != nil || string(text) != "untouched" {
+		t.Errorf("got %q, %v", text, err)
+	}
+	if err := installer(root).uninstall(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestParseRecord(t *testing.T) {
 	digest := strings.Repeat("0a", 32)
 	good := digest + "  /usr/lib/a b\ndirectory  /usr/lib\n"

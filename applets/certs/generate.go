@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stapbox/core/getopt"
 	"stapbox/core/hostpaths"
@@ -118,6 +121,9 @@ func Generate(ctx context.Context, inv *invocation.Invocation) int {
 }
 
 func (g *generator) run(ctx context.Context) error {
+	if err := g.forOneself(); err != nil {
+		return err
+	}
 	// A replaced certificate is one that clients trust in vain.
 	old, err := identity.Load(g.dir, g.options.Now)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, identity.ErrNotValid) && !errors.Is(err, identity.ErrBroken) {
@@ -160,6 +166,22 @@ func (g *generator) run(ctx context.Context) error {
 	if old != nil && !old.Certificate.Equal(id.Certificate) {
 		g.inv.Errorf("the certificate sha256=%s is replaced: clients that trust it must trust sha256=%s instead",
 			identity.Fingerprint(old.Certificate), identity.Fingerprint(id.Certificate))
+	}
+	return nil
+}
+
+// forOneself refuses to have root make a key in another user's directory: he
+// decides what lies there, and his server could not read root's file.
+func (g *generator) forOneself() error {
+	var st unix.Stat_t
+	at := g.dir
+	err := unix.Stat(at, &st)
+	for err == unix.ENOENT && at != "/" {
+		at = filepath.Dir(at)
+		err = unix.Stat(at, &st)
+	}
+	if err == nil && os.Geteuid() == 0 && st.Uid != 0 {
+		return fmt.Errorf("%q belongs to user id %d, who has to make the key of his server himself", at, st.Uid)
 	}
 	return nil
 }

@@ -87,6 +87,33 @@ func TestGenerateRefuses(t *testing.T) {
 	}
 }
 
+// Root puts no key where another user decides what lies there.
+func TestGenerateForOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have a directory of another user")
+	}
+	p := newTool(t)
+	theirs := filepath.Join(p.dir, "theirs")
+	if err := os.Mkdir(theirs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(theirs, 12345, 12345); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(p.dir, "link")
+	if err := os.Symlink(theirs, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{theirs, theirs + "/ssl/server", link, link + "/new"} {
+		if rc := p.run(Generate, "stap-gen-cert", "--key-type=ecdsa", dir); rc != 1 || !strings.Contains(p.err.String(), "belongs to user id 12345") {
+			t.Errorf("%s: got %d, %q", dir, rc, p.err.String())
+		}
+	}
+	if left, _ := os.ReadDir(theirs); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 // The key and the trust of an installation of SystemTap come over.
 // Requirements: R-003-135 R-003-136 R-004-060
 func TestImport(t *testing.T) {

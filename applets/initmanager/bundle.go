@@ -59,6 +59,10 @@ func (m *manager) export(context.Context) int {
 		}
 		return 0
 	default:
+		// A device or a socket is not to be replaced by a file.
+		if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+			return fail(fmt.Errorf("writing the archive: %q is there, and is no regular file", path))
+		}
 		if err := replace(path, b.Bytes(), m.now()); err != nil {
 			return fail(fmt.Errorf("writing the archive: %w", err))
 		}

@@ -121,12 +121,15 @@ func (m *manager) run(ctx context.Context) int {
 	if !ok {
 		return m.usage(fmt.Errorf("unknown command %q", m.opts.action))
 	}
+	if m.opts.dry {
+		return act.do(ctx)
+	}
 	if err := os.MkdirAll(m.StatPath, 0o755); err != nil {
 		m.failure("Failed to make stat directory (%s): %v", m.StatPath, err)
 		m.mark(failed)
 		return exitFailure
 	}
-	if act.locks && !m.opts.dry {
+	if act.locks {
 		if err := m.takeLock(ctx); err != nil {
 			m.failure("Error: %v", err)
 			return exitFailure

@@ -60,7 +60,7 @@ for a; do
 done
 [ -e DIR/refuse.$name ] && { echo "ERROR: Couldn't insert module: Key was rejected by service" >&2; echo "hint: mokutil --import signing.der" >&2; exit 3; }
 echo "$name 16384 0 - Live 0x0" >>DIR/proc/modules
-[ $mode = -D ] && { mkdir -p DIR/proc/4242; echo stapio >DIR/proc/4242/comm; echo 4242; }
+[ $mode = -D ] && { mkdir -p DIR/proc/4242; echo stapio >DIR/proc/4242/comm; printf 'stapio\000-o\000x\000/c/%s.ko\000' $name >DIR/proc/4242/cmdline; echo 4242; }
 exit 0`)
 	return h
 }
@@ -489,6 +489,12 @@ func TestStop(t *testing.T) {
 	if _, calls := h.do(0, "stop", "a"); calls != "staprun -d a\n" {
 		t.Errorf("calls %q", calls)
 	}
+	// It is another script's stapio.
+	h.do(0, "start", "a")
+	h.write("proc/4242/cmdline", "stapio\x00-o\x00x\x00/c/b.ko\x00")
+	if _, calls := h.do(0, "stop", "a"); calls != "staprun -d a\n" {
+		t.Errorf("calls %q", calls)
+	}
 	// Somebody else's module.
 	h.write("proc/modules", "b 1 0 - Live\n")
 	if out, calls := h.do(1, "stop", "b"); calls != "" || !strings.Contains(out, "the service did not start it") {
@@ -831,6 +837,69 @@ func TestLock(t *testing.T) {
 	}
 	if got := strings.Count(h.read("proc/modules"), "\n"); got != 4 {
 		t.Errorf("%d modules:\n%s", got, h.read("proc/modules"))
+	}
+}
+
+// -n leaves nothing behind, neither a log nor a directory.
+func TestDryRunLeavesNothing(t *testing.T) {
+	h := newHost(t, "")
+	h.scripts("a")
+	if err := os.Remove(h.path("run")); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range []string{"start -n", "stop -n", "compile -n", "cleanup -n", "restart -n a", "enable -n a"} {
+		h.do(0, strings.Fields(args)...)
+	}
+	for _, name := range []string{"run", "log", "conf.d/zz-default-start.conf", "cache/" + release} {
+		if exists(h.path(name)) {
+			t.Errorf("%s is there", name)
+		}
+	}
+}
+
+// Root loads no module that somebody else can have put into the cache.
+func TestForeignCache(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have a file of another user")
+	}
+	h := newHost(t, "")
+	h.scripts("a")
+	h.do(0, "compile")
+	ko := h.path("cache/" + release + "/a.ko")
+	dir := filepath.Dir(ko)
+	for what, undo := range map[string]func(){
+		"file":            func() { os.Chown(ko, 12345, 0) },
+		"directory":       func() { os.Chown(dir, 12345, 0) },
+		"world":           func() { os.Chmod(h.path("cache"), 0o777) },
+		"group":           func() { os.Chown(dir, 0, 12345); os.Chmod(dir, 0o775) },
+		"writable module": func() { os.Chmod(ko, 0o666) },
+	} {
+		undo()
+		out, calls := h.do(1, "start", "a")
+		if calls != "" || !strings.Contains(out, "is not loaded: ") || !strings.Contains(out, "hint: ch") {
+			t.Errorf("%s: calls %q:\n%s", what, calls, out)
+		}
+		for path, mode := range map[string]os.FileMode{ko: 0o644, dir: 0o755, h.path("cache"): 0o755} {
+			os.Chown(path, 0, 0)
+			os.Chmod(path, mode)
+		}
+	}
+	h.do(0, "start", "a")
+}
+
+// An archive takes no device's place.
+func TestExportToNoFile(t *testing.T) {
+	h := newHost(t, "")
+	h.scripts("a")
+	h.do(0, "compile")
+	if err := unix.Mkfifo(h.path("fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := h.do(1, "export", h.path("fifo")); !strings.Contains(out, "is no regular file") {
+		t.Errorf("got %q", out)
+	}
+	if st, err := os.Lstat(h.path("fifo")); err != nil || st.Mode().IsRegular() {
+		t.Errorf("replaced: %v, %v", st, err)
 	}
 }
 

@@ -56,7 +56,9 @@ func (m *manager) configure(ctx context.Context) int {
 	if err := m.forKernel(); err != nil {
 		return m.usage(err)
 	}
-	if err := m.openLog(m.LogFile); err != nil && m.opts.action != "status" {
+	if m.opts.dry {
+		// Nothing is done, so nothing is to be told.
+	} else if err := m.openLog(m.LogFile); err != nil && m.opts.action != "status" {
 		fmt.Fprintf(m.inv.Stderr, "%s: WARNING: opening the log: %v\n", m.inv.Name, err)
 	}
 	for _, w := range warnings {

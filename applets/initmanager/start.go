@@ -183,6 +183,10 @@ func (m *manager) startOne(ctx context.Context, name string) int {
 			os.MkdirAll(dir, 0o755)
 		}
 	}
+	if err := onlyOurs(m.cacheFile(name, ".ko")); err != nil {
+		m.failure("Error: %v", err)
+		return 1
+	}
 	m.say(" Starting %s ... ", name)
 	cmd := exec.Command(staprun, append(append(slices.Clone(opts.Start), m.cacheFile(name, ".ko")), opts.Params...)...)
 	cmd.Args[0] = "staprun"
@@ -202,6 +206,37 @@ func (m *manager) startOne(ctx context.Context, name string) int {
 	}
 	m.say("done\n")
 	return 0
+}
+
+// onlyOurs refuses to have root load a module that somebody else can have put in
+// its place: the file and the directories above it have to be root's, and no
+// others' to write.
+func onlyOurs(path string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	for _, at := range []string{path, real} {
+		for ; ; at = filepath.Dir(at) {
+			var st unix.Stat_t
+			if err := unix.Lstat(at, &st); err != nil {
+				return fmt.Errorf("looking at %q: %w", at, err)
+			}
+			switch {
+			case st.Uid != 0:
+				return fmt.Errorf("%q is not loaded: %q belongs to user id %d; hint: chown root", path, at, st.Uid)
+			case st.Mode&unix.S_IFMT != unix.S_IFLNK && st.Mode&unix.S_ISVTX == 0 && (st.Mode&0o002 != 0 || st.Mode&0o020 != 0 && st.Gid != 0):
+				return fmt.Errorf("%q is not loaded: others than root may write to %q; hint: chmod go-w", path, at)
+			}
+			if at == "/" {
+				break
+			}
+		}
+	}
+	return nil
 }
 
 // daemonWait is how long staprun -D may take until it says its pid.
@@ -365,7 +400,7 @@ func (m *manager) stopOne(ctx context.Context, name string) error {
 			return m.removeStat(name)
 		}
 		switch {
-		case s.pid > 0 && m.isStapio(s.pid):
+		case s.pid > 0 && m.isStapio(s.pid, name):
 			// The third signal would cut its end short.
 			if round == 0 || round == stopRounds/2 {
 				m.log(fmt.Sprintf("Exec: kill -TERM %d", s.pid))
@@ -406,9 +441,16 @@ func (m *manager) removeStat(name string) error {
 	return nil
 }
 
-// isStapio reports whether a process is what a status file means: pids are used
-// again.
-func (m *manager) isStapio(pid int) bool {
-	comm, err := os.ReadFile(filepath.Join(m.proc, strconv.Itoa(pid), "comm"))
-	return err == nil && strings.TrimSpace(string(comm)) == "stapio"
+// isStapio reports whether a process is what a status file means, the stapio of
+// that script: pids are used again.
+func (m *manager) isStapio(pid int, name string) bool {
+	dir := filepath.Join(m.proc, strconv.Itoa(pid))
+	comm, err := os.ReadFile(filepath.Join(dir, "comm"))
+	if err != nil || strings.TrimSpace(string(comm)) != "stapio" {
+		return false
+	}
+	words, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+	return err == nil && slices.ContainsFunc(strings.Split(string(words), "\x00"), func(w string) bool {
+		return strings.TrimSuffix(filepath.Base(w), ".ko") == name
+	})
 }

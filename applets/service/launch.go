@@ -169,7 +169,8 @@ func listenReady() (*net.UnixConn, error) {
 
 // receive is the next message of process pid; those of others are dropped.
 func receive(socket *net.UnixConn, pid int) ([]string, error) {
-	data, rights := make([]byte, 4096), make([]byte, 256)
+	// There is room for who sends, which comes first, and for no descriptor.
+	data, rights := make([]byte, 4096), make([]byte, unix.CmsgSpace(unix.SizeofUcred))
 	for {
 		n, m, _, _, err := socket.ReadMsgUnix(data, rights)
 		if err != nil {

@@ -176,11 +176,19 @@ func (m *manager) lock() (func(), error) {
 	if _, err := os.Stat(m.dir.Path); errors.Is(err, os.ErrNotExist) {
 		return func() {}, nil
 	}
+	told, end := false, m.now().Add(lockTime)
 	return m.dir.Lock(func() bool {
-		fmt.Fprintf(m.inv.Stderr, "%s: waiting for another %s that changes %s\n", m.inv.Name, m.inv.Name, m.dir.Path)
-		return true
+		if !told {
+			fmt.Fprintf(m.inv.Stderr, "%s: waiting for another %s that changes %s\n", m.inv.Name, m.inv.Name, m.dir.Path)
+		}
+		told = true
+		return m.now().Before(end)
 	})
 }
+
+// lockTime is how long another manager may take. One that takes longer may be the
+// servers' user, who keeps root from stopping his servers.
+const lockTime = 3 * time.Minute
 
 // choose reads servers and their files, and what the command line means.
 func (m *manager) choose() error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stapbox/core/invocation"
 	"stapbox/core/service"
@@ -175,6 +178,20 @@ func TestReadyFromOthers(t *testing.T) {
 	if states, err := receive(socket, os.Getpid()); err != nil || states[0] != "READY=1" {
 		t.Errorf("one's own message: %q, %v", states, err)
 	}
+	// Descriptors are not taken from anybody.
+	before, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := socket.WriteMsgUnix([]byte("READY=1"), unix.UnixRights(0, 1, 2), socket.LocalAddr().(*net.UnixAddr)); err != nil {
+		t.Fatal(err)
+	}
+	if states, err := receive(socket, os.Getpid()); err != nil || states[0] != "READY=1" {
+		t.Errorf("with descriptors: %q, %v", states, err)
+	}
+	if after, err := os.ReadDir("/proc/self/fd"); err != nil || len(after) > len(before) {
+		t.Errorf("%d descriptors, then %d, %v", len(before), len(after), err)
+	}
 	if _, err := socket.WriteTo([]byte("READY=1"), socket.LocalAddr()); err != nil {
 		t.Fatal(err)
 	}
@@ -205,6 +222,87 @@ func TestOpenLog(t *testing.T) {
 		if _, err := m.openLog(path, "u"); err == nil {
 			t.Errorf("a %s link is followed", name)
 		}
+	}
+}
+
+// The servers' user cannot have root make files, and give them to him, in other
+// places: links in his directories are not followed.
+func TestOpenLogBeneathOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have a link of another user")
+	}
+	dir := t.TempDir()
+	m := &manager{euid: 0, now: time.Now, inv: &invocation.Invocation{}}
+	target := filepath.Join(dir, "target")
+	if err := os.Mkdir(target, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	link := func(name, to string, uid int) string {
+		path := filepath.Join(dir, name)
+		if err := os.Symlink(to, path); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Lchown(path, uid, uid); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	theirs, ours := link("theirs", "target", 12345), link("ours", target, 0)
+	for _, path := range []string{theirs + "/log", theirs + "/new/log", theirs + "/new/newer/log"} {
+		if f, err := m.openLog(path, "root"); err == nil {
+			f.Close()
+			t.Errorf("%s is opened", path)
+		}
+		if err := m.makeDir(filepath.Dir(path), "root"); filepath.Dir(path) != theirs && err == nil {
+			t.Errorf("%s is made", filepath.Dir(path))
+		}
+	}
+	if left, _ := os.ReadDir(target); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+	for _, path := range []string{ours + "/log", ours + "/new/newer/log", dir + "/./target//log"} {
+		f, err := m.openLog(path, "root")
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+			continue
+		}
+		f.Close()
+	}
+	for name, err := range map[string]error{
+		"file":  m.makeDir(filepath.Join(ours, "log"), "root"),
+		"below": m.makeDir(filepath.Join(ours, "log", "x"), "root"),
+		"loop":  m.makeDir(link("loop", "loop", 0)+"/x", "root"),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// A status file has root signal only processes that it is about: the directory is
+// the servers' user's, who can give another number to root's files too.
+func TestOwns(t *testing.T) {
+	m := &manager{euid: 0, places: places{dir: service.Dir{Proc: "/proc"}}}
+	pid, uid := os.Getpid(), os.Geteuid()
+	for _, tt := range []struct {
+		owner int
+		user  string
+		want  bool
+	}{
+		{0, strconv.Itoa(uid), true},
+		{0, "", true},
+		{0, "nosuchuser", true}, // removed since
+		{0, "nobody", false},
+		{uid + 12345, "nobody", false},
+	} {
+		err := m.owns(&service.Running{PID: pid, Owner: tt.owner, Spec: service.Spec{User: tt.user}})
+		if (err == nil) != tt.want {
+			t.Errorf("%+v: %v", tt, err)
+		}
+	}
+	m.euid = 1000
+	if err := m.owns(&service.Running{PID: pid, Spec: service.Spec{User: "nobody"}}); err != nil {
+		t.Errorf("the kernel says what an ordinary user may signal: %v", err)
 	}
 }
 

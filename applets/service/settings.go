@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -198,28 +199,98 @@ func (m *manager) find(name string) (account, error) {
 func (m *manager) makeStatus() error { return m.makeDir(m.dir.Path, m.defaults.User) }
 
 func (m *manager) makeDir(path, owner string) error {
-	if st, err := os.Stat(path); err == nil {
-		if !st.IsDir() {
-			return syscall.ENOTDIR
-		}
-		return nil
+	d, err := m.openDir(path, false)
+	if err == nil {
+		return d.Close()
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.Mkdir(path, 0o755); err != nil {
+	parent, err := m.openDir(filepath.Dir(path), true)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	name := filepath.Base(path)
+	if err := unix.Mkdirat(int(parent.Fd()), name, 0o755); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return nil
 		}
 		return err
 	}
-	d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	fd, err := unix.Openat(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
+	d = os.NewFile(uintptr(fd), path)
 	defer d.Close()
 	m.give(d, owner)
 	return d.Chmod(0o755)
+}
+
+// openDir opens a directory, and makes what is missing of it. Who owns a
+// directory puts there what he likes: of links on the way only those of root and
+// of the caller are followed.
+func (m *manager) openDir(path string, missing bool) (*os.File, error) {
+	const flags = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Open("/", flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	isDir := true
+	for parts, links := strings.Split(path, "/"), 0; len(parts) > 0; {
+		name := parts[0]
+		parts = parts[1:]
+		if name == "" {
+			continue
+		}
+		next, err := unix.Openat(fd, name, flags, 0)
+		if err == unix.ENOENT && missing {
+			if err = unix.Mkdirat(fd, name, 0o755); err == nil || err == unix.EEXIST {
+				next, err = unix.Openat(fd, name, flags, 0)
+			}
+		}
+		var st unix.Stat_t
+		if err == nil {
+			if err = unix.Fstat(next, &st); err != nil {
+				unix.Close(next)
+			}
+		}
+		if err != nil {
+			unix.Close(fd)
+			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+		if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+			unix.Close(fd)
+			fd = next
+			continue
+		}
+		target := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(next, "", target)
+		unix.Close(next)
+		links++
+		switch {
+		case err == nil && st.Uid != 0 && int(st.Uid) != m.euid:
+			err = fmt.Errorf("%q is a link of user id %d", name, st.Uid)
+		case err == nil && links > 40:
+			err = unix.ELOOP
+		case err == nil && n > 0 && target[0] == '/':
+			unix.Close(fd)
+			fd, err = unix.Open("/", flags, 0)
+		}
+		if err != nil {
+			unix.Close(fd)
+			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		parts = append(strings.Split(string(target[:n]), "/"), parts...)
+		isDir = true
+	}
+	if !isDir {
+		unix.Close(fd)
+		return nil, &fs.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // give gives what root made to the servers' user. Whether there is such a user
@@ -234,27 +305,42 @@ func (m *manager) give(f *os.File, owner string) {
 }
 
 // openLog opens a log, made for its server's user if it is not there. It may be
-// in a directory of that user, so no link is followed.
+// in a directory of that user, see openDir; a link of its name is not followed.
 func (m *manager) openLog(path, owner string) (*os.File, error) {
-	const flags = os.O_WRONLY | os.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK
-	f, err := os.OpenFile(path, flags, 0)
-	if !errors.Is(err, fs.ErrNotExist) {
-		if err == nil {
-			if err = plain(f); err != nil {
-				f.Close()
-			}
+	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	d, err := m.openDir(filepath.Dir(path), false)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = m.makeDir(filepath.Dir(path), owner); err == nil {
+			d, err = m.openDir(filepath.Dir(path), false)
 		}
-		return f, err
+		if err != nil {
+			return nil, &logDirError{filepath.Dir(path), err}
+		}
 	}
-	if err := m.makeDir(filepath.Dir(path), owner); err != nil {
-		return nil, &logDirError{filepath.Dir(path), err}
-	}
-	f, err = os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	m.give(f, owner)
-	return f, f.Chmod(0o644)
+	defer d.Close()
+	fd, err := unix.Openat(int(d.Fd()), filepath.Base(path), flags, 0)
+	made := err == unix.ENOENT
+	if made {
+		fd, err = unix.Openat(int(d.Fd()), filepath.Base(path), flags|unix.O_CREAT|unix.O_EXCL, 0o644)
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	if made {
+		m.give(f, owner)
+		err = f.Chmod(0o644)
+	} else {
+		err = plain(f)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // plain refuses what is no file, or has another name elsewhere.

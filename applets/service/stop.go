@@ -2,6 +2,8 @@ package service
 
 import (
 	"fmt"
+	"os/user"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -57,9 +59,8 @@ func (m *manager) stop(r *service.Running) int {
 	}
 	if h != nil {
 		defer h.Close()
-		// A status file of another user is about his own servers.
-		if uid, err := service.Owner(m.dir.Proc, r.PID); m.euid == 0 && r.Owner != 0 && (err != nil || uid != r.Owner) {
-			m.complain(fmt.Sprintf("The status file of process %d belongs to user id %d, the process does not", r.PID, r.Owner))
+		if err := m.owns(r); err != nil {
+			m.complain(err.Error())
 			return m.failed(action)
 		}
 		if err := h.Signal(unix.SIGTERM); err != nil && err != unix.ESRCH {
@@ -77,6 +78,32 @@ func (m *manager) stop(r *service.Running) int {
 	}
 	m.forget(r.PID)
 	return m.passed(action)
+}
+
+// owns refuses to have root signal a process on the word of a status file that
+// is not about it: another user's file is about his own servers, and one of
+// root's, which who owns the directory can give another number, about those of
+// the user in it.
+func (m *manager) owns(r *service.Running) error {
+	if m.euid != 0 {
+		return nil
+	}
+	uid, err := service.Owner(m.dir.Proc, r.PID)
+	switch {
+	case err != nil:
+		return err
+	case r.Owner != 0 && uid != r.Owner:
+		return fmt.Errorf("The status file of process %d belongs to user id %d, the process does not", r.PID, r.Owner)
+	case r.Owner == 0 && r.User != "":
+		u, err := user.Lookup(r.User)
+		if err != nil {
+			u, err = user.LookupId(r.User)
+		}
+		if err == nil && u.Uid != strconv.Itoa(uid) {
+			return fmt.Errorf("The status file of process %d says that user %s runs it, but user id %d does", r.PID, r.User, uid)
+		}
+	}
+	return nil
 }
 
 // forget takes a server off the list.

@@ -365,7 +365,13 @@ func mkdirAll(dir string) error {
 		}
 		return err
 	}
-	return os.Chmod(dir, 0o755)
+	// By its descriptor: in another user's directory it may be a link by now.
+	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Chmod(0o755)
 }
 
 func write(dir, name string, data []byte, mode fs.FileMode) error {

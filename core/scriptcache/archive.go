@@ -58,14 +58,18 @@ func ReadArchive(r io.Reader) ([]File, error) {
 		return nil, err
 	}
 	var out []File
-	total := int64(0)
-	for t := (tarReader{r: z}); ; {
+	total, entries := int64(0), 0
+	for t := (tarReader{r: z}); ; entries++ {
 		h, err := t.next()
 		if errors.Is(err, io.EOF) {
 			return out, nil
 		}
 		if err != nil {
 			return nil, err
+		}
+		total += h.size
+		if h.size > maxFile || total > maxTotal || len(out) == maxFiles || entries == 2*maxFiles {
+			return nil, fmt.Errorf("%q: the archive is larger than %d files, %d bytes each, %d together", h.name, maxFiles, maxFile, maxTotal)
 		}
 		if h.kind == '5' {
 			continue
@@ -76,10 +80,6 @@ func ReadArchive(r io.Reader) ([]File, error) {
 		f, ok := place(h.name)
 		if !ok {
 			return nil, fmt.Errorf("%q is neither a compiled script nor a configuration file", h.name)
-		}
-		total += h.size
-		if h.size > maxFile || total > maxTotal || len(out) == maxFiles {
-			return nil, fmt.Errorf("%q: the archive is larger than %d files, %d bytes each, %d together", h.name, maxFiles, maxFile, maxTotal)
 		}
 		if f.Name == "" {
 			continue // the uprobes module of old releases: kernels have it built in

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -157,6 +158,34 @@ func TestReadArchiveRefuses(t *testing.T) {
 		if f, ok := place(name); ok {
 			t.Errorf("%s is taken: %+v", name, f)
 		}
+	}
+}
+
+// What an archive makes the reader hold or read has a limit: no size counts
+// against others, nor is anything without data free.
+func TestArchiveLimits(t *testing.T) {
+	header := func(kind byte, size string) []byte {
+		var b bytes.Buffer
+		appendTar(&b, File{Release: "6.1", Name: "a.ko"})
+		h := b.Bytes()[:block]
+		h[156] = kind
+		copy(h[124:136], size)
+		copy(h[148:], fmt.Sprintf("%07o", checksum(h)))
+		return h
+	}
+	end := make([]byte, 2*block)
+	for name, in := range map[string][]byte{
+		"negative size":    append(header('0', "-0000001000\x00"), end...),
+		"too large":        append(header('0', "00400000001\x00"), end...),
+		"directories":      append(bytes.Repeat(header('5', "00000000000\x00"), 2*maxFiles+1), end...),
+		"extended headers": append(bytes.Repeat(header('x', "00000000000\x00"), 100), append(header('5', "00000000000\x00"), end...)...),
+	} {
+		if f, err := ReadArchive(bytes.NewReader(pack(t, in))); err == nil || errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%s: got %v, %v", name, f, err)
+		}
+	}
+	if _, err := ReadArchive(bytes.NewReader(pack(t, append(header('5', "00000000000\x00"), end...)))); err != nil {
+		t.Error(err)
 	}
 }
 

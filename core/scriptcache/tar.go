@@ -67,7 +67,7 @@ type tarReader struct {
 // next reads a header; io.EOF is the end.
 func (t *tarReader) next() (header, error) {
 	longName := ""
-	for {
+	for range 16 { // of which the last is a file's
 		if _, err := io.CopyN(io.Discard, t.r, t.left); err != nil {
 			return header{}, noEOF(err)
 		}
@@ -82,7 +82,7 @@ func (t *tarReader) next() (header, error) {
 		size, err := number(b[124:136])
 		seconds, terr := number(b[136:148])
 		sum, serr := number(b[148:156])
-		if err != nil || terr != nil || serr != nil || sum != checksum(b[:]) || size > maxTotal {
+		if err != nil || terr != nil || serr != nil || sum != checksum(b[:]) || size < 0 || size > maxTotal {
 			return header{}, errHeader
 		}
 		h := header{name: text(b[:100]), kind: b[156], size: size, time: time.Unix(seconds, 0)}
@@ -113,6 +113,7 @@ func (t *tarReader) next() (header, error) {
 		}
 		return h, nil
 	}
+	return header{}, errHeader
 }
 
 // data reads the file that belongs to the last header.

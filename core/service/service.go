@@ -183,7 +183,7 @@ func (s *Spec) Args(f Flags) []string {
 
 // CheckValue refuses what cannot be a value: it would be another line of a file.
 func CheckValue(option, value string) error {
-	if i := strings.IndexFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }); i >= 0 {
+	if i := strings.IndexFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r >= 0x7f && r < 0xa0 }); i >= 0 {
 		return fmt.Errorf("the value %q of option %s has a control character", value, option)
 	}
 	return nil

@@ -7,8 +7,11 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stapbox/core/getopt"
 )
@@ -361,10 +364,18 @@ func TestDir(t *testing.T) {
 	if _, err := d.Lock(func() bool { return false }); err != ErrLocked {
 		t.Errorf("somebody has the lock, who is not waited for: %v", err)
 	}
+	// Who can open it can lock it, to keep root from stopping servers.
+	if st, err := os.Stat(filepath.Join(d.Path, ".lock")); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the lock is everybody's: %v, %v", st, err)
+	}
+	asked := 0
+	if _, err := d.Lock(func() bool { asked++; return asked < 3 }); err != ErrLocked || asked != 3 {
+		t.Errorf("the wait does not end: asked %d times, %v", asked, err)
+	}
 	waited := make(chan bool)
 	done := make(chan bool)
 	go func() {
-		again, err := d.Lock(func() bool { close(waited); return true })
+		again, err := d.Lock(sync.OnceValue(func() bool { close(waited); return true }))
 		if err == nil {
 			again()
 		}
@@ -373,6 +384,43 @@ func TestDir(t *testing.T) {
 	<-waited // B-25
 	unlock()
 	<-done
+}
+
+// The lock that root makes is of who owns the directory.
+func TestLockOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have a directory of another user")
+	}
+	d := Dir{t.TempDir(), "/proc"}
+	if err := os.Chown(d.Path, 12345, 12346); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := d.Lock(func() bool { return false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(d.Path, ".lock"), &st); err != nil || st.Uid != 12345 || st.Gid != 12346 || st.Mode&0o777 != 0o600 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	// Another file's link is not given away, only what was made.
+	if err := os.Remove(filepath.Join(d.Path, ".lock")); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(other, filepath.Join(d.Path, ".lock")); err != nil {
+		t.Fatal(err)
+	}
+	if unlock, err := d.Lock(func() bool { return false }); err == nil {
+		unlock()
+	}
+	if err := unix.Stat(other, &st); err != nil || st.Uid != 0 {
+		t.Errorf("given away: %+v, %v", st, err)
+	}
 }
 
 func TestReadConfigs(t *testing.T) {
@@ -430,4 +478,16 @@ func FuzzParseProc(f *testing.F) {
 	f.Add([]byte("12 (stap-serverd) S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 6 0 777 1 1\n"))
 	f.Add([]byte("1 (a) b) R"))
 	f.Fuzz(func(t *testing.T, data []byte) { ParseProc(data) })
+}
+
+// What a file or a command line says is shown on terminals.
+func TestCheckValue(t *testing.T) {
+	for value, good := range map[string]bool{
+		"": true, "a\tb": true, "/ü/\xe4 z": true, "\u00a0": true,
+		"a\nb": false, "\x1b[2J": false, "\x7f": false, "\u009b2J": false, "\u0080": false,
+	} {
+		if err := CheckValue("-x", value); (err == nil) != good {
+			t.Errorf("%q: %v", value, err)
+		}
+	}
 }

@@ -208,29 +208,45 @@ func (d Dir) Tidy() {
 // ErrLocked says that somebody else has the lock.
 var ErrLocked = errors.New("another manager is at work")
 
-// Lock keeps other managers out until the function it returns is called. wait is
-// called once if somebody else has the lock; it says whether to wait for that.
+// Lock keeps other managers out until the function it returns is called. While
+// somebody else has the lock wait says, again and again, whether to wait for that.
+// Whoever can open the file can keep it locked: it is for root and for who owns
+// the directory.
 func (d Dir) Lock(wait func() bool) (func(), error) {
-	path := filepath.Join(d.Path, ".lock")
-	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("locking %q: %w", d.Path, err)
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == unix.EWOULDBLOCK {
-		if !wait() {
-			f.Close()
-			return nil, ErrLocked
+	f, err := d.openLock()
+	for err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
 		}
-		for {
-			if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
-				break
+		if err == unix.EWOULDBLOCK {
+			if !wait() {
+				f.Close()
+				return nil, ErrLocked
 			}
+			time.Sleep(20 * time.Millisecond)
+			err = nil
 		}
 	}
-	if err != nil {
+	if f != nil {
 		f.Close()
-		return nil, fmt.Errorf("locking %q: %w", d.Path, err)
 	}
-	return func() { f.Close() }, nil
+	return nil, fmt.Errorf("locking %q: %w", d.Path, err)
+}
+
+func (d Dir) openLock() (*os.File, error) {
+	const flags = os.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	path := filepath.Join(d.Path, ".lock")
+	f, err := os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return os.OpenFile(path, flags, 0)
+	}
+	if err != nil || os.Geteuid() != 0 {
+		return f, err
+	}
+	var st unix.Stat_t
+	if err = unix.Stat(d.Path, &st); err == nil {
+		err = f.Chown(int(st.Uid), int(st.Gid))
+	}
+	return f, err
 }
