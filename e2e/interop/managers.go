@@ -26,7 +26,9 @@ cat >/run/bin/ps <<'END'
 #!/bin/sh
 echo "    PID TTY          TIME CMD"
 for d in /proc/[0-9]*; do
-	read -r name 2>/dev/null <$d/comm && printf '%7d ?        00:00:00 %s\n' "${d#/proc/}" "$name"
+	read -r name 2>/dev/null <$d/comm || continue
+	grep -q '^State:.Z' $d/status 2>/dev/null && name="$name <defunct>"
+	printf '%7d ?        00:00:00 %s\n' "${d#/proc/}" "$name"
 done
 exit 0
 END
@@ -34,7 +36,7 @@ chmod 755 /run/bin/ps
 user() { home=$1; shift; setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/run/$home USER=nobody PATH=/run/bin:$PATH timeout 60 "$@" 2>&1; echo "status=$?"; }
 ours() { echo "[$1]"; shift; user ours /mnt/stap-server "$@"; }
 theirs() { echo "[$1]"; shift; user theirs /usr/bin/stap-server "$@"; }
-live() { echo "[$1]"; /run/bin/ps -e | grep -c stap-serverd; }
+live() { echo "[$1]"; /run/bin/ps -e | grep -c 'stap-serverd$'; }
 cd /tmp
 ours start start -r 6.1-ours -n ours -D X=1
 theirs start start -a i386
