@@ -364,13 +364,13 @@ func TestDefect_10_2_09_SignalsInNumbers(t *testing.T) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", hello))
 		for _, call := range []string{"staprun openat2", "staprun finit_module", "staprun write"} {
 			r := lab.Command(lab.Dev, "staprun", "/tmp/defect.ko")
-			r.Break = &request.Break{Text: call, Nth: 1, Shell: "for i in $(seq 50); do killall -PIPE staprun; killall -USR1 staprun; killall -USR2 staprun; done"}
+			r.Break = &request.Break{Text: call, Nth: 1, Shell: "for i in $(seq 50); do killall -PIPE staprun; killall -USR1 staprun; killall -USR2 staprun; done", Hold: 100}
 			want(t, s.do(t, r), 0, "Hello\n", "act: ")
 			r.Break.Shell = "for i in $(seq 50); do killall -HUP staprun; killall -TERM staprun; killall -INT staprun; done"
 			want(t, s.do(t, r), 1, "", "act: ")
 		}
 		r := lab.Command(lab.Dev, "staprun", "/tmp/defect.ko")
-		r.Break = &request.Break{Text: "staprun openat2", Nth: 1, Shell: "killall -BUS staprun"}
+		r.Break = &request.Break{Text: "staprun openat2", Nth: 1, Shell: "killall -BUS staprun", Hold: 100}
 		want(t, s.do(t, r), 1, "", "\nUNEXPECTED FATAL ERROR in staprun. Please file a bug report.\n")
 	})
 }

@@ -283,7 +283,7 @@ func rowsLoaderStatus() []row {
 			for _, sig := range []string{"HUP", "INT", "TERM", "QUIT"} {
 				for _, call := range []string{"staprun memfd_create", "staprun finit_module", "staprun openat .cmd"} {
 					r := plain(s, lab.Dev, "/tmp/row.ko")
-					r.Break = &request.Break{Text: call, Nth: 1, Shell: "killall -" + sig + " staprun; sleep 0.2"}
+					r.Break = &request.Break{Text: call, Nth: 1, Shell: "killall -" + sig + " staprun", Hold: 200}
 					a := s.do(t, r)
 					if a.Status != 1 || !strings.Contains(string(a.Stderr), "act: ") {
 						t.Errorf("SIG%s before %q: status %d, stderr %q", sig, call, a.Status, a.Stderr)

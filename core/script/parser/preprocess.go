@@ -10,7 +10,7 @@ import (
 // Limits against hostile input; no real script comes near them.
 const (
 	maxMacroDepth = 64      // macros in macros
-	maxExpansion  = 1 << 20 // tokens that macros may add to one file
+	maxExpansion  = 1 << 18 // tokens that macros may add to one file
 	maxCondDepth  = 256     // %( in %(
 	maxDepth      = 600     // statements and expressions in each other
 	maxLinks      = 20000   // operators in one probe or function
