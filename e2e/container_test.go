@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,59 +21,16 @@ import (
 // o.PID is that process.
 func contain(t *testing.T, name string, args ...string) *operated {
 	t.Helper()
-	o, k := container(t, name)
-	o.unshare(t, []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + o.Dir, "SYSTEMTAP_DIR=" + o.Dir, "TMPDIR=" + filepath.Join(o.Dir, "tmp"),
-		fmt.Sprintf("STAPBOX_UID=%d", lab.ServerUID),
-	}, append([]string{"--mount-proc", stage.programs.Box, "entrypoint", "--key-type=ecdsa", "-r", k.Headers}, args...)...)
+	o := operation(t, "contained-"+name)
+	o.unshare(t, o.environ(fmt.Sprintf("STAPBOX_UID=%d", lab.ServerUID)), append([]string{"--mount-proc", stage.programs.Box, "entrypoint", "--key-type=ecdsa", "-r", o.kernel.Headers}, args...)...)
 	return o
-}
-
-// container is one that has not started.
-func container(t *testing.T, name string) (*operated, *lab.Kernel) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("fresh namespaces need root")
-	}
-	k, err := stage.lab.FetchKernel(lab.Versions()[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := stage.lab.NewNetwork()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { n.Close() })
-	dir := filepath.Join(stage.dir, "contained-"+name)
-	for _, d := range []string{dir, filepath.Join(dir, "tmp")} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chown(d, lab.ServerUID, lab.ServerUID); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return &operated{serving: &serving{&lab.Server{Dir: dir}, n, k}, ended: make(chan struct{})}, k
 }
 
 // unshare starts a command in fresh namespaces and waits until it serves.
 func (o *operated) unshare(t *testing.T, env []string, argv ...string) {
 	t.Helper()
 	o.cmd = o.net.Command(0, env, append([]string{"unshare", "--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc"}, argv...)...)
-	o.cmd.Stdout, o.cmd.Stderr = o, o
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // its end would end the server (Pdeathsig)
-		err := o.cmd.Start()
-		started <- err
-		if err == nil {
-			o.cmd.Wait()
-			close(o.ended)
-		}
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
+	o.start(t)
 	t.Cleanup(func() {
 		o.cmd.Process.Kill()
 		<-o.ended

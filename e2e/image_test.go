@@ -111,9 +111,9 @@ func TestImageIsComplete(t *testing.T) {
 // on /tmp and the kernel's headers, compiles for our client, drains, and leaves no
 // zombie.
 func TestImageServes(t *testing.T) {
-	o, k := container(t, "image")
+	o := operation(t, "image")
 	root, p := serverImage(t)
-	usr := filepath.Dir(filepath.Dir(k.Headers))
+	usr := filepath.Dir(filepath.Dir(o.kernel.Headers))
 	kbuild, err := filepath.Glob(filepath.Join(usr, "lib/linux-kbuild-*"))
 	if err != nil || len(kbuild) != 1 {
 		t.Fatalf("the kernel's programs: %q, %v", kbuild, err)
@@ -139,7 +139,7 @@ for d in null zero full random urandom; do mount --bind /dev/$d "$root/dev/$d"; 
 mount -o remount,bind,ro "$root"
 exec setpriv --no-new-privs chroot --userspec="$user" "$root" "$@"`
 	argv := append([]string{"sh", "-c", script, "sh", root, usr, kbuild[0], p.User}, p.Entrypoint...)
-	argv = append(append(argv, p.Cmd...), "--key-type=ecdsa", "-r", "/usr/src/"+filepath.Base(k.Headers))
+	argv = append(append(argv, p.Cmd...), "--key-type=ecdsa", "-r", "/usr/src/"+filepath.Base(o.kernel.Headers))
 	o.unshare(t, append(p.Env, "PATH="+os.Getenv("PATH")+":/usr/bin"), argv...)
 	if fmt.Sprint(o.Port) != image.Port {
 		t.Errorf("port %d, want %s", o.Port, image.Port)
@@ -162,7 +162,7 @@ exec setpriv --no-new-privs chroot --userspec="$user" "$root" "$@"`
 	if out, err := stap("--trust-servers=ssl,no-prompt"); err != nil {
 		t.Fatalf("%v\n%s\n%s", err, out, o.text())
 	}
-	out, err := stap("-p4", "-m", "hello", "-r", k.Release, "-e"+hello)
+	out, err := stap("-p4", "-m", "hello", "-r", o.kernel.Release, "-e"+hello)
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, out, o.text())
 	}

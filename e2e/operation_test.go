@@ -80,22 +80,10 @@ func (o *operated) exits(t *testing.T, within time.Duration) {
 	}
 }
 
-// operate starts a server for a kernel, in a network of its own. What is made
-// once for the kernel takes seconds; requests wait for it.
-func operate(t *testing.T, name string, env []string, files []*os.File, args ...string) *operated {
+// operation is a server that has not started, in a network of its own.
+func operation(t *testing.T, name string) *operated {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("a compile server in a network of its own needs root, for the network namespace")
-	}
-	k, err := stage.lab.FetchKernel(lab.Versions()[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := stage.lab.NewNetwork()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { n.Close() })
+	n, k := serverHost(t)
 	dir := filepath.Join(stage.dir, "operate-"+name)
 	for _, d := range []string{dir, filepath.Join(dir, "tmp")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -105,13 +93,20 @@ func operate(t *testing.T, name string, env []string, files []*os.File, args ...
 			t.Fatal(err)
 		}
 	}
-	o := &operated{serving: &serving{&lab.Server{Dir: dir}, n, k}, ended: make(chan struct{})}
-	// The process id is the same all the way down.
-	argv := append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh", stage.programs.Applet("stap-serverd"), "--key-type=ecdsa", "-r", k.Headers}, args...)
-	o.cmd = n.Command(lab.ServerUID, append([]string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "SYSTEMTAP_DIR=" + dir, "TMPDIR=" + filepath.Join(dir, "tmp"),
-	}, env...), argv...)
-	o.cmd.Stdout, o.cmd.Stderr, o.cmd.ExtraFiles = o, o, files
+	return &operated{serving: &serving{&lab.Server{Dir: dir}, n, k}, ended: make(chan struct{})}
+}
+
+// environ is a server's environment.
+func (o *operated) environ(more ...string) []string {
+	return append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + o.Dir, "SYSTEMTAP_DIR=" + o.Dir, "TMPDIR=" + filepath.Join(o.Dir, "tmp"),
+	}, more...)
+}
+
+// start starts the command of the server and collects its log.
+func (o *operated) start(t *testing.T) {
+	t.Helper()
+	o.cmd.Stdout, o.cmd.Stderr = o, o
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // its end would end the server (Pdeathsig)
@@ -125,6 +120,18 @@ func operate(t *testing.T, name string, env []string, files []*os.File, args ...
 	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
+}
+
+// operate starts a server for a kernel, in a network of its own. What is made
+// once for the kernel takes seconds; requests wait for it.
+func operate(t *testing.T, name string, env []string, files []*os.File, args ...string) *operated {
+	t.Helper()
+	o := operation(t, name)
+	// The process id is the same all the way down.
+	argv := append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh", stage.programs.Applet("stap-serverd"), "--key-type=ecdsa", "-r", o.kernel.Headers}, args...)
+	o.cmd = o.net.Command(lab.ServerUID, o.environ(env...), argv...)
+	o.cmd.ExtraFiles = files
+	o.start(t)
 	o.PID = o.cmd.Process.Pid
 	t.Cleanup(func() {
 		o.cmd.Process.Kill()

@@ -41,7 +41,9 @@ func serve(t *testing.T, name string, args ...string) *serving {
 	return serveBy(t, stage.programs, name, args...)
 }
 
-func serveBy(t *testing.T, programs *lab.Programs, name string, args ...string) *serving {
+// serverHost is where a server can run: a network of its own, and a kernel to
+// build for.
+func serverHost(t *testing.T) (*lab.Network, *lab.Kernel) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a compile server in a network of its own needs root, for the network namespace")
@@ -55,6 +57,12 @@ func serveBy(t *testing.T, programs *lab.Programs, name string, args ...string) 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Close() })
+	return n, k
+}
+
+func serveBy(t *testing.T, programs *lab.Programs, name string, args ...string) *serving {
+	t.Helper()
+	n, k := serverHost(t)
 	s, err := programs.StartServer(n, filepath.Join(stage.dir, "server-"+name), []*lab.Kernel{k}, args...)
 	if err != nil {
 		t.Fatal(err)

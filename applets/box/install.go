@@ -375,27 +375,33 @@ func (in *installer) copySelf(path string, mode uint32, gid int) error {
 		if err := disarmFile(target); err != nil {
 			return err
 		}
-		f, err := os.CreateTemp(filepath.Dir(target), ".stapbox-")
-		if err != nil {
-			return err
-		}
-		defer os.Remove(f.Name())
-		defer f.Close()
-		if _, err := f.Write(source); err != nil {
-			return err
-		}
-		// The owner first: changing it clears the setuid bit.
-		if err := f.Chown(0, gid); err != nil {
-			return err
-		}
-		if err := unix.Fchmod(int(f.Fd()), mode); err != nil {
-			return err
-		}
-		if err := f.Sync(); err != nil {
-			return err
-		}
-		return os.Rename(f.Name(), target)
+		return placeFile(target, source, mode, gid)
 	})
+}
+
+// placeFile puts a file of root's in place, by rename. The mode may have the
+// setuid bit.
+func placeFile(path string, text []byte, mode uint32, gid int) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".stapbox-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := f.Write(text); err != nil {
+		return err
+	}
+	// The owner first: changing it clears the setuid bit.
+	if err := f.Chown(0, gid); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(int(f.Fd()), mode); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
 }
 
 func (in *installer) same(target string, source []byte, mode uint32, gid int) bool {
@@ -498,7 +504,7 @@ func replaceFile(path string, text []byte, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return placeFile(path, text, mode)
+	return placeFile(path, text, uint32(mode), 0)
 }
 
 func runProgram(name string, args ...string) error {

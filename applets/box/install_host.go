@@ -258,28 +258,28 @@ func (in *installer) installHost() (err error) {
 	}
 	for _, w := range writes {
 		at := in.at(w.path)
-		err := in.step("write "+at, func() error { return placeFile(at, w.text, w.mode) })
+		err := in.step("write "+at, func() error { return placeFile(at, w.text, uint32(w.mode), 0) })
 		if err != nil {
 			return err
 		}
 		in.undo = append(in.undo, func() {
 			if w.old == nil {
 				os.Remove(at)
-			} else if err := placeFile(at, w.old, w.mode); err != nil {
+			} else if err := placeFile(at, w.old, uint32(w.mode), 0); err != nil {
 				fmt.Fprintf(in.out, "note: %s is not what it was: %v\n", at, err)
 			}
 		})
 	}
 	if text := r.text(); !bytes.Equal(text, recorded) {
 		at := in.recordPath()
-		if err := in.step("record that in "+at, func() error { return placeFile(at, text, 0o644) }); err != nil {
+		if err := in.step("record that in "+at, func() error { return placeFile(at, text, 0o644, 0) }); err != nil {
 			return err
 		}
 		in.undo = append(in.undo, func() {
 			if len(recorded) == 0 {
 				os.Remove(at)
 			} else {
-				placeFile(at, recorded, 0o644)
+				placeFile(at, recorded, 0o644, 0)
 			}
 		})
 	}
@@ -324,29 +324,6 @@ func (in *installer) makePath(dir string) (made []string, err error) {
 		return nil, fmt.Errorf("%q is not a directory", at)
 	}
 	return nil, in.checkPlace(at, st)
-}
-
-// placeFile puts a file of root's in place, by rename.
-func placeFile(path string, text []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".stapbox-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if _, err := f.Write(text); err != nil {
-		return err
-	}
-	if err := f.Chown(0, 0); err != nil {
-		return err
-	}
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
 
 // reloadManager has a running systemd read the units again.
