@@ -105,6 +105,7 @@ type Directory struct {
 // Identity is the certificate of a server on this host.
 type Identity struct {
 	Dir  string
+	User string // whose it is, "" if it is the user's who asks
 	Cert *x509.Certificate
 	Err  error
 }

@@ -76,7 +76,7 @@ func server(h *Host) []Finding {
 		return []Finding{cured("", "no compile server answers; on the host of one:", "stap-serverd")}
 	case len(h.Servers) > 0:
 		s := h.Servers[0]
-		return ok(s.Address, "%s at %s answered last on %s", s.Host, s.Address, s.When.UTC().Format(time.DateOnly))
+		return ok(s.Address, "%s at %s answered last on %s", hostName(s.Host), s.Address, s.When.UTC().Format(time.DateOnly))
 	}
 	return ok("", "none is remembered; stapbox doctor --online looks for one")
 }

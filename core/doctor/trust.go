@@ -86,7 +86,7 @@ func orUnknown(host string) string {
 	if host == "" {
 		return "an unnamed host"
 	}
-	return host
+	return hostName(host)
 }
 
 func plural(n int, what string) string {
@@ -149,17 +149,21 @@ func peers(h *Host) []Finding {
 func identities(h *Host) []Finding {
 	var found []Finding
 	for _, id := range h.Owned {
-		restart := "kill -TERM $(pidof stap-serverd); stap-serverd"
+		// Nobody makes a key in another's directory, not even root.
+		generate, dir := "stap-gen-cert ", quote(id.Dir)
+		if id.User != "" {
+			generate = "sudo -u " + quote(id.User) + " " + generate
+		}
 		if id.Err != nil {
-			found = append(found, cured(id.Dir, id.Err.Error(), "stap-gen-cert "+quote(id.Dir)))
+			found = append(found, cured(id.Dir, id.Err.Error(), generate+dir))
 			continue
 		}
 		day := id.Cert.NotAfter.UTC().Format(time.DateOnly)
 		switch {
 		case h.Now.After(id.Cert.NotAfter):
-			found = append(found, cured(id.Dir, fmt.Sprintf("the certificate in %s expired on %s: clients refuse it", id.Dir, day), "stap-gen-cert "+quote(id.Dir)))
+			found = append(found, cured(id.Dir, fmt.Sprintf("the certificate in %s expired on %s: clients refuse it", id.Dir, day), generate+dir))
 		case h.Now.Add(soon).After(id.Cert.NotAfter):
-			found = append(found, note(id.Dir, fmt.Sprintf("the certificate in %s expires on %s; a server that runs makes the next", id.Dir, day), restart))
+			found = append(found, note(id.Dir, fmt.Sprintf("the certificate in %s expires on %s; a server that runs makes the next, as does", id.Dir, day), generate+"--renew "+dir))
 		}
 	}
 	switch {
