@@ -52,6 +52,8 @@ func TestManPager(t *testing.T) {
 		"cat; echo $LESS":        "text FRX\nFRX\n",
 		"exit 3":                 "",
 		"cat >/dev/null; exit 0": "",
+		// ^C goes to both; only the pager makes anything of it.
+		"kill -INT $PPID; sleep 0.1; cat": "text FRX\n",
 	} {
 		f, err := os.CreateTemp(t.TempDir(), "")
 		if err != nil {
