@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -173,6 +174,9 @@ func TestFindings(t *testing.T) {
 		}, "peers", Cure, "owned", `sudo chown "$USER" /home/ann/.systemtap`},
 		{"own store is a link", func(h *Host) { h.Peers[0].Err = unsafe("/home/ann/it's", "must be a directory and not a link") }, "peers", Cure, "not a link", `mv '/home/ann/it'\''s' '/home/ann/it'\''s.old'`},
 		{"unreadable", func(h *Host) { h.Peers[1].Err = errors.New("input/output error") }, "peers", Cure, "input/output", "sudo ls -l /etc/systemtap/ssl/client"},
+		{"unreadable for users", func(h *Host) {
+			h.Signers.Err = fmt.Errorf("opening trust store: %w", &os.PathError{Op: "open", Path: "/etc/systemtap/staprun", Err: unix.EACCES})
+		}, "signers", Cure, "permission denied", "sudo chmod a+rX /etc/systemtap /etc/systemtap/staprun"},
 		{"expired signer", func(h *Host) { h.Signers = store("/s", false, certificate(-9, -1)) }, "signers", Cure, "no signer", trustCommand + "192.0.2.7:4321"},
 		{"one expired", func(h *Host) { h.Signers = store("/s", false, certificate(-9, -1), certificate(-9, 99)) }, "signers", Note, "expired on 2026-05-03", "sudo stapbox trust revoke abababab"},
 		{"expiring", func(h *Host) { h.Peers = []Store{store("/s", true, certificate(-9, 3))} }, "peers", Note, "expires on 2026-05-07", ""},

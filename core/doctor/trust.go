@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"time"
@@ -34,6 +35,10 @@ func (s *Store) broken() Finding {
 		sudo = ""
 	}
 	var unsafe *trust.UnsafeError
+	var path *fs.PathError
+	if !s.Mine && errors.Is(s.Err, fs.ErrPermission) && errors.As(s.Err, &path) {
+		return cured(s.Dir, s.Err.Error(), "sudo chmod a+rX "+quote(filepath.Dir(path.Path))+" "+quote(path.Path))
+	}
 	if !errors.As(s.Err, &unsafe) {
 		return cured(s.Dir, s.Err.Error(), sudo+"ls -l "+quote(s.Dir))
 	}
