@@ -47,6 +47,9 @@ func (b *box) man(ctx context.Context, name string) error {
 		return nil
 	}
 	p, found := man.Find(pages, name)
+	if !found && b.app().Command(name) != nil {
+		p, found = man.Find(pages, boxName)
+	}
 	if !found {
 		return fmt.Errorf("there is no manual page about %q; stapbox man lists those there are", name)
 	}

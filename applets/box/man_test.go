@@ -26,6 +26,7 @@ func TestMan(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"stap": "stap\n\n    stap - compile", "stap-add-server-cert": "stap-authorize-cert\n", "stapbox": "stapbox\n",
+		"entrypoint": "stapbox-entrypoint\n", "doctor": "stapbox\n", "trust": "stapbox\n", "uninstall": "stapbox\n",
 	} {
 		if page, errs, status := runMan(t, name); status != 0 || errs != "" || !strings.HasPrefix(page, want) || strings.Contains(page, "\x1b") {
 			t.Errorf("%s: status %d, %.60q %s", name, status, page, errs)
