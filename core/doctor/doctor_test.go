@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,9 +21,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"stapbox/core/discovery"
 	"stapbox/core/hostpaths"
+	"stapbox/core/identity"
 	"stapbox/core/kmod"
 	"stapbox/core/trust"
+	"stapbox/core/wire"
 )
 
 func now() time.Time { return time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC) }
@@ -67,7 +72,7 @@ func TestHealthy(t *testing.T) {
 			h.Headers, h.Lacking, h.Server = nil, nil, "servers are configured"
 			h.Owned = []Identity{{Dir: "/x", Cert: certificate(-1, 90).Certificate}}
 		},
-		"online": func(h *Host) { h.Online, h.Found, h.Trusted = true, 1, []string{"build.local at 192.0.2.7:4321"} },
+		"online": func(h *Host) { h.Online, h.Found, h.Trusted = true, 1, "build.local at 192.0.2.7:4321" },
 	} {
 		h := healthy()
 		change(h)
@@ -310,6 +315,52 @@ func TestStrangeFiles(t *testing.T) {
 		if p := program(path, nil, ""); p.Ours || !p.Unread {
 			t.Errorf("%s: %+v", path, p)
 		}
+	}
+}
+
+// Servers that say nothing do not hide the one that is trusted.
+func TestMeet(t *testing.T) {
+	id, err := identity.New(identity.Options{KeyType: identity.ECDSA, NodeName: "build", Now: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := id.TLS()
+	var list []discovery.Server
+	listen := func(serve func(net.Conn)) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go serve(c)
+			}
+		}()
+		at := l.Addr().(*net.TCPAddr).AddrPort()
+		list = append(list, discovery.Server{Host: "a b", Addr: at.Addr(), Port: int(at.Port())})
+	}
+	for range 9 {
+		listen(func(net.Conn) {})
+	}
+	listen(func(c net.Conn) {
+		tls.Server(c, wire.ServerTLS(func() (*tls.Certificate, error) { return &pair, nil })).Handshake()
+	})
+	h := &Host{Now: time.Now()}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	h.Peers = []Store{store("/s", true, trust.Certificate{Certificate: id.Certificate})}
+	h.meet(ctx, list)
+	if want := fmt.Sprintf("a?b at 127.0.0.1:%d", list[9].Port); h.Trusted != want || h.Found != 10 || ctx.Err() != nil {
+		t.Errorf("got %q of %d, %v", h.Trusted, h.Found, ctx.Err())
+	}
+	h.Peers = nil
+	if h.meet(ctx, list[9:]); h.Trusted != "" || h.Found != 1 {
+		t.Errorf("a stranger: %q of %d", h.Trusted, h.Found)
 	}
 }
 

@@ -62,7 +62,7 @@ type Host struct {
 	Servers      []Server   // remembered ones
 	Online       bool       // the network was asked
 	Found        int        // servers that answered
-	Trusted      []string   // those of them that are trusted peers
+	Trusted      string     // one of them that is a trusted peer
 	AskedErr     error
 
 	Modules    []kmod.Loaded

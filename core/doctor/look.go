@@ -47,7 +47,7 @@ const (
 	maxText     = 4 << 20
 	maxProgram  = 64 << 20 // more than the box ever has
 	browseTime  = 2 * time.Second
-	maxAsked    = 8
+	maxAsked    = 64
 	installed   = "stapbox"
 	account     = "stap-server" // servers that are services run as
 	rememberedV = "stapbox servers 1"
@@ -413,16 +413,35 @@ func (h *Host) ask(ctx context.Context) {
 		h.AskedErr = err
 		return
 	}
+	h.meet(ctx, list)
+}
+
+// meet connects to servers, to all at once: anybody may announce some, and one
+// that is slow to answer is not to hide those behind it. The first that is trusted
+// will do.
+func (h *Host) meet(ctx context.Context, list []discovery.Server) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	h.Found = len(list)
-	for _, s := range list[:min(len(list), maxAsked)] {
-		address := net.JoinHostPort(s.Addr.String(), strconv.Itoa(s.Port))
-		config := wire.ClientTLS(s.Host, func(c *x509.Certificate) error { return h.trustsPeer(c.Raw) })
-		c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
-		if err != nil {
-			continue
+	list = list[:min(len(list), maxAsked)]
+	trusted := make(chan string, len(list))
+	for _, s := range list {
+		go func() {
+			address := net.JoinHostPort(s.Addr.String(), strconv.Itoa(s.Port))
+			config := wire.ClientTLS(s.Host, func(c *x509.Certificate) error { return h.trustsPeer(c.Raw) })
+			c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
+			if err != nil {
+				trusted <- ""
+				return
+			}
+			c.Close()
+			trusted <- hostName(s.Host) + " at " + address
+		}()
+	}
+	for range list {
+		if h.Trusted = <-trusted; h.Trusted != "" {
+			return
 		}
-		c.Close()
-		h.Trusted = append(h.Trusted, hostName(s.Host)+" at "+address)
 	}
 }
 
