@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"golang.org/x/term"
 
@@ -45,6 +47,9 @@ func (b *box) man(ctx context.Context, name string) error {
 		return nil
 	}
 	p, found := man.Find(pages, name)
+	if !found && b.app().Command(name) != nil {
+		p, found = man.Find(pages, boxName)
+	}
 	if !found {
 		return fmt.Errorf("there is no manual page about %q; stapbox man lists those there are", name)
 	}
@@ -80,6 +85,11 @@ func (b *box) pageThrough(ctx context.Context, terminal *os.File, text io.Reader
 	if _, set := b.inv.LookupEnv("LESS"); !set {
 		cmd.Env = append(cmd.Env, "LESS=FRX") // styles as they are; a short page without waiting
 	}
+	// ^C is for the pager, which stops a search with it and goes on; who would end
+	// here left it and a shell reading from one terminal.
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, os.Interrupt, syscall.SIGQUIT)
+	defer signal.Stop(interrupts)
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("showing the page through %q: %w", pager, err)
 	}

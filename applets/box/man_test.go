@@ -26,6 +26,7 @@ func TestMan(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"stap": "stap\n\n    stap - compile", "stap-add-server-cert": "stap-authorize-cert\n", "stapbox": "stapbox\n",
+		"entrypoint": "stapbox-entrypoint\n", "doctor": "stapbox\n", "trust": "stapbox\n", "uninstall": "stapbox\n",
 	} {
 		if page, errs, status := runMan(t, name); status != 0 || errs != "" || !strings.HasPrefix(page, want) || strings.Contains(page, "\x1b") {
 			t.Errorf("%s: status %d, %.60q %s", name, status, page, errs)
@@ -52,6 +53,8 @@ func TestManPager(t *testing.T) {
 		"cat; echo $LESS":        "text FRX\nFRX\n",
 		"exit 3":                 "",
 		"cat >/dev/null; exit 0": "",
+		// ^C goes to both; only the pager makes anything of it.
+		"kill -INT $PPID; sleep 0.1; cat": "text FRX\n",
 	} {
 		f, err := os.CreateTemp(t.TempDir(), "")
 		if err != nil {

@@ -120,9 +120,32 @@ func cured(subject, text, cure string) Finding {
 	return Finding{State: Cure, Subject: subject, Text: text, Cure: cure}
 }
 
-// quote makes a name one word of a shell command, unless it holds what cannot be
-// shown; then a command would be about something else.
-func quote(name string) string { return config.Quote(name) }
+// quote makes a name one word of a shell command. What cannot be shown is octal
+// in it ($'...', POSIX.1-2024 XCU 2.2.4): another sign in its place would make the
+// command about another file.
+func quote(name string) string {
+	if name == printable(name) {
+		return config.Quote(name)
+	}
+	word := "$'"
+	for _, c := range []byte(name) {
+		switch {
+		case c < ' ' || c > '~':
+			word += fmt.Sprintf("\\%03o", c)
+		case c == '\'' || c == '\\':
+			word += "\\" + string(rune(c))
+		default:
+			word += string(rune(c))
+		}
+	}
+	return word + "'"
+}
+
+// hostName is a name from the network or a certificate, which its owner chose: no
+// name of a host has a space, and text that has none cannot look like a command.
+func hostName(s string) string {
+	return strings.ReplaceAll(s[:min(len(s), 253)], " ", "?")
+}
 
 // printable replaces what is not printable ASCII.
 func printable(s string) string {

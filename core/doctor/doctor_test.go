@@ -4,20 +4,29 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"stapbox/core/discovery"
 	"stapbox/core/hostpaths"
+	"stapbox/core/identity"
 	"stapbox/core/kmod"
 	"stapbox/core/trust"
+	"stapbox/core/wire"
 )
 
 func now() time.Time { return time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC) }
@@ -63,7 +72,7 @@ func TestHealthy(t *testing.T) {
 			h.Headers, h.Lacking, h.Server = nil, nil, "servers are configured"
 			h.Owned = []Identity{{Dir: "/x", Cert: certificate(-1, 90).Certificate}}
 		},
-		"online": func(h *Host) { h.Online, h.Found, h.Trusted = true, 1, []string{"build.local at 192.0.2.7:4321"} },
+		"online": func(h *Host) { h.Online, h.Found, h.Trusted = true, 1, "build.local at 192.0.2.7:4321" },
 	} {
 		h := healthy()
 		change(h)
@@ -105,14 +114,21 @@ func TestFindings(t *testing.T) {
 		{"no groups", func(h *Host) { h.Group = "stapsys:x:157:\n" }, "groups", Cure, ": stapusr stapdev", "sudo stapbox install"},
 		{"groups recorded", func(h *Host) { h.Group, h.Recorded = "", "stapusr=156\nstapsys=157\nstapdev=158\n" }, "groups", OK, "stapusr=156", ""},
 		{"group recorded otherwise", func(h *Host) { h.Recorded = "stapusr=99\n" }, "groups", Note, "recorded id 99 is not used", "sudo stapbox install"},
-		{"records anybody may write", func(h *Host) { h.RecordedErr = unsafe("/etc/stapbox/groups.conf", "must not be writable by others") }, "groups", Cure, "must not be writable",
-			"sudo chown root:root /etc/stapbox/groups.conf && sudo chmod 0644 /etc/stapbox/groups.conf"},
+		{"records anybody may write", func(h *Host) {
+			h.RecordedErr = &trust.UnsafeError{Path: "/etc/stapbox/groups.conf", Kind: "file", Reason: "must not be writable by others"}
+		}, "groups", Cure, "must not be writable",
+			"sudo rm -f /etc/stapbox/groups.conf && sudo stapbox install"},
+		{"records where anybody may write", func(h *Host) {
+			h.RecordedErr = &trust.UnsafeError{Path: "/etc/stapbox", Kind: "directory", Reason: "must not be writable by others"}
+		}, "groups", Cure, "must not be writable", "sudo chmod go-w /etc/stapbox && sudo rm -f /etc/stapbox/groups.conf && sudo stapbox install"},
 		{"in no group", func(h *Host) { h.GIDs = []int{100}; h.Group = strings.ReplaceAll(h.Group, "ann", "") }, "membership", Cure, "none of the groups", "sudo usermod -a -G stapusr ann"},
 		{"added after the login", func(h *Host) { h.GIDs = []int{100} }, "membership", Cure, "log in again", "newgrp stapusr"},
 		{"stapdev alone", func(h *Host) { h.GIDs = []int{158} }, "membership", Cure, "counts only together", "sudo usermod -a -G stapusr ann"},
 		{"a name for a terminal", func(h *Host) {
 			h.GIDs, h.Group, h.Passwd = nil, "", "\x1b[2J;rm:x:7:100::/:/bin/sh\n"
-		}, "membership", Cure, "?[2J;rm is", "sudo usermod -a -G stapusr '?[2J;rm'"},
+		}, "membership", Cure, "?[2J;rm is", `sudo usermod -a -G stapusr $'\033[2J;rm'`},
+		{"a user of LDAP", func(h *Host) { h.GIDs, h.Passwd = []int{100}, "" }, "membership", Cure, "uid 7 is in none", `sudo gpasswd -a "$(id -un 7)" stapusr`},
+		{"no_new_privs of LDAP", func(h *Host) { h.NoNewPrivs, h.Passwd = true, "" }, "process", Cure, "no effect", `sudo -i -u "$(id -un 7)"`},
 		{"not installed", func(h *Host) { h.Staprun = Program{Path: "/usr/bin/staprun", Missing: true} }, "staprun", Cure, "is missing", "sudo stapbox install"},
 		{"another's staprun", func(h *Host) { h.Staprun.Ours = false }, "staprun", Cure, "another SystemTap's", "sudo apt-get remove systemtap-runtime"},
 		{"another's staprun, Fedora", func(h *Host) { h.Staprun.Ours = false; h.Tool = "dnf" }, "staprun", Cure, "another SystemTap's", "sudo dnf remove systemtap-runtime"},
@@ -128,9 +144,17 @@ func TestFindings(t *testing.T) {
 		{"no stapio", func(h *Host) { h.Stapio.Missing = true }, "staprun", Cure, "stapio is missing", "sudo stapbox install"},
 		{"interrupted installation", func(h *Host) { h.Stale = []string{"/usr/bin/.stapbox-1"} }, "staprun", Note, "interrupted", "sudo rm /usr/bin/.stapbox-1"},
 		{"other stap", func(h *Host) { h.Strange = []Program{{Path: "/usr/local/bin/stap"}}; h.Tool = "" }, "other-systemtap", Cure, "another SystemTap's", "sudo rm /usr/local/bin/stap"},
+		{"other stap of no package", func(h *Host) { h.Strange = []Program{{Path: "/home/ann/b\xc3\xbcn/it's/stap"}} }, "other-systemtap", Cure, "another SystemTap's",
+			`sudo rm $'/home/ann/b\303\274n/it\'s/stap'`},
+		{"a host that is a screen", func(h *Host) {
+			c := certificate(-9, -1)
+			c.Host = "h" + strings.Repeat(" ", 90) + "$ sudo rm -rf /"
+			h.Peers = append(h.Peers, store("/s", false, c))
+		}, "peers", Note, "????$?sudo?rm?-rf?/ expired", "sudo stapbox trust revoke abababab"},
+		{"a server that is a screen", func(h *Host) { h.Servers[0].Host = "a $ b" + strings.Repeat("c", 900) }, "server", OK, "a?$?bccc", ""},
 		{"no_new_privs", func(h *Host) { h.NoNewPrivs = true }, "process", Cure, "no effect", "sudo -i -u ann"},
 		{"container", func(h *Host) { h.NoModules, h.Seccomp = true, true }, "process", Cure, "out of reach", "podman run --cap-add=SYS_MODULE ..."},
-		{"user namespace", func(h *Host) { h.Namespace = true }, "process", Cure, "user namespace", "nsenter -U -t 1 --preserve-credentials"},
+		{"user namespace", func(h *Host) { h.Namespace = true }, "process", Cure, "user namespace", "exit"},
 		{"seccomp", func(h *Host) { h.Seccomp = true }, "process", Note, "finit_module", ""},
 		{"no modules", func(h *Host) { h.ModulesFile = false; h.Config["MODULES"] = false }, "kernel", Cure, "without CONFIG_MODULES (", "sudo systemctl reboot"},
 		{"no /proc", func(h *Host) { h.ModulesFile = false; h.ConfigFrom = "" }, "kernel", Cure, "no /proc/modules", "sudo mount -t proc proc /proc"},
@@ -155,6 +179,9 @@ func TestFindings(t *testing.T) {
 		}, "peers", Cure, "owned", `sudo chown "$USER" /home/ann/.systemtap`},
 		{"own store is a link", func(h *Host) { h.Peers[0].Err = unsafe("/home/ann/it's", "must be a directory and not a link") }, "peers", Cure, "not a link", `mv '/home/ann/it'\''s' '/home/ann/it'\''s.old'`},
 		{"unreadable", func(h *Host) { h.Peers[1].Err = errors.New("input/output error") }, "peers", Cure, "input/output", "sudo ls -l /etc/systemtap/ssl/client"},
+		{"unreadable for users", func(h *Host) {
+			h.Signers.Err = fmt.Errorf("opening trust store: %w", &os.PathError{Op: "open", Path: "/etc/systemtap/staprun", Err: unix.EACCES})
+		}, "signers", Cure, "permission denied", "sudo chmod a+rX /etc/systemtap /etc/systemtap/staprun"},
 		{"expired signer", func(h *Host) { h.Signers = store("/s", false, certificate(-9, -1)) }, "signers", Cure, "no signer", trustCommand + "192.0.2.7:4321"},
 		{"one expired", func(h *Host) { h.Signers = store("/s", false, certificate(-9, -1), certificate(-9, 99)) }, "signers", Note, "expired on 2026-05-03", "sudo stapbox trust revoke abababab"},
 		{"expiring", func(h *Host) { h.Peers = []Store{store("/s", true, certificate(-9, 3))} }, "peers", Note, "expires on 2026-05-07", ""},
@@ -181,7 +208,10 @@ func TestFindings(t *testing.T) {
 		{"strangers answer", func(h *Host) { h.Online, h.Found = true, 2 }, "server", Cure, "2 servers found, none is trusted", trustAny},
 		{"network is broken", func(h *Host) { h.Online, h.AskedErr = true, errors.New("no route") }, "server", Cure, "no route", "ip address"},
 		{"identity expired", func(h *Host) { h.Owned = []Identity{{Dir: "/k", Cert: certificate(-9, -1).Certificate}} }, "identity", Cure, "expired on 2026-05-03", "stap-gen-cert /k"},
-		{"identity expires", func(h *Host) { h.Owned = []Identity{{Dir: "/k", Cert: certificate(-9, 9).Certificate}} }, "identity", Note, "expires on 2026-05-13", "kill -TERM $(pidof stap-serverd); stap-serverd"},
+		{"identity of the service expired", func(h *Host) {
+			h.Owned = []Identity{{Dir: "/k", User: "stap-server", Cert: certificate(-9, -1).Certificate}}
+		}, "identity", Cure, "expired on 2026-05-03", "sudo -u stap-server stap-gen-cert /k"},
+		{"identity expires", func(h *Host) { h.Owned = []Identity{{Dir: "/k", Cert: certificate(-9, 9).Certificate}} }, "identity", Note, "expires on 2026-05-13", "stap-gen-cert --renew /k"},
 		{"identity broken", func(h *Host) { h.Owned = []Identity{{Dir: "/k", Err: errors.New("no certificate")}} }, "identity", Cure, "no certificate", "stap-gen-cert /k"},
 		{"clock, by a store", func(h *Host) { h.Now = now().AddDate(-5, 0, 0) }, "clock", Cure, "before a certificate", "sudo timedatectl set-ntp true"},
 		{"clock, by the identity", func(h *Host) { h.Owned = []Identity{{Dir: "/k", Cert: certificate(2, 9).Certificate}} }, "clock", Cure, "in /k", "sudo timedatectl set-ntp true"},
@@ -264,6 +294,85 @@ func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What is no program, or as big as a disk, is passed over at once.
+func TestStrangeFiles(t *testing.T) {
+	dir := t.TempDir()
+	pipe, big := filepath.Join(dir, "pipe"), filepath.Join(dir, "big")
+	if err := unix.Mkfifo(pipe, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, big, "#!")
+	if err := os.Truncate(big, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, big} {
+		if IsBox(path) {
+			t.Errorf("%s is the box", path)
+		}
+		if p := program(path, nil, ""); p.Ours || !p.Unread {
+			t.Errorf("%s: %+v", path, p)
+		}
+	}
+}
+
+// Servers that say nothing do not hide the one that is trusted.
+func TestMeet(t *testing.T) {
+	id, err := identity.New(identity.Options{KeyType: identity.ECDSA, NodeName: "build", Now: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := id.TLS()
+	var list []discovery.Server
+	listen := func(serve func(net.Conn)) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go serve(c)
+			}
+		}()
+		at := l.Addr().(*net.TCPAddr).AddrPort()
+		list = append(list, discovery.Server{Host: "a b", Addr: at.Addr(), Port: int(at.Port())})
+	}
+	for range 9 {
+		listen(func(net.Conn) {})
+	}
+	listen(func(c net.Conn) {
+		tls.Server(c, wire.ServerTLS(func() (*tls.Certificate, error) { return &pair, nil })).Handshake()
+	})
+	h := &Host{Now: time.Now()}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	h.Peers = []Store{store("/s", true, trust.Certificate{Certificate: id.Certificate})}
+	h.meet(ctx, list)
+	if want := fmt.Sprintf("a?b at 127.0.0.1:%d", list[9].Port); h.Trusted != want || h.Found != 10 || ctx.Err() != nil {
+		t.Errorf("got %q of %d, %v", h.Trusted, h.Found, ctx.Err())
+	}
+	h.Peers = nil
+	if h.meet(ctx, list[9:]); h.Trusted != "" || h.Found != 1 {
+		t.Errorf("a stranger: %q of %d", h.Trusted, h.Found)
+	}
+}
+
+// A process counts by its user, for its name is whatever it likes.
+func TestRuns(t *testing.T) {
+	name, _, _ := strings.Cut(strings.TrimPrefix(text("/proc/self/status"), "Name:\t"), "\n")
+	uid := strconv.Itoa(os.Getuid())
+	if !runs(name, []string{"4000000", uid}) {
+		t.Errorf("%q of %s does not run", name, uid)
+	}
+	if runs(name, []string{"4000000"}) {
+		t.Errorf("%q of another user runs", name)
 	}
 }
 

@@ -62,7 +62,7 @@ type Host struct {
 	Servers      []Server   // remembered ones
 	Online       bool       // the network was asked
 	Found        int        // servers that answered
-	Trusted      []string   // those of them that are trusted peers
+	Trusted      string     // one of them that is a trusted peer
 	AskedErr     error
 
 	Modules    []kmod.Loaded
@@ -105,6 +105,7 @@ type Directory struct {
 // Identity is the certificate of a server on this host.
 type Identity struct {
 	Dir  string
+	User string // whose it is, "" if it is the user's who asks
 	Cert *x509.Certificate
 	Err  error
 }

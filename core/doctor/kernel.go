@@ -55,7 +55,7 @@ func lockdown(h *Host) []Finding {
 	case len(ours) > 0:
 		return ok(ours[0], "%s, signed modules only; the key of a server is enrolled", why)
 	}
-	return []Finding{cured(why, fmt.Sprintf("%s (%s): signed modules only, and no key of a compile server is enrolled", why, boot), "sudo mokutil --import signing_key.x509")}
+	return []Finding{cured(why, fmt.Sprintf("%s (%s): signed modules only, and no key of a compile server is enrolled; compare the fingerprint of the one that stap saves, then", why, boot), "sudo mokutil --import signing_key.x509")}
 }
 
 // fips: which keys still count.

@@ -45,9 +45,11 @@ type Asker struct {
 // Limits on what is read and waited for.
 const (
 	maxText     = 4 << 20
+	maxProgram  = 64 << 20 // more than the box ever has
 	browseTime  = 2 * time.Second
-	maxAsked    = 8
+	maxAsked    = 64
 	installed   = "stapbox"
+	account     = "stap-server" // servers that are services run as
 	rememberedV = "stapbox servers 1"
 )
 
@@ -124,7 +126,7 @@ func IsBox(path string) bool {
 	if target, err := os.Readlink(path); err == nil {
 		return filepath.Base(target) == installed
 	}
-	b, err := os.ReadFile(path)
+	b, err := readUpTo(path, maxProgram)
 	return err == nil && isBox(b)
 }
 
@@ -142,7 +144,7 @@ func program(path string, self []byte, mounts string) Program {
 		p.Ours, p.Link = IsBox(path), true
 		return p
 	}
-	b, err := os.ReadFile(path)
+	b, err := readUpTo(path, maxProgram)
 	if err != nil {
 		p.Unread, p.Other = true, int(st.Size) != len(self)
 	} else {
@@ -277,21 +279,31 @@ func (h *Host) serverFacts(a Asker) {
 			h.Lacking = append(h.Lacking, tool)
 		}
 	}
-	dirs := []string{}
+	owned := []Identity{}
 	if a.Data != "" {
-		dirs = append(dirs, hostpaths.ServerIdentity(a.Data))
+		owned = append(owned, Identity{Dir: hostpaths.ServerIdentity(a.Data)})
 	}
+	users := []string{strconv.Itoa(h.UID)}
 	for line := range strings.Lines(h.Passwd) {
-		if f := strings.Split(line, ":"); len(f) > 5 && f[0] == "stap-server" {
-			dirs = append(dirs, hostpaths.ServerIdentity(filepath.Join(f[5], ".systemtap")))
+		f := strings.Split(line, ":")
+		if len(f) < 6 || f[0] != account {
+			continue
+		}
+		id := Identity{Dir: hostpaths.ServerIdentity(filepath.Join(f[5], ".systemtap"))}
+		if f[2] != users[0] {
+			id.User = account
+		}
+		users = append(users, f[2])
+		if len(owned) == 0 || owned[0].Dir != id.Dir {
+			owned = append(owned, id)
 		}
 	}
-	for _, dir := range slices.Compact(dirs) {
+	for _, id := range owned {
+		dir := id.Dir
 		b, err := readUpTo(filepath.Join(dir, identity.CertFile), 64<<10)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 			continue
 		}
-		id := Identity{Dir: dir}
 		if id.Err = err; err == nil {
 			if id.Cert, err = x509.ParseCertificate(b); err != nil {
 				id.Err = fmt.Errorf("reading %q: %w", filepath.Join(dir, identity.CertFile), err)
@@ -302,7 +314,7 @@ func (h *Host) serverFacts(a Asker) {
 	if list, err := os.ReadDir(filepath.Join(hostpaths.Sysconfdir, "stap-server", "conf.d")); err == nil && len(list) > 0 {
 		h.Server = "servers are configured"
 	}
-	if runs("stap-serverd") {
+	if runs("stap-serverd", users) {
 		h.Server = "a server is running"
 	}
 	h.Port = tryPort()
@@ -314,8 +326,9 @@ func (h *Host) serverFacts(a Asker) {
 	}
 }
 
-// runs looks for a process by its name (proc_pid_comm(5)).
-func runs(name string) bool {
+// runs looks for a process by its name and its user (proc_pid_status(5)). A name
+// can be taken by anybody; what another user runs says nothing about this host.
+func runs(name string, users []string) bool {
 	d, err := os.Open("/proc")
 	if err != nil {
 		return false
@@ -326,7 +339,10 @@ func runs(name string) bool {
 		if n[0] < '0' || n[0] > '9' {
 			continue
 		}
-		if b, err := os.ReadFile("/proc/" + n + "/comm"); err == nil && strings.TrimSpace(string(b)) == name {
+		status := text("/proc/" + n + "/status")
+		_, uid, _ := strings.Cut(status, "\nUid:\t")
+		uid, _, _ = strings.Cut(uid, "\t")
+		if strings.HasPrefix(status, "Name:\t"+name+"\n") && slices.Contains(users, uid) {
 			return true
 		}
 	}
@@ -397,16 +413,35 @@ func (h *Host) ask(ctx context.Context) {
 		h.AskedErr = err
 		return
 	}
+	h.meet(ctx, list)
+}
+
+// meet connects to servers, to all at once: anybody may announce some, and one
+// that is slow to answer is not to hide those behind it. The first that is trusted
+// will do.
+func (h *Host) meet(ctx context.Context, list []discovery.Server) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	h.Found = len(list)
-	for _, s := range list[:min(len(list), maxAsked)] {
-		address := net.JoinHostPort(s.Addr.String(), strconv.Itoa(s.Port))
-		config := wire.ClientTLS(s.Host, func(c *x509.Certificate) error { return h.trustsPeer(c.Raw) })
-		c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
-		if err != nil {
-			continue
+	list = list[:min(len(list), maxAsked)]
+	trusted := make(chan string, len(list))
+	for _, s := range list {
+		go func() {
+			address := net.JoinHostPort(s.Addr.String(), strconv.Itoa(s.Port))
+			config := wire.ClientTLS(s.Host, func(c *x509.Certificate) error { return h.trustsPeer(c.Raw) })
+			c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
+			if err != nil {
+				trusted <- ""
+				return
+			}
+			c.Close()
+			trusted <- hostName(s.Host) + " at " + address
+		}()
+	}
+	for range list {
+		if h.Trusted = <-trusted; h.Trusted != "" {
+			return
 		}
-		c.Close()
-		h.Trusted = append(h.Trusted, s.Host+" at "+address)
 	}
 }
 
@@ -435,11 +470,15 @@ func readUpTo(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("%q is no regular file", path)
 	}
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
+	var b []byte
+	if st.Size() <= limit {
+		b, err = io.ReadAll(io.LimitReader(f, limit+1))
+	}
+	if err == nil && max(st.Size(), int64(len(b))) > limit {
 		err = fmt.Errorf("reading %q: more than %d bytes", path, limit)
 	}
 	return b, err

@@ -66,8 +66,8 @@ func server(h *Host) []Finding {
 	switch {
 	case h.AskedErr != nil:
 		return []Finding{cured("multicast DNS", fmt.Sprintf("asking for servers: %v", h.AskedErr), "ip address")}
-	case h.Online && len(h.Trusted) > 0:
-		return ok(h.Trusted[0], "%s answers and is trusted", h.Trusted[0])
+	case h.Online && h.Trusted != "":
+		return ok(h.Trusted, "%s answers and is trusted", h.Trusted)
 	case h.Online && h.compilesHere():
 		return ok("", "%s answer, none is trusted (scripts are compiled here)", plural(h.Found, "server"))
 	case h.Online && h.Found > 0:
@@ -76,7 +76,7 @@ func server(h *Host) []Finding {
 		return []Finding{cured("", "no compile server answers; on the host of one:", "stap-serverd")}
 	case len(h.Servers) > 0:
 		s := h.Servers[0]
-		return ok(s.Address, "%s at %s answered last on %s", s.Host, s.Address, s.When.UTC().Format(time.DateOnly))
+		return ok(s.Address, "%s at %s answered last on %s", hostName(s.Host), s.Address, s.When.UTC().Format(time.DateOnly))
 	}
 	return ok("", "none is remembered; stapbox doctor --online looks for one")
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"time"
@@ -34,6 +35,10 @@ func (s *Store) broken() Finding {
 		sudo = ""
 	}
 	var unsafe *trust.UnsafeError
+	var path *fs.PathError
+	if !s.Mine && errors.Is(s.Err, fs.ErrPermission) && errors.As(s.Err, &path) {
+		return cured(s.Dir, s.Err.Error(), "sudo chmod a+rX "+quote(filepath.Dir(path.Path))+" "+quote(path.Path))
+	}
 	if !errors.As(s.Err, &unsafe) {
 		return cured(s.Dir, s.Err.Error(), sudo+"ls -l "+quote(s.Dir))
 	}
@@ -86,7 +91,7 @@ func orUnknown(host string) string {
 	if host == "" {
 		return "an unnamed host"
 	}
-	return host
+	return hostName(host)
 }
 
 func plural(n int, what string) string {
@@ -149,17 +154,21 @@ func peers(h *Host) []Finding {
 func identities(h *Host) []Finding {
 	var found []Finding
 	for _, id := range h.Owned {
-		restart := "kill -TERM $(pidof stap-serverd); stap-serverd"
+		// Nobody makes a key in another's directory, not even root.
+		generate, dir := "stap-gen-cert ", quote(id.Dir)
+		if id.User != "" {
+			generate = "sudo -u " + quote(id.User) + " " + generate
+		}
 		if id.Err != nil {
-			found = append(found, cured(id.Dir, id.Err.Error(), "stap-gen-cert "+quote(id.Dir)))
+			found = append(found, cured(id.Dir, id.Err.Error(), generate+dir))
 			continue
 		}
 		day := id.Cert.NotAfter.UTC().Format(time.DateOnly)
 		switch {
 		case h.Now.After(id.Cert.NotAfter):
-			found = append(found, cured(id.Dir, fmt.Sprintf("the certificate in %s expired on %s: clients refuse it", id.Dir, day), "stap-gen-cert "+quote(id.Dir)))
+			found = append(found, cured(id.Dir, fmt.Sprintf("the certificate in %s expired on %s: clients refuse it", id.Dir, day), generate+dir))
 		case h.Now.Add(soon).After(id.Cert.NotAfter):
-			found = append(found, note(id.Dir, fmt.Sprintf("the certificate in %s expires on %s; a server that runs makes the next", id.Dir, day), restart))
+			found = append(found, note(id.Dir, fmt.Sprintf("the certificate in %s expires on %s; a server that runs makes the next, as does", id.Dir, day), generate+"--renew "+dir))
 		}
 	}
 	switch {

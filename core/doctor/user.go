@@ -1,6 +1,8 @@
 package doctor
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -8,6 +10,7 @@ import (
 
 	"stapbox/core/hostpaths"
 	"stapbox/core/privilege"
+	"stapbox/core/trust"
 )
 
 func levels() []string { return []string{privilege.GroupUsr, privilege.GroupSys, privilege.GroupDev} }
@@ -37,6 +40,24 @@ func (h *Host) name(uid uint32) string {
 	return "uid " + number
 }
 
+// unlisted is how a command names the user who asks if /etc/passwd does not have
+// him (LDAP): id(1) knows. It is "" if it does.
+func (h *Host) unlisted() string {
+	if !strings.HasPrefix(h.name(uint32(h.UID)), "uid ") {
+		return ""
+	}
+	return fmt.Sprintf(`"$(id -un %d)"`, h.UID)
+}
+
+// join is the command that makes the user a member of stapusr. usermod(8) refuses
+// users of LDAP, gpasswd(1) does not.
+func (h *Host) join() string {
+	if name := h.unlisted(); name != "" {
+		return "sudo gpasswd -a " + name + " " + privilege.GroupUsr
+	}
+	return "sudo usermod -a -G " + privilege.GroupUsr + " " + quote(h.name(uint32(h.UID)))
+}
+
 // install is the command that puts this executable in its place.
 func (h *Host) install() string { return "sudo " + quote(h.Self) + " install" }
 
@@ -45,9 +66,15 @@ func (h *Host) install() string { return "sudo " + quote(h.Self) + " install" }
 func groups(h *Host) []Finding {
 	var found []Finding
 	if h.RecordedErr != nil {
-		f := hostpaths.GroupIDs()
+		// Who could write the file may have put his own group there: it is not made
+		// good, but made again.
+		f, cure := hostpaths.GroupIDs(), ""
+		var unsafe *trust.UnsafeError
+		if errors.As(h.RecordedErr, &unsafe) && unsafe.Kind == "directory" {
+			cure = (&Store{Err: h.RecordedErr}).broken().Cure + " && "
+		}
 		found = append(found, cured(f, fmt.Sprintf("the recorded ids of groups do not count: %v", h.RecordedErr),
-			"sudo chown root:root "+f+" && sudo chmod 0644 "+f))
+			cure+"sudo rm -f "+f+" && "+h.install()))
 	}
 	ids := h.groupIDs()
 	var texts, missing []string
@@ -83,7 +110,7 @@ func membership(h *Host) []Finding {
 	case h.UID == 0:
 		return ok(name, "root may load anything")
 	case u.In(privilege.GroupDev) && !u.In(privilege.GroupUsr):
-		return []Finding{cured(name, `group "stapdev" counts only together with group "stapusr"`, "sudo usermod -a -G stapusr "+quote(name))}
+		return []Finding{cured(name, `group "stapdev" counts only together with group "stapusr"`, h.join())}
 	case len(have) > 0:
 		return ok(name, "%s is a member of %s", name, strings.Join(have, ", "))
 	}
@@ -92,7 +119,7 @@ func membership(h *Host) []Finding {
 			return []Finding{cured(name, fmt.Sprintf("%s became a member of %s after this session began: log in again, or", name, g), "newgrp "+g)}
 		}
 	}
-	return []Finding{cured(name, fmt.Sprintf("%s is in none of the groups stapusr, stapsys, stapdev; log in again after", name), "sudo usermod -a -G stapusr "+quote(name))}
+	return []Finding{cured(name, fmt.Sprintf("%s is in none of the groups stapusr, stapsys, stapdev; log in again after", name), h.join())}
 }
 
 // staprun: the setuid copy and the relay it hands over to (decision L9).
@@ -142,13 +169,11 @@ func staprun(h *Host) []Finding {
 	return found
 }
 
-// remove is what takes another SystemTap away.
+// remove is what takes another SystemTap away. Packages put programs into /usr/bin
+// only; all of SystemTap's need the one named.
 func (h *Host) remove(path string) string {
-	switch h.Tool {
-	case "apt-get":
-		return "sudo apt-get remove systemtap-runtime"
-	case "dnf":
-		return "sudo dnf remove systemtap-runtime"
+	if h.Tool != "" && strings.HasPrefix(path, "/usr/bin/") {
+		return "sudo " + h.Tool + " remove systemtap-runtime"
 	}
 	return "sudo rm " + quote(path)
 }
@@ -169,13 +194,13 @@ func others(h *Host) []Finding {
 func process(h *Host) []Finding {
 	var found []Finding
 	if h.NoNewPrivs && h.UID != 0 {
-		found = append(found, cured("no_new_privs", "this process has no_new_privs: the setuid bit of staprun has no effect; outside of it:", "sudo -i -u "+quote(h.name(uint32(h.UID)))))
+		found = append(found, cured("no_new_privs", "this process has no_new_privs: the setuid bit of staprun has no effect; outside of it:", "sudo -i -u "+cmp.Or(h.unlisted(), quote(h.name(uint32(h.UID))))))
 	}
 	if h.NoModules {
 		found = append(found, cured("CAP_SYS_MODULE", "CAP_SYS_MODULE is out of reach here (a container?); start it with", "podman run --cap-add=SYS_MODULE ..."))
 	}
 	if h.Namespace {
-		found = append(found, cured("user namespace", "this is a user namespace: no module can be loaded from it; outside of it:", "nsenter -U -t 1 --preserve-credentials"))
+		found = append(found, cured("user namespace", "this is a user namespace: no module can be loaded from it; leave it:", "exit"))
 	}
 	if h.Seccomp && !h.NoModules {
 		found = append(found, note("seccomp", "a seccomp filter is on, it may refuse finit_module (containers: --security-opt seccomp=unconfined)", ""))
