@@ -6,6 +6,7 @@ package box
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -60,6 +61,9 @@ func Main(ctx context.Context, inv *invocation.Invocation, table []Applet) int {
 	}
 	if len(words) > 0 {
 		var rest []string
+		if asked := helpArgs(words); asked != nil && b.app().Command(words[0]) != nil {
+			return b.run(ctx, append(args, asked...))
+		}
 		switch words[0] {
 		case "install", "uninstall":
 			rest, err = plain(installSpec(), words[1:])
@@ -83,11 +87,26 @@ func Main(ctx context.Context, inv *invocation.Invocation, table []Applet) int {
 		args = append(args, "--help")
 		b.inv.Stdout, b.status = b.inv.Stderr, exitUsage // nobody asked for it
 	}
+	return b.run(ctx, args)
+}
+
+func (b *box) run(ctx context.Context, args []string) int {
 	if err := b.app().RunContext(ctx, args); err != nil {
-		inv.Errorf("ERROR: %v", err)
+		b.inv.Errorf("ERROR: %v", err)
 		return exitError
 	}
 	return b.status
+}
+
+// helpArgs are the words of a command whose last one asks for help: the names
+// among them, and --help.
+func helpArgs(words []string) []string {
+	last := len(words) - 1
+	if words[last] != "--help" && words[last] != "-h" || slices.Contains(words, "--") {
+		return nil
+	}
+	names := slices.DeleteFunc(slices.Clone(words[:last]), func(w string) bool { return strings.HasPrefix(w, "-") })
+	return append(names, "--help")
 }
 
 // plain makes the words after a command canonical that takes options only.
@@ -127,7 +146,7 @@ stapbox --list | --version | --help`,
 		Writer: b.inv.Stdout, ErrWriter: b.inv.Stderr,
 		HideVersion: true, HideHelpCommand: true,
 		ExitErrHandler: func(*cli.Context, error) {},
-		Description:    "applets:\n" + b.list("  %-18s %s\n"),
+		Description:    "applets:\n" + b.list("  %-27s %s\n"),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "list", Usage: "list the applets, one name a line"},
 			&cli.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "print the version"},
