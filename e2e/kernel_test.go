@@ -63,18 +63,3 @@ func TestHostileOwner(t *testing.T) {
 		})
 	})
 }
-
-// TestCycles loads and unloads modules many times, two at a time: nothing may be
-// left behind.
-func TestCycles(t *testing.T) {
-	onKernels(t, func(t *testing.T, s *scene) {
-		s.put(t, "/tmp/cycle.ko", lab.Root, 0o644, module(t, s.kernel, "", hello))
-		r := lab.Shell(lab.Dev, `n=0; for i in $(seq 50); do
-			staprun -R /tmp/cycle.ko >/tmp/out.1 2>&1 & a=$!
-			staprun -R /tmp/cycle.ko >/tmp/out.2 2>&1 & b=$!
-			wait $a && wait $b && [ "$(cat /tmp/out.1 /tmp/out.2)" = "$(printf 'Hello\nHello')" ] && n=$((n+1)) || cat /tmp/out.1 /tmp/out.2
-		done; echo $n; rm -f /tmp/out.1 /tmp/out.2`)
-		r.Timeout = 200
-		want(t, s.do(t, r), 0, "50\n")
-	})
-}
