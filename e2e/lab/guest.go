@@ -74,6 +74,9 @@ type Guest struct {
 // agent's port; what they depend on comes with them.
 var networkModules = []string{"virtio_pci", "virtio_net", "af_packet", "virtio_console"}
 
+// agentPort is the agent's line to the host, a virtio port.
+const agentPort = "/dev/vport0p1"
+
 const initScript = `#!/bin/busybox sh
 export PATH=/usr/bin:/bin:/usr/sbin:/sbin
 busybox mount -t proc proc /proc
@@ -93,7 +96,7 @@ if [ -e /sys/class/net/eth0 ]; then
 	busybox ip link set eth0 up
 fi
 [ -x /etc/rc.local ] && /etc/rc.local
-[ -x /agent ] && /agent /dev/vport0p1 &
+[ -x /agent ] && /agent ` + agentPort + ` &
 exec busybox setsid busybox cttyhack busybox sh -c 'while :; do busybox login -f root </dev/ttyS0 >/dev/ttyS0 2>&1; done'
 `
 

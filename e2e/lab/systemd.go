@@ -100,7 +100,7 @@ cat >/etc/systemd/system/agent.service <<'END'
 [Unit]
 Description=Executes commands for tests
 [Service]
-ExecStart=/agent /dev/ttyS1
+ExecStart=/agent ` + agentPort + `
 KillMode=process
 END
 mkdir -p /etc/systemd/system/multi-user.target.wants && ln -s ../agent.service /etc/systemd/system/multi-user.target.wants/
