@@ -28,6 +28,13 @@ func (m *manager) archiveFile() (string, error) {
 	return path, nil
 }
 
+// fail says and logs what is wrong with an archive.
+func (m *manager) fail(err error) int {
+	m.log("Error: " + err.Error())
+	m.inv.Errorf("%v", err)
+	return exitFailure
+}
+
 // export packs the compiled scripts of one kernel and the configuration files of
 // scripts for another host (contradiction C-20).
 func (m *manager) export(context.Context) int {
@@ -35,36 +42,31 @@ func (m *manager) export(context.Context) int {
 	if err != nil {
 		return m.usage(err)
 	}
-	fail := func(err error) int {
-		m.log("Error: " + err.Error())
-		m.inv.Errorf("%v", err)
-		return exitFailure
-	}
 	files, err := m.collect()
 	if err != nil {
-		return fail(err)
+		return m.fail(err)
 	}
 	if len(files) == 0 {
-		return fail(fmt.Errorf("there are no compiled scripts in %s; hint: systemtap compile -r %s", m.cache(), m.target))
+		return m.fail(fmt.Errorf("there are no compiled scripts in %s; hint: systemtap compile -r %s", m.cache(), m.target))
 	}
 	var b bytes.Buffer
 	if err := scriptcache.WriteArchive(&b, files); err != nil {
-		return fail(err)
+		return m.fail(err)
 	}
 	switch {
 	case m.opts.dry:
 	case path == "-":
 		if _, err := m.inv.Stdout.Write(b.Bytes()); err != nil {
-			return fail(err)
+			return m.fail(err)
 		}
 		return 0
 	default:
 		// A device or a socket is not to be replaced by a file.
 		if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
-			return fail(fmt.Errorf("writing the archive: %q is there, and is no regular file", path))
+			return m.fail(fmt.Errorf("writing the archive: %q is there, and is no regular file", path))
 		}
 		if err := replace(path, b.Bytes(), m.now()); err != nil {
-			return fail(fmt.Errorf("writing the archive: %w", err))
+			return m.fail(fmt.Errorf("writing the archive: %w", err))
 		}
 	}
 	for _, f := range files {
@@ -138,26 +140,21 @@ func (m *manager) imports(context.Context) int {
 	if err != nil {
 		return m.usage(err)
 	}
-	fail := func(err error) int {
-		m.log("Error: " + err.Error())
-		m.inv.Errorf("%v", err)
-		return exitFailure
-	}
 	in := m.inv.Stdin
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return fail(err)
+			return m.fail(err)
 		}
 		defer f.Close()
 		in = f
 	} else if !m.opts.yes {
 		// The answers to questions would be read from the archive.
-		return fail(errors.New("import - needs -y"))
+		return m.fail(errors.New("import - needs -y"))
 	}
 	files, err := scriptcache.ReadArchive(in)
 	if err != nil {
-		return fail(fmt.Errorf("reading the archive: %w", err))
+		return m.fail(fmt.Errorf("reading the archive: %w", err))
 	}
 	var present []string
 	place := func(f scriptcache.File) string {
@@ -168,7 +165,7 @@ func (m *manager) imports(context.Context) int {
 	}
 	for _, f := range files {
 		if err := m.importable(f); err != nil {
-			return fail(fmt.Errorf("%s: %w", f.Path(), err))
+			return m.fail(fmt.Errorf("%s: %w", f.Path(), err))
 		}
 		if old, err := os.ReadFile(place(f)); err == nil && !bytes.Equal(old, f.Data) {
 			present = append(present, f.Path())
@@ -187,7 +184,7 @@ func (m *manager) imports(context.Context) int {
 				err = replace(place(f), f.Data, f.Time)
 			}
 			if err != nil {
-				return fail(err)
+				return m.fail(err)
 			}
 		}
 		m.say("%s\n", place(f))
