@@ -311,7 +311,7 @@ func TestServiceCheck03(t *testing.T) {
 	}
 	m.server(2, `^Usage: `, "begin")
 	m.server(2, `^Usage: `)
-	m.server(3, `not implemented`, "reload")
+	m.server(3, `reload is not supported`, "reload")
 	m.server(0, `^Usage: `, "usage")
 	m.server(2, `^Missing /nonexistent/include/config/kernel.release\nUsage: `, "start", "-r", "/nonexistent")
 }

@@ -85,7 +85,7 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 		fmt.Fprintf(inv.Stdout, usage, inv.Name)
 		return exitOK
 	case o.action == "reload":
-		fmt.Fprintf(inv.Stderr, "%s: reload is not implemented; SIGHUP has a server read its settings again\n", inv.Name)
+		fmt.Fprintf(inv.Stderr, "%s: reload is not supported; SIGHUP has a server read its settings again\n", inv.Name)
 		return exitMissing
 	case !o.known():
 		fmt.Fprintf(inv.Stderr, usage, inv.Name)
