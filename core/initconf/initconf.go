@@ -116,17 +116,6 @@ func (s Settings) Options(name string) (words []string, ok bool, err error) {
 // Requires are the names in NAME_REQ.
 func (s Settings) Requires(name string) []string { return strings.Fields(s.vars[name+"_REQ"]) }
 
-// Of are the assignments of one script, as a configuration file has them.
-func (s Settings) Of(name string) []byte {
-	var b strings.Builder
-	for _, suffix := range []string{"_OPT", "_REQ"} {
-		if v, ok := s.vars[name+suffix]; ok {
-			fmt.Fprintf(&b, "%s%s=%s\n", name, suffix, config.Quote(v))
-		}
-	}
-	return []byte(b.String())
-}
-
 // Kind says whether a file of CONFIG_PATH is read (contradiction C-14).
 type Kind int
 

@@ -47,9 +47,6 @@ func TestNew(t *testing.T) {
 	if _, ok, err := s.Options("c"); ok || err != nil {
 		t.Errorf("got %v, %v", ok, err)
 	}
-	if got := string(s.Of("a")); got != "a_OPT='-c \"x y\"'\na_REQ='b c'\n" {
-		t.Errorf("got %q", got)
-	}
 	for v, want := range map[string]bool{"": false, " ": true, "a": true} {
 		if s, _, _ := New(map[string]string{"DEFAULT_START": v}); s.HasDefaultStart != want {
 			t.Errorf("DEFAULT_START=%q: got %v", v, s.HasDefaultStart)

@@ -51,43 +51,11 @@ func (d *Diagnostic) Error() string { return d.Message }
 // plain text.
 type Colors struct{ Error, Warning, Source, Caret, Token string }
 
-// DefaultColors is what stap(1), --color documents.
-var DefaultColors = Colors{"01;31", "00;33", "00;34", "01", "01"}
-
 func paint(sgr, text string) string {
 	if sgr == "" {
 		return text
 	}
 	return "\033[" + sgr + "m\033[K" + text + "\033[m\033[K"
-}
-
-// ParseColors reads SYSTEMTAP_COLORS; invalid text turns colours off.
-func ParseColors(spec string) Colors {
-	c := DefaultColors
-	if spec == "" {
-		return Colors{}
-	}
-	for _, part := range strings.Split(spec, ":") {
-		key, val, ok := strings.Cut(part, "=")
-		if !ok || val == "" || strings.Trim(val, "0123456789;") != "" {
-			return Colors{}
-		}
-		switch key {
-		case "error":
-			c.Error = val
-		case "warning":
-			c.Warning = val
-		case "source":
-			c.Source = val
-		case "caret":
-			c.Caret = val
-		case "token":
-			c.Token = val
-		default:
-			return Colors{}
-		}
-	}
-	return c
 }
 
 // describe is "identifier 'x' at <input>:1:2".

@@ -18,27 +18,12 @@ func TestColors(t *testing.T) {
 	if plain.String() != want {
 		t.Errorf("got %q\nwant %q", plain.String(), want)
 	}
-	(&Renderer{W: &colour, Colors: DefaultColors}).Failure(l)
+	(&Renderer{W: &colour, Colors: Colors{"01;31", "00;33", "00;34", "01", "01"}}).Failure(l)
 	const on, off = "\033[01;31m\033[K", "\033[m\033[K"
 	if got := colour.String(); got[:len(on)] != on || !bytes.Contains(colour.Bytes(), []byte("'\033[01m\033[K}"+off+"'")) {
 		t.Errorf("got %q", got)
 	}
 	if l.Error() != "parse error: what at <input>:1:6" {
 		t.Errorf("got %q", l.Error())
-	}
-}
-
-func TestParseColors(t *testing.T) {
-	for spec, want := range map[string]Colors{
-		"":                           {},
-		"error=31:caret=1":           {"31", DefaultColors.Warning, DefaultColors.Source, "1", DefaultColors.Token},
-		"nonsense":                   {},
-		"error=red":                  {},
-		"nobody=1":                   {},
-		"warning=1:source=2:token=3": {DefaultColors.Error, "1", "2", DefaultColors.Caret, "3"},
-	} {
-		if got := ParseColors(spec); got != want {
-			t.Errorf("%q: got %v, want %v", spec, got, want)
-		}
 	}
 }
