@@ -263,7 +263,7 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 	}
 	defer agent.Close()
 	args := []string{
-		"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max",
+		"qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "max",
 		"-smp", fmt.Sprint(max(c.CPUs, 2)), "-m", fmt.Sprint(max(c.Memory, 1024)),
 		"-kernel", c.Kernel.Image, "-initrd", initrd,
 		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 net.ifnames=0 " + c.Append),

@@ -71,11 +71,7 @@ const bootstrapLog = "debootstrap.log"
 // complain about, if the tree is there all the same.
 func (l *Lab) debootstrap(ctx context.Context, dir, root, suite string, packages []string) (warning, err error) {
 	if _, err := exec.LookPath("debootstrap"); err != nil {
-		l.say("installing debootstrap")
-		if err := l.updateLists(); err != nil {
-			return nil, err
-		}
-		if err := l.run("", "apt-get", "install", "-y", "-q", "--no-install-recommends", "debootstrap", "debian-archive-keyring"); err != nil {
+		if err := l.install("debootstrap", "debian-archive-keyring"); err != nil {
 			return nil, err
 		}
 	}
