@@ -56,8 +56,15 @@ var kernelPackages = map[string][2]string{
 	"6.12": {"linux-image-6.12-cloud-amd64", "linux-headers-6.12-cloud-amd64"},
 }
 
-// Versions of the matrix, oldest first.
-func Versions() []string { return []string{"6.1", "6.12"} }
+// Versions of the matrix, oldest first. STAPBOX_KERNELS may name one of them, for
+// a quick look.
+func Versions() []string {
+	versions := []string{"6.1", "6.12"}
+	if v := os.Getenv("STAPBOX_KERNELS"); slices.Contains(versions, v) {
+		return []string{v}
+	}
+	return versions
+}
 
 // tools that tests and demo need, programs or files, and the packages that have
 // them.

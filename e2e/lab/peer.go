@@ -27,6 +27,9 @@ type Peer struct {
 	packages []string
 }
 
+// PeerVersion is the peer's kernel, by the name tests use.
+const PeerVersion = "7.2"
+
 // peerPackages are installed in the tree beside the base system.
 var peerPackages = []string{
 	"systemtap", "systemtap-server", "systemtap-client", "systemtap-runtime", "gcc", "make",
