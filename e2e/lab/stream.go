@@ -66,6 +66,9 @@ func (s *Streamed) Input(r io.Reader) error {
 	}
 }
 
+// Type sends text to the command's standard input.
+func (s *Streamed) Type(text string) error { return s.tell(request.Request{Data: []byte(text)}) }
+
 // Signal sends a signal to the command's process group.
 func (s *Streamed) Signal(number int) error { return s.tell(request.Request{Signal: number}) }
 

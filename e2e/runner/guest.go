@@ -260,16 +260,19 @@ func (o *guestOptions) run(g *lab.Guest) error {
 // terminal is the size of the terminal that people see and type at, if standard
 // input and output are one.
 func terminal() (rows, columns int, ok bool) {
-	for _, f := range []*os.File{os.Stdin, os.Stdout} {
-		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-			return 0, 0, false
-		}
+	if !isTerminal(os.Stdin) || !isTerminal(os.Stdout) {
+		return 0, 0, false
 	}
 	w, err := unix.IoctlGetWinsize(int(os.Stdout.Fd()), unix.TIOCGWINSZ)
 	if err != nil || w.Row == 0 || w.Col == 0 {
 		return 24, 80, true
 	}
 	return int(w.Row), int(w.Col), true
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // raw hands keys and output on as they are: the terminal in the guest does what

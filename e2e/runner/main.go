@@ -16,7 +16,7 @@ var commands = []struct {
 }{
 	{"build", "the one static file, ./stapbox or another PATH", build},
 	{"image", "images for containers, stapbox-{client,server}.oci.tar, into DIR", images},
-	{"demo", "the main job, end to end, as a transcript (root)", demo},
+	{"demo", "the main job, end to end, as a transcript; --short: up to Hello (root)", demo},
 	{"test", "all tests: unit, fuzz seeds, testscript, guests (root); test quick: the main walk and what is fast", test},
 	{"guest", "a production host for one's own scripts: -k KERNEL -u USER --server -- COMMAND (root)", guest},
 	{"interop", "with upstream SystemTap 5.6 on its own kernel, and 4.8 over the wire (root, 4 GB, minutes)", interoperate},

@@ -17,8 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"stapbox/e2e/lab"
 )
 
@@ -348,8 +346,7 @@ type record struct {
 
 func newProgress(l *lab.Lab, what string) *progress {
 	p := &progress{path: filepath.Join(l.Dir, "runs.json"), what: what, start: time.Now(), last: map[string]record{}}
-	_, err := unix.IoctlGetTermios(int(os.Stdout.Fd()), unix.TCGETS)
-	p.on = err == nil
+	p.on = isTerminal(os.Stdout)
 	if b, err := os.ReadFile(p.path); err == nil {
 		json.Unmarshal(b, &p.last) // an unreadable record is none
 	}
