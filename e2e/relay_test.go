@@ -308,7 +308,7 @@ func relaySequences(t *testing.T) {
 		{name: "target fails", args: []string{"-c", "sh -c 'exit 3'"}, config: fakemodule.Config{}, status: 1, messages: normal, removed: removal, stderr: []string{"WARNING: Child process exited with status 3\n"}},
 		{name: "target is killed", args: []string{"-c", "sh -c 'kill -9 $$'"}, config: fakemodule.Config{}, status: 1, messages: normal, removed: removal, stderr: []string{"WARNING: Child process exited with signal 9 (Killed)\n"}},
 		{name: "target not started because of an error", args: []string{"-c", "echo never"}, config: fakemodule.Config{StartResult: -1}, status: 1, messages: "BULK=EINVAL START", removed: removal},
-		{name: "no such target", args: []string{"-c", "/nonexistent/program"}, config: fakemodule.Config{}, status: 1, messages: normal, removed: removal, stderr: []string{"/nonexistent/program: No such file or directory\n", "WARNING: Child process exited with status 1\n"}},
+		{name: "no such target", args: []string{"-c", "/proc/nonexistent/program"}, config: fakemodule.Config{}, status: 1, messages: normal, removed: removal, stderr: []string{"/proc/nonexistent/program: No such file or directory\n", "WARNING: Child process exited with status 1\n"}},
 		{name: "system()", config: fakemodule.Config{Begin: func(m *fakemodule.Module) {
 			m.Send(fakemodule.SYSTEM, []byte("echo helper\x00"))
 		}}, during: func(r *relayRun) {
