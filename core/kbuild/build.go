@@ -24,6 +24,8 @@ type Unit struct {
 	Source []byte
 	// KernelHeaders: the source includes them. It takes ten times as long.
 	KernelHeaders bool
+	// Flags are for the compiler, behind the kernel's own.
+	Flags []string
 }
 
 // Build makes NAME.ko in dir, which must be empty and private. Errors of the
@@ -43,6 +45,7 @@ func (p *Prepared) Build(ctx context.Context, u Unit, dir string) (string, error
 		// The kernel's headers are named relative to its build directory.
 		compile, at = append(slices.Clone(p.recipe.Compile), "-Wno-unused", "-Wno-declaration-after-statement", "-I"+include), build
 	}
+	compile = append(slices.Clip(compile), u.Flags...)
 	if err := command(ctx, at, expand(compile, map[string]string{varSource: path(".c"), varObject: path(".unit.o"), varName: u.Name})...); err != nil {
 		return "", err
 	}

@@ -15,6 +15,9 @@ int stp_fmt_mem(struct stp_context *c, int conv, int flags, int64_t width, int64
 		stp_fail(c, "memory dumps are not allowed for stapusr", where);
 		return 0;
 	}
+	/* Each byte is read twice, by a call of its own. */
+	if (stp_charge_at(c, 1 + n / 2, where))
+		return 0;
 	/* Nothing is printed of a range that cannot be read as a whole. */
 	for (i = 0; i < n; i++) {
 		if (flags & STP_ALT)

@@ -6,8 +6,12 @@ void stp_pad(struct stp_context *c, char ch, int64_t n)
 {
 	char pad[32];
 
+	n = min_t(int64_t, n, stp_script.buffer_size);
+	/* Most fields have none, or little. */
+	if (n >= 64)
+		stp_charge(c, n / 64);
 	memset(pad, ch, sizeof(pad));
-	for (n = min_t(int64_t, n, stp_script.buffer_size); n > 0; n -= sizeof(pad))
+	for (; n > 0; n -= sizeof(pad))
 		stp_put(c, pad, min_t(int64_t, n, sizeof(pad)));
 }
 

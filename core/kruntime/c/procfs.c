@@ -76,8 +76,10 @@ static bool stp_pfile_fire(struct stp_pfile *f, int kind)
 	unsigned int i;
 
 	for (i = 0; i < stp_script.nprobes; i++)
-		if (stp_script.probes[i].kind == kind && stp_script.probes[i].interval == f - stp_pfiles)
+		if (stp_script.probes[i].kind == kind && stp_script.probes[i].interval == f - stp_pfiles) {
 			stp_run_probe(i, STP_S_RUNNING);
+			cond_resched();
+		}
 	stp_unsettle(mask);
 	return atomic_read(&stp_state) == STP_S_RUNNING;
 }

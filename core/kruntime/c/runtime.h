@@ -16,6 +16,7 @@
 #include <linux/sched.h>
 #include <linux/uaccess.h>
 #include <linux/path.h>
+#include <linux/timekeeping.h>
 #include "stp.h"
 
 /* Far from any handler: small rather than fast. */
@@ -59,6 +60,7 @@ struct stp_cpu {
 	atomic_t busy;			/* a handler runs on this CPU */
 	struct stp_ring ring;
 	u64 overload_start, overload_cycles;
+	s64 timers_end, timers_took;	/* timer.c: ns, of handlers that ran one after the other */
 	const char *token;		/* rest of tokenize()'s string, in token_text */
 	char *token_text;
 	char *frames;
@@ -137,6 +139,14 @@ struct stp_remote {
 extern struct stp_remote stp_remote;
 extern struct pid *stp_namespaces;	/* whose namespaces the script means */
 
+/* limit.c */
+bool stp_affords(struct stp_context *c, u64 n, const char *where);
+
+static inline u64 stp_now(void)
+{
+	return ktime_get_mono_fast_ns();
+}
+
 /* number.c */
 void stp_pad(struct stp_context *c, char ch, int64_t n);
 char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
@@ -144,6 +154,7 @@ char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
 /* string.c */
 size_t stp_len(const char *s);
 size_t stp_append(char *to, size_t at, const char *from, size_t len);
+int stp_compare(struct stp_context *c, const char *a, const char *b, size_t max);
 
 /* What a host shows its guests, as private_data of an open relay file. Both are
  * modules of one version of the runtime, or magic and size differ. */
