@@ -150,6 +150,7 @@ static inline u64 stp_now(void)
 /* number.c */
 void stp_pad(struct stp_context *c, char ch, int64_t n);
 char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
+unsigned int stp_escape(char *to, unsigned char ch);
 
 /* string.c */
 size_t stp_len(const char *s);

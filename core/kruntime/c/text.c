@@ -118,17 +118,6 @@ void stp_fn_str_replace(struct stp_context *c, char *out, const char *s, const c
 	stp_append(out, n, s, stp_len(s));
 }
 
-/* One byte as it is written inside C quotes; answers the number of characters. */
-static size_t stp_escape_byte(char *to, unsigned char ch)
-{
-	static const char from[] = "\a\b\f\n\r\t\v\"\\", names[] = "abfnrtv\"\\";
-	const char *hit = strchr(from, ch);
-
-	if (hit)
-		return snprintf(to, 5, "\\%c", names[hit - from]);
-	return snprintf(to, 5, ch >= 0x20 && ch < 0x7f ? "%c" : "\\%03o", ch);
-}
-
 /* The character of UTF-8 (RFC 3629) that s begins with, or 0, and how many bytes
  * it takes: at least two, since others are written as bytes. */
 static unsigned int stp_utf8(const char *s, int *len)
@@ -165,7 +154,7 @@ static size_t stp_escape_text(struct stp_context *c, char *out, size_t n, size_t
 		if (u)
 			len = snprintf(buf, sizeof(buf), u < 0x10000 ? "\\u%04X" : "\\U%08X", u);
 		else
-			taken = 1, len = stp_escape_byte(buf, s[*at]);
+			taken = 1, len = stp_escape(buf, s[*at]);
 		if (n + len > room || ((*at & 3) == 3 && stp_charge(c, 1)))
 			break;
 		n = stp_append(out, n, buf, len);

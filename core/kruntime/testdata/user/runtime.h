@@ -54,6 +54,7 @@ void stp_flush(struct stp_context *c);
 bool stp_affords(struct stp_context *c, u64 n, const char *where);
 void stp_pad(struct stp_context *c, char ch, int64_t n);
 char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
+unsigned int stp_escape(char *to, unsigned char ch);
 size_t stp_len(const char *s);
 size_t stp_append(char *to, size_t at, const char *from, size_t len);
 int stp_compare(struct stp_context *c, const char *a, const char *b, size_t max);
