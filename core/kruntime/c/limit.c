@@ -26,7 +26,7 @@ void stp_begin(struct stp_context *c, enum stp_class class)
 }
 
 /* Out of line: settles what was counted since the last time. */
-int stp_spent(struct stp_context *c, const char *where)
+STP_COLD int stp_spent(struct stp_context *c, const char *where)
 {
 	const struct stp_limit *l = &stp_script.limits[c->class];
 	int used;
@@ -63,16 +63,4 @@ int stp_spent(struct stp_context *c, const char *where)
 	}
 	c->slice = c->left = stp_slice(c);
 	return 0;
-}
-
-/* Whether n units of work are left: asked before work that cannot stop half way. */
-bool stp_affords(struct stp_context *c, u64 n, const char *where)
-{
-	if (stp_spent(c, where))
-		return false;
-	if (n < (u64)c->work)
-		return true;
-	c->work = 0;
-	stp_spent(c, where);
-	return false;
 }

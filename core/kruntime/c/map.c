@@ -179,6 +179,18 @@ static void stp_free_node(struct stp_map *m, struct stp_node *n)
 	m->used--;
 }
 
+/* Whether n units of work are left: asked before work that cannot stop half way. */
+static bool stp_affords(struct stp_context *c, u64 n, const char *where)
+{
+	if (stp_spent(c, where))
+		return false;
+	if (n < (u64)c->work)
+		return true;
+	c->work = 0;
+	stp_spent(c, where);
+	return false;
+}
+
 static int stp_busy(struct stp_context *c, struct stp_map *m, const char *where)
 {
 	if (!atomic_read(&m->iterating))

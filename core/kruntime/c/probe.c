@@ -77,14 +77,15 @@ static void stp_unlock(const unsigned int *locks, unsigned int n)
 static bool stp_lock(const unsigned int *locks, unsigned int n, int64_t time)
 {
 	int64_t left = stp_script.max_trylock;
+	u64 end = 0, now;
 	unsigned int i;
-	u64 start = 0;
 
 	for (i = 0; i < n; i++) {
 		while (!stp_trylock(locks[i])) {
-			if (!start)
-				start = stp_now();
-			if (left-- <= 0 || (time > 0 && stp_now() - start >= time / 2)) {
+			now = stp_now();
+			if (!end)
+				end = time > 0 ? now + time / 2 : ~0ULL;
+			if (left-- <= 0 || now >= end) {
 				stp_unlock(locks, i);
 				return false;
 			}
@@ -121,15 +122,9 @@ static unsigned long stp_stack_low(unsigned long sp)
 
 static enum stp_class stp_class(const struct stp_probe *p)
 {
-	switch (p->kind) {
-	case STP_TIMER:
+	if (p->kind == STP_TIMER)
 		return STP_IRQS_OFF;
-	case STP_BEGIN:
-	case STP_END:
-	case STP_ERROR:
-		return STP_SESSION;
-	}
-	return STP_EVENT;
+	return p->kind <= STP_ERROR ? STP_SESSION : STP_EVENT;
 }
 
 /* Accounts the cycles of a handler; too many in an interval end the session. */

@@ -38,8 +38,8 @@ enum stp_state {
  * so does the producer when it overwrites. mark is the producer's: the start of
  * a record at or before tail, or of the first one after it; every header from
  * there on is in the ring. boundary is the readers': the start of a record, at
- * tail or, when only part of one was read, behind it. All count bytes and wrap
- * with the type; size is a power of two.
+ * tail or, when only part of one was read, behind it. All count bytes, for years
+ * before they wrap; size is a number of megabytes.
  */
 struct stp_ring {
 	char *data;
@@ -93,6 +93,7 @@ void *stp_alloc(unsigned long size);
 int stp_ring_init(struct stp_ring *r, unsigned long size);
 void stp_ring_exit(struct stp_ring *r);
 unsigned long stp_ring_size(void);
+void stp_rings_announce(void);
 void stp_flush(struct stp_context *c);
 void stp_put_record(const char *text, unsigned int len);
 extern void (*stp_sink)(const char *text, unsigned int len);
@@ -139,9 +140,7 @@ struct stp_remote {
 extern struct stp_remote stp_remote;
 extern struct pid *stp_namespaces;	/* whose namespaces the script means */
 
-/* limit.c */
-bool stp_affords(struct stp_context *c, u64 n, const char *where);
-
+/* the clock of limits */
 static inline u64 stp_now(void)
 {
 	return ktime_get_mono_fast_ns();
@@ -175,6 +174,8 @@ struct vfsmount *stp_proc_find(const char *name, struct path *p);
 /* files.c */
 extern struct proc_dir_entry *stp_dir;
 int stp_files_init(void);
+int stp_file_open(struct inode *inode, struct file *f);
+int stp_file_release(struct inode *inode, struct file *f);
 struct proc_dir_entry *stp_file(const char *name, umode_t mode, const struct proc_ops *ops, void *data);
 void stp_files_exit(void);
 

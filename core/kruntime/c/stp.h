@@ -24,6 +24,7 @@ typedef unsigned long long uint64_t;
 
 /* ---- what a script is: the data the runtime reads ---------------------- */
 
+/* begin, end and error come first */
 enum stp_kind { STP_BEGIN, STP_END, STP_ERROR, STP_NEVER, STP_TIMER, STP_PROCFS_READ, STP_PROCFS_WRITE };
 
 #define STP_LOCK_WRITE 0x80000000u

@@ -51,7 +51,6 @@ struct stp_cpu {
 u64 stp_now(void);
 
 void stp_flush(struct stp_context *c);
-bool stp_affords(struct stp_context *c, u64 n, const char *where);
 void stp_pad(struct stp_context *c, char ch, int64_t n);
 char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
 unsigned int stp_escape(char *to, unsigned char ch);
