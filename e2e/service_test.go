@@ -267,7 +267,7 @@ func TestServiceCheck02(t *testing.T) {
 	m.server(0, `native +down`, "list")
 }
 
-// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112 A-03 B-03 B-07 B-10 B-20 B-23 R-003-056..057
+// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112 A-03 B-03 B-07 B-10 B-20 B-23 R-003-056..057 C-17
 func TestServiceCheck03(t *testing.T) {
 	m := manage(t)
 	port := freePort(t)
@@ -313,10 +313,10 @@ func TestServiceCheck03(t *testing.T) {
 	m.server(2, `^Usage: `)
 	m.server(3, `reload is not supported`, "reload")
 	m.server(0, `^Usage: `, "usage")
-	m.server(2, `^Missing /nonexistent/include/config/kernel.release\nUsage: `, "start", "-r", "/nonexistent")
+	m.server(2, `^Missing /proc/nonexistent/include/config/kernel.release\nUsage: `, "start", "-r", "/proc/nonexistent")
 }
 
-// Requirements: R-000-030 R-003-032..033 R-003-037..039 R-003-052..055 R-003-108 A-04 B-06 B-19
+// Requirements: R-000-030 R-003-032..033 R-003-037..039 R-003-052..055 R-003-108 A-04 B-06 B-19 C-08 C-09
 func TestServiceCheck04(t *testing.T) {
 	m := manage(t)
 	m.server(0, `-r "A" -r "B"`, "start", "-r", "A", "-r", "B")
@@ -325,12 +325,13 @@ func TestServiceCheck04(t *testing.T) {
 
 	p1, p2 := freePort(t), freePort(t)
 	out, rc := rooted(t, `
+		mkdir -p /lib/modules; mount -t tmpfs -o mode=755 tmpfs /lib/modules
 		mkdir -p /lib/modules/6.1-a/build /lib/modules/6.2-b/build /lib/modules/none
 		cd /tmp
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server start -i --port `+p1+` --port=`+p2+` --log $home/L1
 		echo "rc=$?"
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server list
-		mkdir $dir/rel && cd $dir/rel && echo LOG_FILE=/nonexistent/log >settings
+		mkdir $dir/rel && cd $dir/rel && echo LOG_FILE=/proc/nonexistent/log >settings
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server status -i -c settings >/dev/null; echo "relative=$?"
 		mount -t tmpfs tmpfs /lib/modules
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server start -i; echo "none=$?"
@@ -438,7 +439,7 @@ mkdir -m 750 $home && chown 12321:12321 $home
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// Requirements: R-000-025..029 R-000-031 R-000-037 R-003-049..051 R-003-099 R-003-101 R-003-111 R-003-117..118 R-003-120..121 R-003-122 R-003-124 R-003-127 R-003-129 R-003-131..132 A-07 B-16 B-17 B-18 B-23
+// Requirements: R-000-025..029 R-000-031 R-000-037 R-003-049..051 R-003-099 R-003-101 R-003-111 R-003-117..118 R-003-120..121 R-003-122 R-003-124 R-003-127 R-003-129 R-003-131..132 A-07 B-16 B-17 B-18 B-23 C-01 C-03 C-25 C-26
 func TestServiceCheck07(t *testing.T) {
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
 	if err != nil {
@@ -538,7 +539,7 @@ func TestServiceCheck08(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.server(1, "FAILED", "start")
-	m.server(1, `Cannot read configuration file /nonexistent`, "status", "-c", "/nonexistent")
+	m.server(1, `Cannot read configuration file /proc/nonexistent`, "status", "-c", "/proc/nonexistent")
 }
 
 // One signal, and time to finish (B-13).
@@ -610,10 +611,10 @@ func TestServiceCheck10(t *testing.T) {
 	if err := os.Remove(filepath.Join(conf, "y.conf")); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(m.home, "relative"), []byte("LOG_FILE=/nonexistent/x\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(m.home, "relative"), []byte("LOG_FILE=/proc/nonexistent/x\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	m.server(1, `Failed to make log directory \(/nonexistent\).*FAILED|FAILED.*Failed to make log directory \(/nonexistent\)`, "start", "-c", "/nonexistent", "-c", "relative")
+	m.server(1, `Failed to make log directory \(/proc/nonexistent\).*FAILED|FAILED.*Failed to make log directory \(/proc/nonexistent\)`, "start", "-c", "/proc/nonexistent", "-c", "relative")
 	m.server(1, `x.conf|no such user`, "configtest", "-u", "nobody-there")
 }
 
@@ -635,7 +636,7 @@ func TestServiceCheck18(t *testing.T) {
 	}
 }
 
-// Requirements: R-004-003..007 R-004-011..020 R-004-038 R-004-043..045 R-004-051..052 R-004-059 A-17 B-11
+// Requirements: R-004-003..007 R-004-011..020 R-004-038 R-004-043..045 R-004-051..052 R-004-059 A-17 B-11 C-12 C-13
 func TestServiceCheck17(t *testing.T) {
 	m := manage(t)
 	tool := func(rc int, stdout, stderr, name string, args ...string) string {

@@ -3,12 +3,14 @@ package stapopts
 import (
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	"stapbox/core/privilege"
 )
 
+// Requirements: C-05
 func TestParseOptions(t *testing.T) {
 	o, err := Parse([]string{"-vvp4", "-r", "6.1.0", "-DMAXACTION=5", "-G", "x=1", "--privilege=stapsys", "--use-server", "--use-server=1.2.3.4:5",
 		"-e", "probe begin {}", "a", "--", "-b"})
@@ -28,6 +30,10 @@ func TestParseOptions(t *testing.T) {
 		t.Errorf("arguments: got %q, want %q", o.Args, want)
 	}
 	if o, err := Parse([]string{"-p4", "-m", "mod.ko", "x.stp", "1"}); err != nil || o.File != "x.stp" || o.Module != "mod" || len(o.Notes) != 1 {
+		t.Errorf("got %+v, %v", o, err)
+	}
+	// As some documents write it; other servers know only the first.
+	if o, err := Parse([]string{"--privileged=stapusr", "-e", "x"}); err != nil || o.Privilege != privilege.StapUsr || !slices.Contains(o.Forward, "--privilege=stapusr") {
 		t.Errorf("got %+v, %v", o, err)
 	}
 	if o, err := Parse([]string{"--client-options", "-e", "x"}); err != nil || o.LastPass != 4 || o.Unprivileged() {
