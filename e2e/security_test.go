@@ -109,7 +109,7 @@ func (s *scene) security01(t *testing.T) {
 	})
 	t.Run("a stapio that is killed", func(t *testing.T) {
 		a := s.do(t, lab.Shell(lab.Root, "SYSTEMTAP_REAL_UID=1002 staprun /tmp/look.ko & p=$!; sleep 2; killall -KILL stapio; wait $p; echo $?; staprun -d "+testModule))
-		want(t, a, 0, "137\n", "stapio of user 1002 was ended by a signal: killed")
+		want(t, a, 0, "terminal \x1b]0;title\a \u009b end\n137\n", "stapio of user 1002 was ended by a signal: killed")
 	})
 	s.do(t, lab.Shell(lab.Root, "rm -f /tmp/seen /root/secret"))
 }
@@ -166,7 +166,7 @@ mount -t tmpfs -o mode=755 none /run; mount -o remount,ro /run
 su usr -c "staprun -d `+testModule+`; echo removed \$?"
 su usr -c "staprun /tmp/ticker.ko; echo refused \$?"
 timeout -s INT 3 staprun -o /dev/null /tmp/ticker.ko; echo loaded $?'`)
-	want(t, s.do(t, r), 0, "removed 0\nrefused 1\nloaded 0\n", "the lock /run/stapbox/load.lock cannot be opened: mkdir /run/stapbox: read-only file system")
+	want(t, s.do(t, r), 0, "removed 0\nrefused 1\nloaded 0\n", "the lock file cannot be opened: mkdir /run/stapbox: read-only file system")
 }
 
 // As many as a user may have at once come in, in the order in which they wait.
@@ -202,10 +202,9 @@ func (s *scene) securityStopped(t *testing.T) {
 	r := lab.Command(lab.Usr, "staprun", "-R", "-L", "/tmp/ticker.ko")
 	r.Break = &request.Break{Text: "staprun finit_module", Nth: 1, Shell: other + " 2>&1"}
 	a := s.do(t, r)
-	m := acted.FindAllStringSubmatch(string(a.Stderr), -1)
 	stopped := 0
-	for _, line := range m {
-		fmt.Sscanf(line[1], "took %d", &stopped)
+	for line := range strings.Lines(string(a.Stderr)) {
+		fmt.Sscanf(line, "took %d", &stopped)
 	}
 	t.Logf("alone %d ms, beside a stopped one %d ms", alone, stopped)
 	if a.Status != 0 || stopped == 0 || stopped > alone+1500 {

@@ -22,7 +22,7 @@ func (l *loader) rename(m *module) error {
 		}
 		m.image = kmod.WithoutSignature(m.image)
 	}
-	name, err := kmod.Rename(m.image, os.Getpid())
+	name, err := kmod.Rename(m.image, m.name, os.Getpid())
 	if errors.Is(err, kmod.ErrNameTooShort) {
 		l.report.Warningf("Old module name '%s' is too short for renaming, ignoring -R.", name)
 		return nil
@@ -39,7 +39,7 @@ const renameTries = 4
 // renameAgain gives the module a name that nobody can foresee: the process id is
 // one that another container's may have too, or that somebody has waited for.
 func (l *loader) renameAgain(m *module) error {
-	name, err := kmod.Rename(m.image, 10000+rand.IntN(90000))
+	name, err := kmod.Rename(m.image, m.name, 10000+rand.IntN(90000))
 	if err == nil {
 		m.name = name
 	}

@@ -138,7 +138,7 @@ func stateOf(stat string) holding {
 
 // errNoLock says that the lock file cannot be opened: then no user's insertion is
 // under way.
-var errNoLock = fmt.Errorf("the lock %s cannot be opened", hostpaths.LoadLock())
+var errNoLock = errors.New("the lock file cannot be opened")
 
 // lockUser waits for the lock of a user.
 func lockUser(uid int) (unlock func(), err error) {

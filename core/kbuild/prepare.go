@@ -44,8 +44,7 @@ import (
 	"sync"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
+	"stapbox/core/ownfile"
 	"stapbox/core/version"
 )
 
@@ -148,14 +147,17 @@ func Prepare(ctx context.Context, stateDir string, k Kernel, rt Runtime, say fun
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(stateDir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	state, err := os.Open(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	defer state.Close()
+	// Another process may be preparing a kernel, which takes as long as it takes.
+	lock, err := ownfile.Lock(ctx, state, "lock", 0)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, &os.PathError{Op: "lock", Path: lock.Name(), Err: err}
-	}
 	if p, err := Open(stateDir, k, rt); err == nil {
 		return p, nil
 	}

@@ -1,6 +1,7 @@
 // Package ownfile reads files of keys and certificates: regular ones, reached by
 // no link at their end, that belong to the caller or to root, and that nobody
-// else may have changed or, for a key, read.
+// else may have changed or, for a key, read. And it locks directories, so that
+// nobody else can.
 package ownfile
 
 import (
