@@ -29,6 +29,7 @@ import (
 	"stapbox/core/discovery"
 	"stapbox/core/hostpaths"
 	"stapbox/core/invocation"
+	"stapbox/core/ownfile"
 	"stapbox/core/privilege"
 	"stapbox/core/report"
 	"stapbox/core/sandbox"
@@ -57,10 +58,11 @@ type client struct {
 	retryDelay         time.Duration
 	interrupts         chan struct{} // one for each signal, the one that ends the context too
 
-	temp    string
-	kernel  kernelKeys
-	sys     string   // "" for /sys
-	reasons []string // why options were chosen for the user
+	temp       string
+	passwdHome string // "": as /etc/passwd has it
+	kernel     kernelKeys
+	sys        string   // "" for /sys
+	reasons    []string // why options were chosen for the user
 }
 
 // Main runs stap.
@@ -122,6 +124,12 @@ func (c *client) run(ctx context.Context) int {
 	}
 	worker := c.inv.Getenv(sandbox.Variable) != ""
 	args := c.inv.Args
+	if !worker {
+		if err := c.ownData(); err != nil {
+			c.say("stap: ERROR: %v", err)
+			return 1
+		}
+	}
 	if worker {
 		var err error
 		if args, err = sandbox.Args(); err != nil {
@@ -177,11 +185,44 @@ func (c *client) run(ctx context.Context) int {
 	return c.translateAndRun(ctx)
 }
 
+// ownData makes sure that nobody else can have put anything into DATA, which holds
+// command lines that are run: HOME is another user's after su -m, after sudo -E, and
+// in services of root with the wrong one. Root uses his own home directory then. A
+// user whose own it is that others may write to is told.
+func (c *client) ownData() error {
+	err := ownfile.OnlyOurs(c.data, c.uid)
+	var foreign *ownfile.ForeignError
+	if !errors.As(err, &foreign) {
+		return nil // what cannot be looked at cannot be read either
+	}
+	if c.passwdHome == "" {
+		if u, err := user.LookupId(strconv.Itoa(c.uid)); err == nil {
+			c.passwdHome = u.HomeDir
+		}
+	}
+	own := hostpaths.UserDir("", c.passwdHome)
+	if own != "" && own != c.data && ownfile.OnlyOurs(own, c.uid) == nil {
+		c.say("WARNING: %q is not used, but %q: %v", c.data, own, err)
+		c.data = own
+		return nil
+	}
+	if c.uid == 0 {
+		return fmt.Errorf("%q is not used: %w", c.data, err)
+	}
+	c.say("WARNING: others can change what stap does for you: %v", err)
+	return nil
+}
+
 // rc reads the user's DATA/rc: words that stand before those of the command
-// line.
+// line. One that somebody else may have written is ignored.
 func (c *client) rc() ([]string, error) {
 	path := filepath.Join(c.data, "rc")
-	data, err := os.ReadFile(path)
+	data, err := ownfile.ReadOurs(path, c.uid, config.MaxSize)
+	var foreign *ownfile.ForeignError
+	if errors.As(err, &foreign) {
+		c.say("WARNING: %q is ignored: %v", path, err)
+		return nil, nil
+	}
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
 			return nil, nil
