@@ -132,6 +132,21 @@ func private(passwd, group string, gid uint32, uid int) bool {
 	return known && his
 }
 
+// Check is OnlyOurs for an open regular file.
+func Check(f *os.File, uid int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("reading %q: not a regular file", f.Name())
+	}
+	if err := ours(f.Name(), &st, uid); err != nil {
+		return err
+	}
+	return OnlyOurs(f.Name(), uid)
+}
+
 // ReadOurs reads a file of at most limit bytes that OnlyOurs accepts. It is opened
 // once; owner and mode are those of the open file.
 func ReadOurs(path string, uid int, limit int64) ([]byte, error) {
@@ -141,17 +156,7 @@ func ReadOurs(path string, uid int, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, &os.PathError{Op: "fstat", Path: path, Err: err}
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, fmt.Errorf("reading %q: not a regular file", path)
-	}
-	if err := ours(path, &st, uid); err != nil {
-		return nil, err
-	}
-	if err := OnlyOurs(path, uid); err != nil {
+	if err := Check(f, uid); err != nil {
 		return nil, err
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
