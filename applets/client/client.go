@@ -389,7 +389,8 @@ func (c *client) makeTemp() error {
 }
 
 // checkTemp refuses a directory of --tmpdir in which somebody else could put
-// links, or another module, under names that are known before.
+// links, or another module, under names that are known before; or which somebody
+// could put another in the place of.
 func (c *client) checkTemp() error {
 	var st unix.Stat_t
 	if err := unix.Stat(c.temp, &st); err != nil {
@@ -400,6 +401,9 @@ func (c *client) checkTemp() error {
 		return fmt.Errorf("--tmpdir: %q belongs to uid %d", c.temp, st.Uid)
 	case st.Mode&0o002 != 0:
 		return fmt.Errorf("--tmpdir: %q can be written by everybody (mode %04o)", c.temp, st.Mode&0o7777)
+	}
+	if err := ownfile.OnlyOurs(c.temp, c.uid); err != nil {
+		return fmt.Errorf("--tmpdir: %w", err)
 	}
 	return nil
 }

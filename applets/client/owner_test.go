@@ -62,3 +62,37 @@ func TestSecurity05ForeignHome(t *testing.T) {
 		})
 	}
 }
+
+// A directory of --tmpdir that a group may write to, or that somebody else may put
+// another in the place of, is refused; and whatever has the name of a file there is
+// not written to.
+func TestSecurity12TempDirOfAGroup(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives directories away")
+	}
+	for name, tt := range map[string]struct {
+		make func(parent, dir string) error
+		want string
+	}{
+		"group":               {func(parent, dir string) error { return errors.Join(os.Chown(dir, 0, 4242), os.Chmod(dir, 0o775)) }, "can be written by group id 4242"},
+		"parent of another":   {func(parent, dir string) error { return os.Chown(parent, 4242, 0) }, "belongs to user id 4242"},
+		"parent of a group":   {func(parent, dir string) error { return errors.Join(os.Chown(parent, 0, 4242), os.Chmod(parent, 0o775)) }, "can be written by group id 4242"},
+		"parent of everybody": {func(parent, dir string) error { return os.Chmod(parent, 0o777) }, "can be written by everybody"},
+		"sticky parent":       {func(parent, dir string) error { return os.Chmod(parent, os.ModeSticky|0o777) }, ""},
+		"root's group":        {func(parent, dir string) error { return os.Chmod(dir, 0o775) }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDesk(t, privilege.GroupDev)
+			d.translator = &fakeBackend{}
+			parent := filepath.Join(t.TempDir(), "parent")
+			dir := filepath.Join(parent, "t")
+			if err := errors.Join(os.MkdirAll(dir, 0o755), tt.make(parent, dir)); err != nil {
+				t.Fatal(err)
+			}
+			code := d.stap("--tmpdir="+dir, "-p4", "-e", hello)
+			if tt.want == "" && code != 0 || tt.want != "" && (code != 1 || !strings.Contains(d.err.String(), "--tmpdir: ") || !strings.Contains(d.err.String(), tt.want)) {
+				t.Errorf("status %d, %s", code, d.err.String())
+			}
+		})
+	}
+}
