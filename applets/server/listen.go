@@ -65,8 +65,8 @@ func (s *server) listen() error {
 }
 
 // listenAll listens on all addresses, with IPv4 as part of IPv6 (ipv6(7)). Left to
-// itself package net takes IPv4 alone where it cannot bind ::ffff:127.0.0.1, as long
-// as lo is not up for example. IPv4 alone is for hosts without IPv6.
+// itself package net takes IPv4 alone where it cannot bind ::ffff:127.0.0.1, which lo
+// may not have. IPv4 alone is for hosts without IPv6.
 func listenAll(port int) (net.Listener, error) {
 	both := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
