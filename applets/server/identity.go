@@ -36,7 +36,8 @@ func (s *server) renew() {
 	if s.next != nil {
 		due = cert.NotAfter.Add(-identity.ChangeBefore)
 	}
-	if now.Before(due) {
+	if now.Before(due) && !now.Before(cert.NotBefore) {
+		s.clockOf.believe(now, s.log.printf)
 		return
 	}
 	if err := s.ensure(); err != nil {
@@ -44,9 +45,13 @@ func (s *server) renew() {
 	}
 }
 
-// ensure loads or makes the identity, and the next one. The caller holds s.mu,
-// as for the functions below.
+// ensure loads or makes the identity, and the next one; while the clock cannot be
+// believed everything stays as it is. The caller holds s.mu, as for the functions
+// below.
 func (s *server) ensure() error {
+	if !s.clockOf.believe(s.now(), s.log.printf) && s.id != nil {
+		return nil
+	}
 	id, next, err := identity.Renew(s.opts.ssl, identity.Options{NodeName: s.node, KeyType: s.opts.keyType, Now: s.now()}, s.lim.renew, s.log.printf)
 	if err != nil {
 		return err

@@ -396,6 +396,7 @@ func TestRenewal(t *testing.T) {
 	at := func(now time.Time) {
 		r.mu.Lock()
 		r.now = func() time.Time { return now }
+		r.clockOf.since = func() time.Duration { return time.Duration(now.UnixNano()) - r.clockOf.offset }
 		r.mu.Unlock()
 		r.renew()
 	}

@@ -119,6 +119,7 @@ type server struct {
 	service   *compile.Service
 	former    []*compile.Service // that served before a reload
 	id, next  *identity.Identity
+	clockOf   steadyClock       // by which certificates are renewed
 	tapsets   string            // a digest of what -I names
 	signers   map[string]string // fingerprints of certificates by public key
 	responder io.Closer
