@@ -56,7 +56,7 @@ type client struct {
 	translator         backend.Translator
 	now                func() time.Time
 	retryDelay         time.Duration
-	interrupts         chan struct{} // one for each signal, the one that ends the context too
+	interrupts         chan os.Signal // one for each signal, the one that ends the context too
 
 	temp       string
 	passwdHome string // "": as /etc/passwd has it
@@ -83,14 +83,15 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	defer signal.Stop(signals)
-	c.interrupts = make(chan struct{}, cap(signals))
+	inv.Handles(syscall.SIGQUIT)
+	c.interrupts = make(chan os.Signal, cap(signals))
 	go func() {
 		for sig := range signals {
 			cancel(fmt.Errorf("interrupted by %v", sig))
 			select {
-			case c.interrupts <- struct{}{}:
+			case c.interrupts <- sig:
 			default:
 			}
 		}
@@ -238,8 +239,11 @@ func (c *client) rc() ([]string, error) {
 
 // manage serves --trust-servers and --list-servers, in this order.
 func (c *client) manage(ctx context.Context) int {
+	status := 0
 	for _, arg := range c.opts.TrustServers {
-		c.trustServers(ctx, newServers(c), arg)
+		if !c.trustServers(ctx, newServers(c), arg) {
+			status = 1
+		}
 	}
 	if len(c.opts.ListServers) > 0 {
 		running, _, _ := uname.Host()
@@ -251,7 +255,7 @@ func (c *client) manage(ctx context.Context) int {
 			s.list(ctx, props)
 		}
 	}
-	return 0
+	return status
 }
 
 // unprivileged chooses --privilege and --use-server for users who need them

@@ -69,7 +69,9 @@ func (l *loader) delegate(program, module string, dir *os.File, who *another, st
 		return exitError, fmt.Errorf("unblocking signals: %w", err)
 	}
 	environ := l.othersEnvironment(module)
-	if stop.handOver() {
+	forward := make(chan os.Signal, 16)
+	signal.Notify(forward, unix.SIGTERM, unix.SIGQUIT, unix.SIGUSR2)
+	if stop.handOver(false) {
 		environ = append(environ, version.Interrupted+"=1")
 	}
 	attr := &os.ProcAttr{
@@ -94,9 +96,9 @@ func (l *loader) delegate(program, module string, dir *os.File, who *another, st
 	for _, f := range theirs {
 		f.Close()
 	}
-	forward := make(chan os.Signal, 16)
 	signal.Reset(unix.SIGTSTP)
-	signal.Notify(forward, unix.SIGINT, unix.SIGHUP, unix.SIGTERM, unix.SIGQUIT, unix.SIGUSR2)
+	signal.Notify(forward, unix.SIGINT, unix.SIGHUP)
+	l.Handles(unix.SIGQUIT)
 	go func() {
 		for s := range forward {
 			child.Signal(s)

@@ -50,6 +50,7 @@ func (l *loader) attach() int {
 	d.Allow = true
 	audit(d)
 	stop := catch(l.ended)
+	l.Handles(caught()...)
 	stop.inserting()
 	if who != nil {
 		status, err := l.delegate(program, name, dir, who, stop)

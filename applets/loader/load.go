@@ -36,6 +36,7 @@ type module struct {
 // load is everything from the MODULE word to stapio.
 func (l *loader) load() int {
 	stop := catch(l.ended)
+	l.Handles(caught()...)
 	program, err := l.relayProgram()
 	if err != nil {
 		l.report.Errorf("The relay program cannot be used: %v", err)

@@ -47,11 +47,11 @@ type Note struct {
 	When  time.Time // now, which also decides whether the certificate is valid
 	By    string    // who added it
 	Scope string    // "peer, current user", "module signer, all users" ...
-	Again bool      // take it off the list of revoked certificates, if it is there
 }
 
 // Add puts a certificate into the store in dir, making the directory when it
-// is missing. It reports whether the certificate is new there.
+// is missing. It reports whether the certificate is new there. One that is revoked
+// there stays so: to believe it again somebody takes its line out of the list.
 func Add(dir string, rules trust.Rules, cert *x509.Certificate, note Note) (bool, error) {
 	d, s, err := open(dir, rules, true)
 	if err != nil {
@@ -64,10 +64,9 @@ func Add(dir string, rules trust.Rules, cert *x509.Certificate, note Note) (bool
 	if note.When.After(cert.NotAfter) || note.When.Before(cert.NotBefore) {
 		return fail(ErrExpired)
 	}
-	var known, wasRevoked bool
+	var known bool
 	look := func() error {
-		_, known = s.Find(cert.Raw)
-		if wasRevoked = s.Revoked[digest]; wasRevoked && !note.Again {
+		if _, known = s.Find(cert.Raw); s.Revoked[digest] {
 			return ErrRevoked
 		}
 		return nil
@@ -75,7 +74,7 @@ func Add(dir string, rules trust.Rules, cert *x509.Certificate, note Note) (bool
 	if err := look(); err != nil {
 		return fail(err)
 	}
-	if known && !wasRevoked {
+	if known {
 		return false, nil
 	}
 	lock, err := again(d, rules, s)
@@ -83,21 +82,16 @@ func Add(dir string, rules trust.Rules, cert *x509.Certificate, note Note) (bool
 		return fail(err)
 	}
 	defer lock.Close()
-	if err := look(); err != nil {
+	if err := look(); err != nil || known {
+		if err != nil {
+			return fail(err)
+		}
+		return false, nil
+	}
+	if err := write(d, name+".pem", Format(cert, note)); err != nil {
 		return fail(err)
 	}
-	if !known {
-		if err := write(d, name+".pem", Format(cert, note)); err != nil {
-			return fail(err)
-		}
-	}
-	if wasRevoked {
-		delete(s.Revoked, digest)
-		if err := writeRevoked(d, s); err != nil {
-			return fail(err)
-		}
-	}
-	return !known || wasRevoked, nil
+	return true, nil
 }
 
 // Remove takes a certificate out of the store: it is as if it had never been

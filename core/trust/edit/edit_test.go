@@ -134,12 +134,16 @@ func TestRevoke(t *testing.T) {
 	if _, err := Add(dir, rules, cert, Note{When: now}); !errors.Is(err, ErrRevoked) {
 		t.Errorf("adding a revoked certificate: got %v, want ErrRevoked", err)
 	}
-	if added, err := Add(dir, rules, cert, Note{When: now, Again: true}); err != nil || !added {
-		t.Errorf("adding it again on purpose: %v, %v", added, err)
+	// Somebody decides otherwise by name.
+	if err := os.WriteFile(filepath.Join(dir, trust.RevokedList), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if added, err := Add(dir, rules, cert, Note{When: now}); err != nil || added {
+		t.Errorf("after that: %v, %v", added, err)
 	}
 	s, err = trust.Read(dir, rules)
 	if err != nil || s.Trusts(cert.Raw, now) != nil {
-		t.Errorf("after adding again: %v, %v", err, s.Trusts(cert.Raw, now))
+		t.Errorf("after that: %v, %v", err, s.Trusts(cert.Raw, now))
 	}
 }
 
@@ -198,7 +202,10 @@ func TestSecurity03LockOfTrustStore(t *testing.T) {
 	}
 	lock(dir)
 	within("revoking", func() (bool, error) { return Revoke(dir, rules, name) }, true)
-	within("adding on purpose", func() (bool, error) { return Add(dir, rules, cert, Note{When: now, Again: true}) }, true)
+	within("adding another", func() (bool, error) { return Add(dir, rules, certificate(t), Note{When: now}) }, true)
+	if err := os.WriteFile(filepath.Join(dir, trust.RevokedList), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	lock(filepath.Join(dir, ".lock"))
 	within("adding what is there", func() (bool, error) { return Add(dir, rules, cert, Note{When: now}) }, false)
 	within("removing", func() (bool, error) { return Remove(dir, rules, name) }, true)
