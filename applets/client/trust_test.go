@@ -111,3 +111,26 @@ func TestUnresolvableServerName(t *testing.T) {
 		}
 	}
 }
+
+// Empty values reach the server as they are, and -c without a command is refused here
+// as with a server.
+func TestEmptyValuesViaServer(t *testing.T) {
+	f := newServer(t, good("stap_1"))
+	d := newDesk(t, privilege.GroupDev, f)
+	d.trust(t, f, d.peerStore())
+	d.stap("-p4", "-e", "", "--use-server="+f.spec(), "-v")
+	if len(f.requests) != 1 {
+		t.Fatalf("%d requests\n%s", len(f.requests), d.err.String())
+	}
+	if got := strings.Join(f.requests[0].Args, "|"); !strings.Contains(got, "-e||-v") {
+		t.Errorf("the server gets %q", got)
+	}
+	for _, server := range []string{"--use-server=" + f.spec(), "-w"} {
+		if code := d.stap("-p2", "-c", "", "-e", hello, server); code != 1 || !strings.HasPrefix(d.err.String(), "Empty CMD string invalid.\n") {
+			t.Errorf("%s: status %d\n%s", server, code, d.err.String())
+		}
+	}
+	if len(f.requests) != 1 {
+		t.Error("a server was asked to do what is no command")
+	}
+}

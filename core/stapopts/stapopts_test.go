@@ -3,6 +3,7 @@ package stapopts
 import (
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -28,6 +29,10 @@ func TestParseOptions(t *testing.T) {
 		t.Errorf("arguments: got %q, want %q", o.Args, want)
 	}
 	if o, err := Parse([]string{"-p4", "-m", "mod.ko", "x.stp", "1"}); err != nil || o.File != "x.stp" || o.Module != "mod" || len(o.Notes) != 1 {
+		t.Errorf("got %+v, %v", o, err)
+	}
+	// As some documents write it; other servers know only the first.
+	if o, err := Parse([]string{"--privileged=stapusr", "-e", "x"}); err != nil || o.Privilege != privilege.StapUsr || !slices.Contains(o.Forward, "--privilege=stapusr") {
 		t.Errorf("got %+v, %v", o, err)
 	}
 	if o, err := Parse([]string{"--client-options", "-e", "x"}); err != nil || o.LastPass != 4 || o.Unprivileged() {
@@ -116,4 +121,23 @@ func FuzzParseOptions(f *testing.F) {
 			t.Errorf("got %+v", o)
 		}
 	})
+}
+
+// An empty value is a value: it is not lost on the way to a server, where the next
+// option would be taken for it.
+func TestEmptyValues(t *testing.T) {
+	o, err := Parse([]string{"-e", "", "-p2", "--privilege=stapdev", "-E", ""})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"-e", "", "-p2", "--privilege=stapdev", "-E", ""}; !reflect.DeepEqual(o.Forward, want) {
+		t.Errorf("got %q, want %q", o.Forward, want)
+	}
+	again, err := Parse(o.Forward)
+	if err != nil || !again.HasScript || again.Script != "" || again.LastPass != 2 {
+		t.Errorf("got %+v, %v", again, err)
+	}
+	if _, err := Parse([]string{"-c", "", "-e", "x"}); err == nil || err.Error() != "Empty CMD string invalid." {
+		t.Errorf("-c without a command: got %v", err)
+	}
 }

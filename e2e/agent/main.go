@@ -213,6 +213,11 @@ func become(description string, traced bool) error {
 			return e
 		}
 	}
+	if r.Stream {
+		// The shell that started the agent in the background ignores these. A
+		// signal that is caught has its default effect after exec.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGQUIT)
+	}
 	for _, s := range r.Ignored {
 		// A Go program that ignores a signal leaves it ignored for what it executes.
 		signal.Ignore(syscall.Signal(s))
