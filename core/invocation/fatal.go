@@ -3,9 +3,9 @@ package invocation
 import (
 	"os"
 	"os/signal"
-	"runtime"
 	"slices"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -52,8 +52,8 @@ func EndBy(s syscall.Signal) {
 	_ = syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{})
 	Default(s)
 	_ = syscall.Kill(os.Getpid(), s)
-	runtime.Gosched()
-	os.Exit(128 + int(s)) // the signal is blocked
+	time.Sleep(time.Second) // another thread may get it
+	os.Exit(128 + int(s))   // the signal is blocked
 }
 
 // Default gives signals the kernel's default action, for good: package os/signal
