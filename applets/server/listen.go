@@ -137,6 +137,7 @@ func (s *server) tls() *tls.Config {
 		cert := id.TLS()
 		return &cert, nil
 	})
+	config.GetConfigForClient = s.admit
 	if s.opts.clientCA != "" {
 		config.ClientAuth = tls.RequestClientCert
 	}

@@ -18,6 +18,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -609,4 +610,57 @@ func TestParseRefusesOperation(t *testing.T) {
 	if o, err := parse([]string{"--metrics=0.0.0.0:9100", "--metrics-anywhere", "--queue=0"}, 1); err != nil || o.limits.queue != 0 {
 		t.Errorf("got %+v, %v", o, err)
 	}
+}
+
+// A file of -I that is changed counts for the next request, without a signal: what is
+// kept was made with the old one.
+func TestSecurityResidualChangedTapsetIsNoticed(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "a.stp")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("function a() { return 1 }")
+	r := start(t, "-I", dir)
+	if r.compiler().Imports == nil {
+		t.Error("modules may import anything")
+	}
+	ask := func() {
+		t.Helper()
+		if got := r.ask(t, request(t, "-p2", "-ehello")); got.RC != 0 {
+			t.Errorf("got %d, %q", got.RC, got.Stderr)
+		}
+	}
+	ask()
+	before := r.compiler()
+	ask()
+	if r.compiler() != before {
+		t.Error("an unchanged tapset made a new service")
+	}
+	write("function a() { return 22 } %{ /* C of the administrator's */ %}")
+	ask()
+	after := r.compiler()
+	if after == before || slices.Equal(after.Environ, before.Environ) {
+		t.Errorf("a changed tapset is not noticed: %q", after.Environ)
+	}
+	if after.Imports != nil {
+		t.Error("C in the server's own tapsets may not import what it needs")
+	}
+	r.wait(t, "The tapsets of -I have changed")
+	// A new file, and one that goes.
+	if err := os.WriteFile(filepath.Join(dir, "b.stp"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ask()
+	if r.compiler() == after {
+		t.Error("a new file is not noticed")
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	ask()
+	r.wait(t, "The tapsets of -I have changed and cannot be read, answers are those of before")
 }

@@ -679,16 +679,16 @@ func TestDigestTapsets(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		d, err := digestTapsets([]string{dir})
+		d, _, err := digestTapsets([]string{dir})
 		if err != nil || seen[d] || len(d) != 64 {
 			t.Errorf("%q: got %q, %v", text, d, err)
 		}
 		seen[d] = true
 	}
-	if d, err := digestTapsets(nil); d != "" || err != nil {
+	if d, _, err := digestTapsets(nil); d != "" || err != nil {
 		t.Errorf("no tapsets: got %q, %v", d, err)
 	}
-	if _, err := digestTapsets([]string{filepath.Join(dir, "none")}); err == nil || !strings.Contains(err.Error(), "option '-I ") {
+	if _, _, err := digestTapsets([]string{filepath.Join(dir, "none")}); err == nil || !strings.Contains(err.Error(), "option '-I ") {
 		t.Errorf("got %v", err)
 	}
 }
