@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"stapbox/core/compile"
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/metrics/metricstest"
@@ -663,4 +664,27 @@ func TestSecurityResidualChangedTapsetIsNoticed(t *testing.T) {
 	}
 	ask()
 	r.wait(t, "The tapsets of -I have changed and cannot be read, answers are those of before")
+}
+
+// A kernel is announced only if there is something to build its modules with, also
+// when that comes later.
+func TestAnnouncesWhatItBuildsFor(t *testing.T) {
+	r := start(t)
+	r.mu.Lock()
+	n := len(r.pub)
+	r.findHeaders = func(k compile.Release) error { return fmt.Errorf("kernel release %q: no headers", k.Name) }
+	r.mu.Unlock()
+	r.announceAgain()
+	if len(r.pub) != n || r.responder != nil {
+		t.Errorf("announced: %v", r.pub[n:])
+	}
+	r.wait(t, "WARNING: Kernel "+testRelease+" is not announced: kernel release")
+	r.announceAgain()
+	r.mu.Lock()
+	r.findHeaders = func(compile.Release) error { return nil }
+	r.mu.Unlock()
+	r.announceAgain()
+	if len(r.pub) != n+1 || len(r.pub[n]) != 1 {
+		t.Errorf("announced: %v", r.pub[n:])
+	}
 }

@@ -113,20 +113,22 @@ type server struct {
 	queue    queue
 	work     work
 
-	mu        sync.Mutex
-	lim       limits       // as read last
-	clients   *clientTrust // nil: certificates of clients are not asked for
-	service   *compile.Service
-	former    []*compile.Service // that served before a reload
-	id, next  *identity.Identity
-	clockOf   steadyClock // by which certificates are renewed
-	shakes    handshakes
-	tapsets   string            // a digest of what -I names
-	stamp     string            // of the files of -I, as of that digest
-	options   []string          // of the translator, by rc
-	embedded  bool              // C in them imports what it likes: they are the administrator's
-	signers   map[string]string // fingerprints of certificates by public key
-	responder io.Closer
+	mu          sync.Mutex
+	lim         limits       // as read last
+	clients     *clientTrust // nil: certificates of clients are not asked for
+	service     *compile.Service
+	former      []*compile.Service // that served before a reload
+	id, next    *identity.Identity
+	clockOf     steadyClock // by which certificates are renewed
+	shakes      handshakes
+	announced   []compile.Release           // kernels of the last announcement
+	findHeaders func(compile.Release) error // nil: those of this host
+	tapsets     string                      // a digest of what -I names
+	stamp       string                      // of the files of -I, as of that digest
+	options     []string                    // of the translator, by rc
+	embedded    bool                        // C in them imports what it likes: they are the administrator's
+	signers     map[string]string           // fingerprints of certificates by public key
+	responder   io.Closer
 }
 
 // compiler is the compile service with the settings of now.

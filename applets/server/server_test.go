@@ -103,6 +103,7 @@ func start(t *testing.T, args ...string) *running {
 		inv: &invocation.Invocation{Name: "stap-serverd", Environ: []string{"HOME=" + home, "TMPDIR=" + t.TempDir()}, Dir: "/", Stderr: r.out, Stdout: io.Discard},
 		// Whoever runs the test: the server takes him for a user.
 		euid: 1000, uid: os.Getuid(), user: "tester", node: "vm", arch: "x86_64", opts: opts, now: time.Now, clock: 20 * time.Second,
+		findHeaders: func(compile.Release) error { return nil },
 		publish: func(_ string, s []discovery.Service, _ func(string, ...any)) (io.Closer, error) {
 			r.pub = append(r.pub, s)
 			return nothing{}, nil
