@@ -408,16 +408,8 @@ func (l *loader) insertOnce(m *module) error {
 	if err != nil {
 		return err
 	}
-	// Until this process has written down that it holds the lock, its user must not
-	// be able to stop it; the module is to see his uid.
-	if err := unix.Setresuid(0, 0, 0); err != nil {
-		return err
-	}
 	unlock := lockInsertions()
 	defer unlock()
-	if err := unix.Setresuid(uid, 0, 0); err != nil {
-		return err
-	}
 	err = kmod.Insert(sealed, l.params)
 	if err != nil && news {
 		disclaim(uid, m.name)

@@ -51,8 +51,8 @@ const idleTime = 200 * time.Millisecond
 // holder is at work. Where no lock file can be made, as on a read-only /run, there
 // is nothing to wait for.
 //
-// The holder writes the id of its thread into the file. The caller makes sure that
-// the user cannot stop this process in the moment between.
+// The holder writes the id of its thread into the file. One that is stopped before
+// counts as idle.
 func lockInsertions() (unlock func()) {
 	fd, err := openLock()
 	if err != nil {
@@ -97,8 +97,8 @@ func lockInsertions() (unlock func()) {
 type holding int
 
 const (
-	working holding = iota // it runs or waits for the kernel; or is not known
-	idling
+	idling  holding = iota // it sleeps, or is not known
+	working                // it runs, or waits for the kernel
 	stopped
 )
 
@@ -107,15 +107,15 @@ func holderState(fd int) holding {
 	b := make([]byte, 16)
 	n, err := unix.Pread(fd, b, 0)
 	if err != nil || n <= 0 {
-		return working
+		return idling
 	}
 	tid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
 	if err != nil {
-		return working
+		return idling
 	}
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(tid) + "/stat")
 	if err != nil {
-		return working // it has just ended
+		return idling // it has just ended
 	}
 	return stateOf(string(stat))
 }
@@ -125,15 +125,15 @@ func holderState(fd int) holding {
 func stateOf(stat string) holding {
 	rest := stat[strings.LastIndexByte(stat, ')')+1:]
 	if len(rest) < 2 || rest[0] != ' ' {
-		return working
+		return idling
 	}
 	switch rest[1] {
 	case 'T', 't':
 		return stopped
-	case 'S', 'I':
-		return idling
+	case 'R', 'D':
+		return working
 	}
-	return working
+	return idling
 }
 
 // errNoLock says that the lock file cannot be opened: then no user's insertion is

@@ -34,7 +34,7 @@ func TestLockInsertions(t *testing.T) {
 		lockInsertions()()
 		took <- time.Since(start)
 	}()
-	// This thread is not idle for as long as idleTime.
+	// This thread is at work for longer than idleTime.
 	for time.Since(start) < 2*idleTime {
 	}
 	unlock()
@@ -90,7 +90,7 @@ func TestSecurityStoppedHolderOfTheLock(t *testing.T) {
 func TestStateOf(t *testing.T) {
 	for stat, want := range map[string]holding{
 		"12 (staprun) R 1 2": working, "12 (a) S (b)) D 1": working, "12 (staprun) T 1": stopped, "12 (x) t 1": stopped,
-		"12 (staprun) S 1": idling, "12 (staprun) I 1": idling, "": working, "12 (x)": working, "12 (x) ": working,
+		"12 (staprun) S 1": idling, "12 (staprun) I 1": idling, "": idling, "12 (x)": idling, "12 (x) ": idling,
 	} {
 		if got := stateOf(stat); got != want {
 			t.Errorf("%q: got %v, want %v", stat, got, want)

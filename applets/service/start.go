@@ -63,8 +63,7 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 		return m.failed(action)
 	}
 	for _, err := range m.withoutHeaders(spec) {
-		m.log("Warning: " + err.Error())
-		fmt.Fprintf(m.inv.Stderr, "%s: WARNING: %v: the server builds nothing for it\n", m.inv.Name, err)
+		m.complain(fmt.Sprintf("WARNING: %v: the server builds nothing for it", err))
 	}
 	if f, err := m.openLog(spec.Log, spec.User); err == nil {
 		f.Close()
