@@ -17,8 +17,8 @@ type handshakes struct {
 
 // Handshakes of one host. A server with an RSA key makes some 300 in a second.
 const (
-	handshakeEvery = 20 * time.Millisecond // in the long run
-	handshakeBurst = 200                   // at once
+	handshakeEvery = 10 * time.Millisecond // in the long run
+	handshakeBurst = 400                   // at once
 	maxHosts       = 4096
 )
 

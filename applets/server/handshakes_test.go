@@ -67,5 +67,5 @@ func TestSecurityResidualHandshakesAreAdmitted(t *testing.T) {
 	if err := from("127.0.0.2"); err == nil {
 		t.Error("the host that began too many gets one more")
 	}
-	r.wait(t, "127.0.0.2 begins more handshakes than 50 in a second")
+	r.wait(t, "127.0.0.2 begins more handshakes than 100 in a second")
 }
