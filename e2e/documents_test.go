@@ -159,7 +159,7 @@ func documentedOnHost(t *testing.T, s *scene, commands []documented) {
 		t.Fatal(err)
 	}
 	s.forgetSigners(t)
-	s.do(t, lab.Shell(lab.Root, "rm -rf /etc/systemtap/ssl /home/usr/.systemtap /root/.systemtap; mkdir -p /root/.systemtap /etc/systemtap/script.d /etc/systemtap/conf.d /var/log"))
+	s.do(t, lab.Shell(lab.Root, "rm -rf /etc/systemtap/ssl /home/usr/.systemtap /root/.systemtap /home/usr/*.ko*; mkdir -p /root/.systemtap /etc/systemtap/script.d /etc/systemtap/conf.d /var/log"))
 	const pmod = `probe begin { println("pmod") exit() }`
 	long := func(name string) string {
 		return fmt.Sprintf(`probe begin { println(%q) } probe timer.s(100) { exit() }`, name)

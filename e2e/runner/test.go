@@ -74,7 +74,7 @@ func test(l *lab.Lab, args []string) error {
 			err = s.together(others, []string{"-run", quickTests, e2ePackage})
 		}
 	default:
-		err = s.goTest("./...")
+		err = s.everything()
 	}
 	s.line.clear()
 	if err := s.again(); err != nil {
@@ -88,6 +88,20 @@ func test(l *lab.Lab, args []string) error {
 		err = nil // go test's status is about the first run
 	}
 	return errors.Join(err, <-vetted)
+}
+
+// everything runs all tests: those of guests beside those of this machine.
+func (s *summary) everything() error {
+	others, err := packagesBut(e2ePackage)
+	if err != nil {
+		return err
+	}
+	guests, err := guestTests("e2e")
+	if err != nil {
+		return err
+	}
+	pattern := "^(" + strings.Join(guests, "|") + ")$"
+	return s.together([]string{"-run", pattern, e2ePackage}, []string{"-skip", pattern, e2ePackage}, others)
 }
 
 func vet() error {
