@@ -334,14 +334,16 @@ func TestDefect_10_2_07_SettingsOfTheHostStay(t *testing.T) {
 
 // SYSTEMTAP_REAL_UID left root's groups.
 func TestDefect_10_2_08_RealUIDTakesTheGroupsToo(t *testing.T) {
-	// stapio has taken staprun's place and listens to INT, bit 1 of the last digit.
+	// stapio listens to INT, bit 1 of the last digit. For root it is a process beside
+	// staprun.
+	const begun = `until p=$(pidof stapio); do kill -0 $q || break; sleep 0.1; done; `
 	const listening = `until [ "$(cat /proc/$p/comm)" = stapio ] && grep -q 'SigCgt:.*[2367abef]$' /proc/$p/status; do kill -0 $p || break; sleep 0.1; done`
 	onFirst(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
 		run := func(env string, groups ...int) request.Answer {
-			r := lab.Shell(lab.Root, env+` staprun -o /dev/null /tmp/defect.ko & p=$!; `+listening+`
+			r := lab.Shell(lab.Root, env+` staprun -o /dev/null /tmp/defect.ko & q=$!; `+begun+listening+`
 				stat -c '%u %g' /proc/systemtap/*/.cmd
-				grep -E '^(Uid|Gid|Groups|CapEff):' /proc/$p/status; kill -INT $p; wait $!; echo $?`)
+				grep -E '^(Uid|Gid|Groups|CapEff):' /proc/$p/status; kill -INT $q; wait $q; echo $?`)
 			r.Groups = groups
 			return s.do(t, r)
 		}

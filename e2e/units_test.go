@@ -99,7 +99,7 @@ stat -c '%n %a %U:%G' /run/stapbox /run/systemtap /run/stap-server /var/lib/stap
 /run/systemtap 755 root:root
 /run/stap-server 755 stap-server:stap-server
 /var/lib/stap-server/.systemtap 700 stap-server:stap-server
-/var/log/stap-server/log 644 stap-server:stap-server
+/var/log/stap-server/log 640 stap-server:stap-server
 `
 	if got := inDebian(t, "--systemd", show+create+show+more); got != want+created+want+wantMore {
 		t.Errorf("got\n%s, want\n%s", got, want+created+want+wantMore)
@@ -150,8 +150,8 @@ cd /var/log; stat -c '%n %s %a %U:%G' stap-server/log* systemtap.log*`)
 	const want = `0
 signalled
 others live
-stap-server/log 0 644 stap-server:stap-server
-stap-server/log.1 40000 644 stap-server:stap-server
+stap-server/log 0 640 stap-server:stap-server
+stap-server/log.1 40000 640 stap-server:stap-server
 systemtap.log 0 644 root:root
 systemtap.log.1 40000 644 root:root
 `

@@ -90,6 +90,8 @@ func (b *box) pageThrough(ctx context.Context, terminal *os.File, text io.Reader
 	interrupts := make(chan os.Signal, 1)
 	signal.Notify(interrupts, os.Interrupt, syscall.SIGQUIT)
 	defer signal.Stop(interrupts)
+	b.inv.Handles(syscall.SIGQUIT)
+	defer b.inv.Handles()
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("showing the page through %q: %w", pager, err)
 	}

@@ -30,6 +30,7 @@ import (
 	"stapbox/core/hostpaths"
 	"stapbox/core/invocation"
 	"stapbox/core/kbuild"
+	"stapbox/core/ownfile"
 	"stapbox/core/privilege"
 	"stapbox/core/report"
 	"stapbox/core/sandbox"
@@ -56,12 +57,13 @@ type client struct {
 	translator         backend.Translator
 	now                func() time.Time
 	retryDelay         time.Duration
-	interrupts         chan struct{} // one for each signal, the one that ends the context too
+	interrupts         chan os.Signal // one for each signal, the one that ends the context too
 
-	temp    string
-	kernel  kernelKeys
-	sys     string   // "" for /sys
-	reasons []string // why options were chosen for the user
+	temp       string
+	passwdHome string // "": as /etc/passwd has it
+	kernel     kernelKeys
+	sys        string   // "" for /sys
+	reasons    []string // why options were chosen for the user
 }
 
 // Main runs stap.
@@ -82,14 +84,15 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	defer signal.Stop(signals)
-	c.interrupts = make(chan struct{}, cap(signals))
+	inv.Handles(syscall.SIGQUIT)
+	c.interrupts = make(chan os.Signal, cap(signals))
 	go func() {
 		for sig := range signals {
 			cancel(fmt.Errorf("interrupted by %v", sig))
 			select {
-			case c.interrupts <- struct{}{}:
+			case c.interrupts <- sig:
 			default:
 			}
 		}
@@ -123,6 +126,12 @@ func (c *client) run(ctx context.Context) int {
 	}
 	worker := c.inv.Getenv(sandbox.Variable) != ""
 	args := c.inv.Args
+	if !worker {
+		if err := c.ownData(); err != nil {
+			c.say("stap: ERROR: %v", err)
+			return 1
+		}
+	}
 	if worker {
 		var err error
 		if args, err = sandbox.Args(); err != nil {
@@ -178,11 +187,44 @@ func (c *client) run(ctx context.Context) int {
 	return c.translateAndRun(ctx)
 }
 
+// ownData makes sure that nobody else can have put anything into DATA, which holds
+// command lines that are run: HOME is another user's after su -m, after sudo -E, and
+// in services of root with the wrong one. Root uses his own home directory then. A
+// user whose own it is that others may write to is told.
+func (c *client) ownData() error {
+	err := ownfile.OnlyOurs(c.data, c.uid)
+	var foreign *ownfile.ForeignError
+	if !errors.As(err, &foreign) {
+		return nil // what cannot be looked at cannot be read either
+	}
+	if c.passwdHome == "" {
+		if u, err := user.LookupId(strconv.Itoa(c.uid)); err == nil {
+			c.passwdHome = u.HomeDir
+		}
+	}
+	own := hostpaths.UserDir("", c.passwdHome)
+	if own != "" && own != c.data && ownfile.OnlyOurs(own, c.uid) == nil {
+		c.say("WARNING: %q is not used, but %q: %v", c.data, own, err)
+		c.data = own
+		return nil
+	}
+	if c.uid == 0 {
+		return fmt.Errorf("%q is not used: %w", c.data, err)
+	}
+	c.say("WARNING: others can change what stap does for you: %v", err)
+	return nil
+}
+
 // rc reads the user's DATA/rc: words that stand before those of the command
-// line.
+// line. One that somebody else may have written is ignored.
 func (c *client) rc() ([]string, error) {
 	path := filepath.Join(c.data, "rc")
-	data, err := os.ReadFile(path)
+	data, err := ownfile.ReadOurs(path, c.uid, config.MaxSize)
+	var foreign *ownfile.ForeignError
+	if errors.As(err, &foreign) {
+		c.say("WARNING: %q is ignored: %v", path, err)
+		return nil, nil
+	}
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
 			return nil, nil
@@ -198,8 +240,11 @@ func (c *client) rc() ([]string, error) {
 
 // manage serves --trust-servers and --list-servers, in this order.
 func (c *client) manage(ctx context.Context) int {
+	status := 0
 	for _, arg := range c.opts.TrustServers {
-		c.trustServers(ctx, newServers(c), arg)
+		if !c.trustServers(ctx, newServers(c), arg) {
+			status = 1
+		}
 	}
 	if len(c.opts.ListServers) > 0 {
 		running, _, _ := uname.Host()
@@ -211,7 +256,7 @@ func (c *client) manage(ctx context.Context) int {
 			s.list(ctx, props)
 		}
 	}
-	return 0
+	return status
 }
 
 // unprivileged chooses --privilege and --use-server for users who need them
@@ -368,7 +413,8 @@ func (c *client) makeTemp() error {
 }
 
 // checkTemp refuses a directory of --tmpdir in which somebody else could put
-// links, or another module, under names that are known before.
+// links, or another module, under names that are known before; or which somebody
+// could put another in the place of.
 func (c *client) checkTemp() error {
 	var st unix.Stat_t
 	if err := unix.Stat(c.temp, &st); err != nil {
@@ -379,6 +425,9 @@ func (c *client) checkTemp() error {
 		return fmt.Errorf("--tmpdir: %q belongs to uid %d", c.temp, st.Uid)
 	case st.Mode&0o002 != 0:
 		return fmt.Errorf("--tmpdir: %q can be written by everybody (mode %04o)", c.temp, st.Mode&0o7777)
+	}
+	if err := ownfile.OnlyOurs(c.temp, c.uid); err != nil {
+		return fmt.Errorf("--tmpdir: %w", err)
 	}
 	return nil
 }

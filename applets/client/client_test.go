@@ -426,12 +426,16 @@ func TestTrustServers(t *testing.T) {
 		s, err := trust.Read(d.peerStore(), trust.UserRules(os.Getuid(), d.data))
 		return err == nil && s.Trusts(f.id.Certificate.Raw, time.Now()) == nil
 	}
-	answer := func(text string, args ...string) {
+	status := func(want int, text string, args ...string) {
 		t.Helper()
 		d.inv.Stdin = strings.NewReader(text)
-		if code := d.stap(args...); code != 0 {
-			t.Errorf("status %d", code)
+		if code := d.stap(args...); code != want {
+			t.Errorf("status %d, want %d", code, want)
 		}
+	}
+	answer := func(text string, args ...string) {
+		t.Helper()
+		status(0, text, args...)
 	}
 	answer("\n", "--trust-servers", use)
 	contains(t, "stderr", d.err.String(), "Add trust in the following servers as an SSL peer for the current user?\n   host=vm address=127.0.0.1 ", "sha256="+fp+"\n[y/N] Server trust unchanged\n")
@@ -449,21 +453,21 @@ func TestTrustServers(t *testing.T) {
 	if trusted() {
 		t.Error("still trusted")
 	}
-	answer("", "--trust-servers")
+	status(1, "", "--trust-servers")
 	contains(t, "stderr", d.err.String(), "No servers identified for trust")
-	answer("", "--trust-servers=foo", use)
-	contains(t, "stderr", d.err.String(), "WARNING: Unrecognized server trust specification: foo")
+	status(1, "", "--trust-servers=foo", use)
+	contains(t, "stderr", d.err.String(), "ERROR: Unrecognized server trust specification: foo")
 	other := newServer(t, good("x"))
-	answer("y\n", "--trust-servers", "--use-server=sha256:"+identity.Fingerprint(other.id.Certificate))
+	status(1, "y\n", "--trust-servers", "--use-server=sha256:"+identity.Fingerprint(other.id.Certificate))
 	contains(t, "stderr", d.err.String(), "No servers identified for trust")
 
 	d.uid = 1
-	answer("", "--trust-servers=signer,all-users,no-prompt", use)
+	status(1, "", "--trust-servers=signer,all-users,no-prompt", use)
 	if got := d.err.String(); got != "Only root can specify 'signer' on --trust-servers\nOnly root can specify 'all-users' on --trust-servers\n" {
 		t.Errorf("got %q", got)
 	}
 	d.uid = 0
-	answer("", "--trust-servers=signer,no-prompt", use)
+	status(1, "", "--trust-servers=signer,no-prompt", use)
 	contains(t, "stderr", d.err.String(), "'signer' with 'no-prompt' needs servers named by the fingerprint")
 	answer("y\n", "--trust-servers=ssl,signer,all-users", use)
 	contains(t, "stderr", d.err.String(), "as an SSL peer for all users and as a module signer for all users?")

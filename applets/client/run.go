@@ -186,11 +186,15 @@ func (c *client) pass5(ctx context.Context, out outcome) int {
 	go func() { done <- cmd.Wait() }()
 	for {
 		select {
-		case <-c.interrupts:
+		case sig := <-c.interrupts:
 			// As upstream: whatever came, SIGTERM goes to the child, which asks
 			// the module to end and drains it. From a terminal it has the
-			// signal already and counts two; three would cut it short.
-			cmd.Process.Signal(syscall.SIGTERM)
+			// signal already and counts two; three would cut it short. SIGQUIT
+			// detaches from the module, once or twice.
+			if sig != syscall.SIGQUIT {
+				sig = syscall.SIGTERM
+			}
+			cmd.Process.Signal(sig)
 			continue
 		case err = <-done:
 		}

@@ -31,8 +31,16 @@ type servers struct {
 	wanted  []record // of --use-server, resolved
 	parsed  bool
 
+	unresolved []unresolved
+
 	own   *tls.Certificate  // shown to servers that ask for one, or nil
 	shown *x509.Certificate // by the server that was connected to last
+}
+
+// unresolved is a name of --use-server that could not be looked up.
+type unresolved struct {
+	host string
+	err  error
 }
 
 func newServers(c *client) *servers {
@@ -295,7 +303,11 @@ func (s *servers) requested(ctx context.Context) []record {
 			s.c.say("%v", err)
 			continue
 		}
-		s.wanted = append(s.wanted, resolve(ctx, r)...)
+		list, err := resolve(ctx, r)
+		if err != nil {
+			s.unresolved = append(s.unresolved, unresolved{r.host, err})
+		}
+		s.wanted = append(s.wanted, list...)
 	}
 	return s.wanted
 }
@@ -360,7 +372,16 @@ func onlyOne(list []record, certinfo string) error {
 // noServer explains an empty choice.
 func (s *servers) noServer(ctx context.Context) string {
 	var b strings.Builder
+	lost := s.lost(ctx)
+	for _, err := range lost {
+		fmt.Fprintf(&b, "ERROR: %v\n", err)
+	}
 	b.WriteString("Unable to find a suitable compile server.  [man stap-server]\n")
+	if n := len(lost); n > 0 && n == len(s.wanted) {
+		// Who else is online is beside the point.
+		b.WriteString("No server has any of the names that were given.")
+		return b.String()
+	}
 	online := s.findOnline(ctx)
 	if len(online) == 0 {
 		b.WriteString("No servers online to select from.")
@@ -387,6 +408,23 @@ func lines(list []record, indent string) string {
 		b.WriteString(indent + r.String() + "\n")
 	}
 	return b.String()
+}
+
+// sayUnresolved tells which names could not be looked up.
+func (c *client) sayUnresolved(ctx context.Context, s *servers) {
+	for _, err := range s.lost(ctx) {
+		c.say("ERROR: %v", err)
+	}
+}
+
+// lost are the names that could not be looked up and that no server online has.
+func (s *servers) lost(ctx context.Context) (errs []error) {
+	for _, u := range s.unresolved {
+		if !slices.ContainsFunc(s.findOnline(ctx), func(o record) bool { return strings.EqualFold(o.host, u.host) }) {
+			errs = append(errs, u.err)
+		}
+	}
+	return errs
 }
 
 // list is --list-servers=PROPS (6.6). What is to be said about the words comes

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -215,16 +216,21 @@ func parseSpec(spec string) (record, error) {
 }
 
 // resolve looks names up: one record per address. A name that cannot be looked
-// up stays a name, which may still fit a server that was found.
-func resolve(ctx context.Context, r record) []record {
+// up stays a name, which may still fit a server that was found; the error says why.
+func resolve(ctx context.Context, r record) ([]record, error) {
 	if r.host == "" || r.addr.IsValid() {
-		return []record{r}
+		return []record{r}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", r.host)
 	if err != nil {
-		return []record{r}
+		reason := err.Error()
+		var dns *net.DNSError
+		if errors.As(err, &dns) {
+			reason = dns.Err // which server was asked is beside the point
+		}
+		return []record{r}, fmt.Errorf("lookup %s: %s", r.host, reason)
 	}
 	var out []record
 	for _, a := range addrs {
@@ -234,5 +240,5 @@ func resolve(ctx context.Context, r record) []record {
 			out = append(out, c)
 		}
 	}
-	return out
+	return out, nil
 }

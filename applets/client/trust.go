@@ -3,15 +3,18 @@ package client
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"stapbox/core/identity"
+	"stapbox/core/trust"
 	"stapbox/core/trust/edit"
 	"stapbox/core/wire"
 )
@@ -66,11 +69,16 @@ type contacted struct {
 
 // trustServers is --trust-servers (6.7). What is trusted is a certificate; the
 // question shows its fingerprint, which can be compared with what the server
-// printed when it started (decision T1).
-func (c *client) trustServers(ctx context.Context, s *servers, arg string) {
+// printed when it started (decision T1). Unlike upstream a word that is no part of a
+// specification changes nothing: a mistyped "revoke" must not add trust. It reports
+// whether everything was done that was asked for, or declined by the user.
+func (c *client) trustServers(ctx context.Context, s *servers, arg string) (ok bool) {
 	t, unknown := parseTrust(arg)
 	for _, u := range unknown {
-		c.say("WARNING: Unrecognized server trust specification: %s", u)
+		c.say("ERROR: Unrecognized server trust specification: %s", u)
+	}
+	if len(unknown) > 0 {
+		return false
 	}
 	if c.uid != 0 {
 		if t.signer {
@@ -80,12 +88,12 @@ func (c *client) trustServers(ctx context.Context, s *servers, arg string) {
 			c.say("Only root can specify 'all-users' on --trust-servers")
 		}
 		if t.signer || t.allUsers {
-			return
+			return false
 		}
 	}
 	if t.signer && t.noPrompt && !t.revoke && slices.ContainsFunc(c.opts.UseServer, func(u string) bool { return !strings.HasPrefix(u, "sha256:") }) {
 		c.say("'signer' with 'no-prompt' needs servers named by the fingerprint of their certificate: --use-server=sha256:HEX")
-		return
+		return false
 	}
 	var targets []contacted
 	if t.revoke {
@@ -94,16 +102,50 @@ func (c *client) trustServers(ctx context.Context, s *servers, arg string) {
 		targets = c.contact(ctx, s)
 	}
 	if len(targets) == 0 {
+		c.sayUnresolved(ctx, s)
 		c.say("No servers identified for trust")
-		return
+		return false
+	}
+	if !t.revoke {
+		if targets, ok = c.notRevoked(t, targets); len(targets) == 0 {
+			return false
+		}
 	}
 	if !c.confirm(t, targets) {
 		c.say("Server trust unchanged")
-		return
+		return ok || t.revoke
 	}
+	ok = ok || t.revoke
 	for _, target := range targets {
-		c.change(t, target)
+		if !c.change(t, target) {
+			ok = false
+		}
 	}
+	return ok
+}
+
+// notRevoked drops the servers whose certificates one of the stores lists as revoked,
+// and reports whether there were none. Who revoked one, because its key was stolen
+// for example, is not to be overruled by the next job that trusts a server by its
+// address.
+func (c *client) notRevoked(t trustSpec, targets []contacted) (left []contacted, all bool) {
+	all = true
+	for _, x := range targets {
+		revoked := ""
+		for _, st := range c.stores(t) {
+			if s, err := trust.Read(st.dir, st.rules); err == nil && s.Revoked[sha256.Sum256(x.cert.Raw)] {
+				revoked = st.dir
+			}
+		}
+		if revoked == "" {
+			left = append(left, x)
+			continue
+		}
+		all = false
+		c.say("ERROR: Not trusting%s: its certificate is revoked in trust store %q", x, revoked)
+		c.say("hint: to believe it again take the line %s out of %s", x.fingerprint, filepath.Join(revoked, trust.RevokedList))
+	}
+	return left, all
 }
 
 // contact asks every specified server for its certificate.
@@ -162,6 +204,34 @@ func (c *client) revocable(ctx context.Context, s *servers, t trustSpec) []conta
 		have = append(have, s.readStore(st.store)...)
 	}
 	var out []contacted
+	// A server that is named by its address and port is asked for its certificate,
+	// as it was for adding trust: no store has addresses.
+	var failed []error
+	for _, want := range s.requested(ctx) {
+		if !want.full || !want.addr.IsValid() {
+			continue
+		}
+		cl := c.wireClient(want)
+		cl.Verify = func(*x509.Certificate) error { return nil } // whoever it is, it is to lose trust
+		cert, err := cl.Contact(ctx)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("Unable to connect to%s\n%w", want, err))
+			continue
+		}
+		fp := identity.Fingerprint(cert)
+		for _, r := range have {
+			if r.fingerprint == fp && !slices.ContainsFunc(out, func(o contacted) bool { return o.fingerprint == fp }) {
+				r.addr, r.port = want.addr, want.port
+				out = append(out, contacted{record: r})
+			}
+		}
+	}
+	if len(out) == 0 && len(failed) > 0 {
+		for _, err := range failed {
+			c.say("%v", err)
+		}
+		c.say("hint: a server that does not answer is named by its certificate: --use-server=sha256:HEX, see stapbox trust list")
+	}
 	for _, want := range s.specified(ctx) {
 		for _, r := range have {
 			byCert := want.fingerprint != "" || want.certinfo != ""
@@ -217,7 +287,9 @@ func (c *client) confirm(t trustSpec, targets []contacted) bool {
 	return len(word) > 0 && (word[0][0] == 'y' || word[0][0] == 'Y')
 }
 
-func (c *client) change(t trustSpec, target contacted) {
+// change writes to the stores, and reports whether it could.
+func (c *client) change(t trustSpec, target contacted) (ok bool) {
+	ok = true
 	by := strconv.Itoa(c.uid)
 	if u, err := user.LookupId(by); err == nil {
 		by = u.Username
@@ -228,7 +300,7 @@ func (c *client) change(t trustSpec, target contacted) {
 		switch {
 		case !t.revoke:
 			changed, err = edit.Add(st.dir, st.rules, target.cert, edit.Note{
-				Host: target.host, When: c.now(), By: by, Scope: st.scope, Again: true,
+				Host: target.host, When: c.now(), By: by, Scope: st.scope,
 			})
 		case t.signer && st.dir == c.signers:
 			// Modules it signed are refused by name, not just unknown.
@@ -238,6 +310,7 @@ func (c *client) change(t trustSpec, target contacted) {
 		}
 		switch {
 		case err != nil:
+			ok = false
 			c.say("Unable to change trust in%s: %v", target, err)
 		case !changed && c.opts.Verbose >= 2:
 			un := ""
@@ -247,6 +320,7 @@ func (c *client) change(t trustSpec, target contacted) {
 			c.say("%s is already %strusted %s", target, un, t.purpose())
 		}
 	}
+	return ok
 }
 
 // wireClient is a connection to a server that is not verified yet.

@@ -162,6 +162,7 @@ func (s *supervisor) run(args []string) (int, error) {
 	forward := make(chan os.Signal, 16)
 	signal.Notify(forward, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGQUIT)
 	defer signal.Stop(forward)
+	s.inv.Handles(syscall.SIGQUIT)
 
 	child, err := s.start(args)
 	if err != nil {

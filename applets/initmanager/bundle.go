@@ -87,7 +87,7 @@ func (m *manager) collect() ([]scriptcache.File, error) {
 		if err != nil {
 			return err
 		}
-		data, err := os.ReadFile(path)
+		data, err := readOurs(path, "exported", kmod.MaxImage)
 		if err == nil {
 			out = append(out, scriptcache.File{Release: release, Name: name, Data: data, Time: info.ModTime()})
 		}
@@ -119,7 +119,7 @@ func (m *manager) collect() ([]scriptcache.File, error) {
 		if initconf.KindOf(e.Name()) == initconf.Ignored || !e.Type().IsRegular() {
 			continue
 		}
-		data, err := os.ReadFile(path)
+		data, err := readOurs(path, "exported", config.MaxSize)
 		if err != nil {
 			return nil, err
 		}

@@ -157,6 +157,10 @@ func (m *manager) build(ctx context.Context, name string, opts scriptopt.Options
 		m.failure("Error: no script file(%s).", script)
 		return fmt.Errorf("no script file %s", script)
 	}
+	if err := onlyOurs(script, "compiled"); err != nil {
+		m.failure("Error: %v", err)
+		return err
+	}
 	if m.opts.dry {
 		m.say(" would compile %s for %s\n", name, m.target)
 		return nil

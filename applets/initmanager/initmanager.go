@@ -30,6 +30,7 @@ import (
 	"stapbox/core/initconf"
 	"stapbox/core/invocation"
 	"stapbox/core/kbuild"
+	"stapbox/core/ownfile"
 	"stapbox/core/scriptcache"
 	"stapbox/core/version"
 )
@@ -292,8 +293,12 @@ func (m *manager) cacheFile(name, suffix string) string {
 
 // takeLock waits for other commands to end.
 func (m *manager) takeLock(ctx context.Context) error {
-	path := filepath.Join(m.StatPath, ".lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	dir, err := os.Open(m.StatPath)
+	if err != nil {
+		return fmt.Errorf("opening the lock: %w", err)
+	}
+	defer dir.Close()
+	f, err := ownfile.OpenLock(dir, ownfile.LockName)
 	if err != nil {
 		return fmt.Errorf("opening the lock: %w", err)
 	}
@@ -305,10 +310,10 @@ func (m *manager) takeLock(ctx context.Context) error {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()
-			return fmt.Errorf("locking %q: %w", path, err)
+			return fmt.Errorf("locking %q: %w", f.Name(), err)
 		}
 		if n == 20 {
-			fmt.Fprintf(m.inv.Stderr, "%s: waiting for another %s command to end\n", m.inv.Name, m.inv.Name)
+			fmt.Fprintf(m.inv.Stderr, "%s: waiting for another %s command to end%s\n", m.inv.Name, m.inv.Name, ownfile.Holder(f))
 		}
 		select {
 		case <-ctx.Done():

@@ -738,11 +738,14 @@ func TestHostileNamesAndConfiguration(t *testing.T) {
 		"A=$(touch " + h.path("pwned") + ")\n": "belongs to root", "STAT_PATH=run\n": "not an absolute path", "A='\n": "line 1",
 	} {
 		h.write("conf.d/bad.conf", text)
-		os.Chmod(h.path("conf.d/bad.conf"), 0o666)
-		out, _ := h.do(6, "start")
-		if want == "belongs to root" && os.Geteuid() == 0 {
-			want = "nobody but root may write to it"
+		os.Chmod(h.path("conf.d/bad.conf"), 0o644)
+		if want == "belongs to root" {
+			os.Chmod(h.path("conf.d/bad.conf"), 0o666)
+			if os.Geteuid() == 0 {
+				want = "can be written by everybody"
+			}
 		}
+		out, _ := h.do(6, "start")
 		h.wants("output", out, want, "FAILED\n")
 	}
 	if h.read("pwned") != "" {
@@ -885,6 +888,74 @@ func TestForeignCache(t *testing.T) {
 		}
 	}
 	h.do(0, "start", "a")
+}
+
+// Root compiles no script, and reads no options and no configuration, that somebody
+// else may have written: the module would be root's, with the other's code in it.
+func TestSecurity06ForeignInputs(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have a file of another user")
+	}
+	h := newHost(t, "")
+	h.scripts("a")
+	h.write("script.d/a.options", "STAP_OPTIONS=\"-g\"\n")
+	h.write("conf.d/zz.conf", "a_REQ=\n")
+	h.write("conf.d/group1", "a_OPT=-w\n")
+	link := h.path("script.d/b.stp")
+	h.write("elsewhere/b.stp", "")
+	if err := os.Symlink(h.path("elsewhere/b.stp"), link); err != nil {
+		t.Fatal(err)
+	}
+	foreign := func(path string) func() { return func() { os.Chown(path, 12345, 0) } }
+	open := func(path string) func() { return func() { os.Chmod(path, 0o666) } }
+	for _, tt := range []struct {
+		name string
+		make func()
+		file string // named by the message
+		code int
+		args string
+		want string
+	}{
+		{"script", foreign(h.path("script.d/a.stp")), "script.d/a.stp", 1, "compile -y a", "is not compiled: "},
+		{"script for all to write", open(h.path("script.d/a.stp")), "script.d/a.stp", 1, "compile -y a", "is not compiled: "},
+		{"script, by start", foreign(h.path("script.d/a.stp")), "script.d/a.stp", 1, "start -R a", "is not compiled: "},
+		{"directory of scripts", foreign(h.path("script.d")), "script.d", 1, "compile -y a", "is not "},
+		{"target of a link", foreign(h.path("elsewhere/b.stp")), "elsewhere/b.stp", 1, "compile -y b", "is not compiled: "},
+		{"options", foreign(h.path("script.d/a.options")), "script.d/a.options", 1, "compile -y a", "is not read: "},
+		{"options for all to write", open(h.path("script.d/a.options")), "script.d/a.options", 1, "compile -y a", "is not read: "},
+		{"config", foreign(h.path("config")), "config", 6, "compile -y a", "Cannot read configuration file "},
+		{"conf.d", foreign(h.path("conf.d/zz.conf")), "conf.d/zz.conf", 6, "compile -y a", "Cannot read configuration file "},
+		{"conf.d for all to write", open(h.path("conf.d/zz.conf")), "conf.d/zz.conf", 6, "compile -y a", "Cannot read configuration file "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.file == "script.d/a.options" {
+				os.Rename(h.path("conf.d/group1"), h.path("group1"))
+				defer os.Rename(h.path("group1"), h.path("conf.d/group1"))
+			}
+			path := h.path(tt.file)
+			st, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.Chmod(path, st.Mode())
+			defer os.Chown(path, 0, 0)
+			tt.make()
+			out, calls := h.do(tt.code, strings.Fields(tt.args)...)
+			if calls != "" || !strings.Contains(out, tt.want) || !strings.Contains(out, path) || !strings.Contains(out, "hint: ch") {
+				t.Errorf("calls %q, want %q:\n%s", calls, tt.want, out)
+			}
+			if exists(h.path("cache/" + release + "/a.ko")) {
+				t.Error("there is a module")
+			}
+		})
+	}
+	// Nothing of it leaves the host either.
+	h.do(0, "compile", "-y", "a")
+	defer os.Chown(h.path("cache/"+release+"/a.ko"), 0, 0)
+	os.Chown(h.path("cache/"+release+"/a.ko"), 12345, 0)
+	if out, _ := h.do(1, "export", h.path("archive")); !strings.Contains(out, "is not exported: ") || exists(h.path("archive")) {
+		t.Errorf("export:\n%s", out)
+	}
 }
 
 // An archive takes no device's place.

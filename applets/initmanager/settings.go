@@ -16,6 +16,7 @@ import (
 	"stapbox/core/config"
 	"stapbox/core/hostpaths"
 	"stapbox/core/initconf"
+	"stapbox/core/ownfile"
 	"stapbox/core/scriptopt"
 )
 
@@ -84,7 +85,7 @@ func (m *manager) readConfigDir(ctx context.Context, dir string, vars map[string
 			continue
 		}
 		if kind == initconf.IfOptions {
-			data, err := os.ReadFile(path)
+			data, err := readOurs(path, "read", config.MaxSize)
 			if err == nil {
 				err = initconf.OnlyOptions(data)
 			}
@@ -116,6 +117,11 @@ func (m *manager) readConfig(ctx context.Context, path string, vars map[string]s
 	}
 	if !info.Mode().IsRegular() {
 		return errors.New("it is no regular file")
+	}
+	if os.Geteuid() == 0 {
+		if err := ownfile.Check(f, 0); err != nil {
+			return err
+		}
 	}
 	data := make([]byte, min(info.Size(), config.MaxSize+1))
 	n, err := f.ReadAt(data, 0)
@@ -192,7 +198,7 @@ func (m *manager) optionsOf(name string) (scriptopt.Options, error) {
 		return scriptopt.Options{}, fmt.Errorf("Failed to parse parameters. (%w)", err)
 	}
 	path := filepath.Join(m.ScriptPath, name+".options")
-	data, err := os.ReadFile(path)
+	data, err := readOurs(path, "read", config.MaxSize)
 	if set || errors.Is(err, fs.ErrNotExist) {
 		if set && err == nil {
 			m.log(fmt.Sprintf("Warning: %s_OPT is set, %s is not read", name, path))

@@ -17,6 +17,7 @@ import (
 
 	"stapbox/core/config"
 	"stapbox/core/hostpaths"
+	"stapbox/core/ownfile"
 	"stapbox/core/scriptcache"
 )
 
@@ -183,7 +184,7 @@ func (m *manager) startOne(ctx context.Context, name string) int {
 			os.MkdirAll(dir, 0o755)
 		}
 	}
-	if err := onlyOurs(m.cacheFile(name, ".ko")); err != nil {
+	if err := onlyOurs(m.cacheFile(name, ".ko"), "loaded"); err != nil {
 		m.failure("Error: %v", err)
 		return 1
 	}
@@ -208,35 +209,31 @@ func (m *manager) startOne(ctx context.Context, name string) int {
 	return 0
 }
 
-// onlyOurs refuses to have root load a module that somebody else can have put in
-// its place: the file and the directories above it have to be root's, and no
-// others' to write.
-func onlyOurs(path string) error {
+// onlyOurs refuses to have root use a file that somebody else can have put in its
+// place: it and the directories above it have to be root's, and no others' to write.
+// What is the matter is said with done, as in "loaded".
+func onlyOurs(path, done string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return err
+	return notDone(path, done, ownfile.OnlyOurs(path, 0))
+}
+
+func notDone(path, done string, err error) error {
+	var foreign *ownfile.ForeignError
+	if errors.As(err, &foreign) {
+		return fmt.Errorf("%q is not %s: %w", path, done, err)
 	}
-	for _, at := range []string{path, real} {
-		for ; ; at = filepath.Dir(at) {
-			var st unix.Stat_t
-			if err := unix.Lstat(at, &st); err != nil {
-				return fmt.Errorf("looking at %q: %w", at, err)
-			}
-			switch {
-			case st.Uid != 0:
-				return fmt.Errorf("%q is not loaded: %q belongs to user id %d; hint: chown root", path, at, st.Uid)
-			case st.Mode&unix.S_IFMT != unix.S_IFLNK && st.Mode&unix.S_ISVTX == 0 && (st.Mode&0o002 != 0 || st.Mode&0o020 != 0 && st.Gid != 0):
-				return fmt.Errorf("%q is not loaded: others than root may write to %q; hint: chmod go-w", path, at)
-			}
-			if at == "/" {
-				break
-			}
-		}
+	return err
+}
+
+// readOurs reads a file that onlyOurs accepts, and judges the open one.
+func readOurs(path, done string, limit int64) ([]byte, error) {
+	if os.Geteuid() != 0 {
+		return os.ReadFile(path)
 	}
-	return nil
+	data, err := ownfile.ReadOurs(path, 0, limit)
+	return data, notDone(path, done, err)
 }
 
 // daemonWait is how long staprun -D may take until it says its pid.

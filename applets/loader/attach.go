@@ -13,9 +13,9 @@ import (
 
 // attach is staprun -A NAME: it proves that the module is the caller's and that
 // nobody is attached, and becomes stapio. Nothing is sent to the module, which
-// knows everything from when it was loaded. Root goes on as the module's owner,
-// since what the script has stapio run, and the files stapio writes, are the
-// owner's doing (decision L8).
+// knows everything from when it was loaded. For root, stapio runs as the module's
+// owner, since what the script has stapio run, and the files stapio writes, are
+// the owner's doing (decision L8).
 func (l *loader) attach() int {
 	name, err := runopts.ModuleName(l.opts.Module)
 	if err != nil {
@@ -39,17 +39,26 @@ func (l *loader) attach() int {
 		return exitError
 	}
 	defer dir.Close()
+	var who *another
 	if os.Getuid() == 0 && owner.Uid != 0 {
-		if err := continueAs(int(owner.Uid), int(owner.Gid)); err != nil {
+		if who, err = theUser(int(owner.Uid), int(owner.Gid)); err != nil {
 			l.report.Errorf("Couldn't go on as the owner of module %s: %v", name, err)
 			return exitError
 		}
-		d.As = int(owner.Uid)
+		d.As = who.uid
 	}
 	d.Allow = true
 	audit(d)
 	stop := catch(l.ended)
+	l.Handles(caught()...)
 	stop.inserting()
+	if who != nil {
+		status, err := l.delegate(program, name, dir, who, stop)
+		if err != nil {
+			l.report.Errorf("Couldn't go on as the owner of module %s: %v", name, err)
+		}
+		return status
+	}
 	if err := l.dropPrivileges(); err != nil {
 		l.report.Errorf("%v", err)
 		return exitError

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"errors"
+	"math/rand/v2"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -21,11 +22,24 @@ func (l *loader) rename(m *module) error {
 		}
 		m.image = kmod.WithoutSignature(m.image)
 	}
-	name, err := kmod.Rename(m.image, os.Getpid())
+	name, err := kmod.Rename(m.image, m.name, os.Getpid())
 	if errors.Is(err, kmod.ErrNameTooShort) {
 		l.report.Warningf("Old module name '%s' is too short for renaming, ignoring -R.", name)
 		return nil
 	}
+	if err == nil {
+		m.name, m.renamed = name, true
+	}
+	return err
+}
+
+// renameTries is how often another name is tried when one is taken.
+const renameTries = 4
+
+// renameAgain gives the module a name that nobody can foresee: the process id is
+// one that another container's may have too, or that somebody has waited for.
+func (l *loader) renameAgain(m *module) error {
+	name, err := kmod.Rename(m.image, m.name, 10000+rand.IntN(90000))
 	if err == nil {
 		m.name = name
 	}

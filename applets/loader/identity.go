@@ -12,22 +12,30 @@ import (
 	"stapbox/core/privilege"
 )
 
-// continueAs makes root's process that of another user as far as the kernel's
-// modules and stapio are concerned: real ids and supplementary groups are his,
-// the effective uid stays root's until dropPrivileges.
-func continueAs(uid, gid int) error {
+// another is the user that root goes on as.
+type another struct {
+	uid, gid int
+	groups   []int
+}
+
+// theUser finds out what a user's processes have.
+func theUser(uid, gid int) (*another, error) {
 	groups, err := groupsOf(uid, gid)
-	if err != nil {
-		return err
+	return &another{uid, gid, groups}, err
+}
+
+// continueAs makes root's process that of another user as far as the kernel's
+// modules are concerned: real ids and supplementary groups are his, the effective
+// uid stays root's.
+func continueAs(who *another) error {
+	if err := unix.Setgroups(who.groups); err != nil {
+		return fmt.Errorf("taking the groups of uid %d: %w", who.uid, err)
 	}
-	if err := unix.Setgroups(groups); err != nil {
-		return fmt.Errorf("taking the groups of uid %d: %w", uid, err)
+	if err := unix.Setresgid(who.gid, -1, -1); err != nil {
+		return fmt.Errorf("taking gid %d: %w", who.gid, err)
 	}
-	if err := unix.Setresgid(gid, -1, -1); err != nil {
-		return fmt.Errorf("taking gid %d: %w", gid, err)
-	}
-	if err := unix.Setresuid(uid, -1, -1); err != nil {
-		return fmt.Errorf("taking uid %d: %w", uid, err)
+	if err := unix.Setresuid(who.uid, -1, -1); err != nil {
+		return fmt.Errorf("taking uid %d: %w", who.uid, err)
 	}
 	return nil
 }

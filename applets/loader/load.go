@@ -26,6 +26,7 @@ type module struct {
 	path    string // canonical
 	image   []byte
 	name    string // the kernel's name for it
+	renamed bool   // -R has given it that name
 	digest  [sha256.Size]byte
 	signed  signing.Result
 	facts   privilege.Module
@@ -35,6 +36,7 @@ type module struct {
 // load is everything from the MODULE word to stapio.
 func (l *loader) load() int {
 	stop := catch(l.ended)
+	l.Handles(caught()...)
 	program, err := l.relayProgram()
 	if err != nil {
 		l.report.Errorf("The relay program cannot be used: %v", err)
@@ -79,8 +81,12 @@ func (l *loader) load() int {
 		l.report.Errorf("Couldn't insert module in FIPS mode '%s': Operation not permitted", l.opts.Module)
 		return exitError
 	}
+	var who *another
 	if changed {
-		if err := continueAs(uid, gid); err != nil {
+		if who, err = theUser(uid, gid); err == nil {
+			err = continueAs(who)
+		}
+		if err != nil {
 			l.report.Errorf("Couldn't go on as uid %d: %v", uid, err)
 			return exitError
 		}
@@ -110,7 +116,13 @@ func (l *loader) load() int {
 	}
 	if err == nil {
 		// From here on a signal is stapio's.
-		if err = l.dropPrivileges(); err == nil {
+		if who != nil && who.uid != 0 {
+			unlock()
+			var status int
+			if status, err = l.delegate(program, m.name, dir, who, stop); err == nil {
+				return status
+			}
+		} else if err = l.dropPrivileges(); err == nil {
 			err = l.handOver(program, m.name, dir, stop)
 		}
 		l.report.Errorf("%v", err)
@@ -136,7 +148,11 @@ func takeBack(name string) error {
 			return fmt.Errorf("it belongs to user %d", st.Uid)
 		}
 	}
-	return kmod.Remove(name)
+	err := kmod.Remove(name)
+	if err == nil {
+		disclaim(os.Getuid(), name)
+	}
+	return err
 }
 
 // read opens, reads, verifies and judges the module. Every verdict leaves one
@@ -223,14 +239,38 @@ func (l *loader) open(path, blessed string) (f *kmod.File, dir *os.File, err err
 	return f, dir, err
 }
 
-// asUser runs f with the real user's rights to files: the file system uid is
-// his, and the kernel takes root's override capabilities away with it
-// (setfsuid(2)). It holds for this thread, to which Main has locked itself.
-func asUser(f func() error) error {
-	if err := unix.Setfsuid(os.Getuid()); err != nil {
+// asUser runs f with the real user's rights to files: the file system uid is his,
+// and no capability is in effect. setfsuid(2) alone takes away those for files
+// only, and with CAP_SYS_PTRACE everybody's links in /proc can be followed. It
+// holds for this thread, to which Main has locked itself.
+func asUser(f func() error) (err error) {
+	uid := os.Getuid()
+	if uid == 0 {
+		return f()
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var all [2]unix.CapUserData
+	if err := unix.Capget(&header, &all[0]); err != nil {
+		return fmt.Errorf("reading capabilities: %w", err)
+	}
+	none := all
+	none[0].Effective, none[1].Effective = 0, 0
+	if err := unix.Setfsuid(uid); err != nil {
 		return fmt.Errorf("taking the user's file rights: %w", err)
 	}
-	defer unix.Setfsuid(0)
+	if err := unix.Capset(&header, &none[0]); err != nil {
+		unix.Setfsuid(0)
+		return fmt.Errorf("taking the user's file rights: %w", err)
+	}
+	defer func() {
+		back := unix.Setfsuid(0)
+		if back == nil {
+			back = unix.Capset(&header, &all[0])
+		}
+		if back != nil && err == nil {
+			err = fmt.Errorf("taking root's file rights back: %w", back)
+		}
+	}()
 	return f()
 }
 
@@ -324,31 +364,27 @@ func (l *loader) fipsRefuses() bool {
 	return !(override && os.Getuid() == 0)
 }
 
-// insert puts the module into the kernel. A lock keeps insertions apart because
-// modules share /proc/systemtap, which the first one creates (decision L6), and
-// because they are counted.
+// insert puts the module into the kernel. With -R, a name that is taken, as by
+// another process with the same id in another namespace, is changed once more.
 func (l *loader) insert(m *module) (status int, ok bool) {
 	failed := func(err error) (int, bool) {
 		l.report.Errorf("Couldn't insert module '%s': %s", l.opts.Module, kmod.Explain(err))
 		return exitError, false
 	}
-	sealed, err := kmod.Seal(m.image)
-	if err != nil {
-		return failed(err)
-	}
-	defer sealed.Close()
-	unlock, err := lockInsertions()
-	if err != nil {
-		return failed(err)
-	}
-	defer unlock()
 	if err := l.checkCount(); err != nil {
 		audit(decision{Action: "load", Rule: "max-modules", UID: os.Getuid(), Module: m.name, Path: m.path, Why: err.Error()})
 		l.report.Errorf("%v", err)
 		l.report.Hintf("staprun -d '*' removes those that nobody is attached to")
 		return exitRefused, false
 	}
-	if err := kmod.Insert(sealed, l.params); err != nil {
+	err := l.insertOnce(m)
+	for try := 0; try < renameTries && errors.Is(err, unix.EEXIST) && m.renamed; try++ {
+		if l.renameAgain(m) != nil {
+			break // too short a name for it
+		}
+		err = l.insertOnce(m)
+	}
+	if err != nil {
 		failed(err)
 		_, enforced := kmod.SignatureRule("/sys")
 		switch exists := errors.Is(err, unix.EEXIST); {
@@ -363,6 +399,28 @@ func (l *loader) insert(m *module) (status int, ok bool) {
 	return exitOK, true
 }
 
+// insertOnce is one try. A lock keeps insertions apart because modules share
+// /proc/systemtap, which the first one creates (decision L6).
+func (l *loader) insertOnce(m *module) error {
+	sealed, err := kmod.Seal(m.image)
+	if err != nil {
+		return err
+	}
+	defer sealed.Close()
+	uid := os.Getuid()
+	news, err := claim(uid, m.name)
+	if err != nil {
+		return err
+	}
+	unlock := lockInsertions()
+	defer unlock()
+	err = kmod.Insert(sealed, l.params)
+	if err != nil && news {
+		disclaim(uid, m.name)
+	}
+	return err
+}
+
 // checkCount refuses a user one more module when he has as many in the kernel as
 // the policy lets him: each takes memory of the kernel and goes on running.
 func (l *loader) checkCount() error {
@@ -374,11 +432,9 @@ func (l *loader) checkCount() error {
 	if err != nil {
 		return err
 	}
-	n := 0
-	for _, m := range modules {
-		if int(m.UID) == uid {
-			n++
-		}
+	n, err := claimed(uid, modules)
+	if err != nil {
+		return err
 	}
 	if n >= l.policy.MaxModules {
 		return fmt.Errorf("You have %d modules loaded, which is all that max-modules=%d allows a user (%s).", n, l.policy.MaxModules, hostpaths.LoadPolicy())

@@ -282,7 +282,7 @@ func (l *loader) handOver(program, module string, dir *os.File, stop *interrupts
 		return fmt.Errorf("unblocking signals: %w", err)
 	}
 	environ := l.environment(module)
-	if stop.handOver() {
+	if stop.handOver(true) {
 		environ = append(environ, version.Interrupted+"=1")
 	}
 	if l.Umask >= 0 {

@@ -5,7 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,60 +28,184 @@ import (
 // another staprun, wait until the name is somebody else's, and let the first one
 // take that one back.
 
-// lockWait is how long an insertion waits for others. A user may stop his own
-// staprun while it holds the lock: that must not stop everybody else's. Going on
-// without the lock is safe, only less tidy: modules take "exists" for success.
+//
+// Both kinds are waited for inside the system call, so that the kernel lets waiters
+// in the order in which they came.
+
+// lockWait is how long an insertion waits for others. Going on without the lock is
+// safe, only less tidy: modules take "exists" for success.
 const lockWait = 3 * time.Second
 
-// userLockWait is how long is waited for the same user's, which is longer than
-// any insertion takes. Nobody goes on without: whoever stops his own staprun
-// stops only his own others. Root, who may do anything, does go on, after lockWait.
-const userLockWait = 20 * time.Second
+// userLockWait is how long is waited for the same user's, which is longer than as
+// many insertions take as he may have modules. Nobody goes on without: whoever
+// stops his own staprun stops only his own others. Root, who may do anything, does
+// go on, after lockWait.
+const userLockWait = 60 * time.Second
 
-// lockInsertions waits for the lock, at most for lockWait.
-func lockInsertions() (unlock func(), err error) {
-	unlock, _, err = lock(lockWait, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
-	return unlock, err
+// idleTime is how long the holder of the lock may do nothing before others go on
+// without it: a user can freeze his own staprun inside the kernel's insertion. For
+// one that he has stopped nobody waits.
+const idleTime = 200 * time.Millisecond
+
+// lockInsertions waits for the lock, at most for lockWait, and no longer than its
+// holder is at work. Where no lock file can be made, as on a read-only /run, there
+// is nothing to wait for.
+//
+// The holder writes the id of its thread into the file. One that is stopped before
+// counts as idle.
+func lockInsertions() (unlock func()) {
+	fd, err := openLock()
+	if err != nil {
+		return func() {}
+	}
+	given := make(chan struct{})
+	giveUp := make(chan struct{})
+	go func() {
+		since := time.Now()
+		for {
+			select {
+			case <-given:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+			switch s := holderState(fd); {
+			case s == stopped || s == idling && time.Since(since) > idleTime:
+				close(giveUp)
+				return
+			case s == working:
+				since = time.Now()
+			}
+		}
+	}()
+	release, taken, err := wait(fd, lockWait, giveUp, func() error { return unix.Flock(fd, unix.LOCK_EX) })
+	close(given)
+	if err != nil {
+		return func() {}
+	}
+	if !taken {
+		return release
+	}
+	text := strconv.Itoa(unix.Gettid()) + "\n"
+	unix.Pwrite(fd, []byte(text), 0)
+	return func() {
+		unix.Ftruncate(fd, 0)
+		release()
+	}
 }
+
+// holding is what the holder of the lock does.
+type holding int
+
+const (
+	idling  holding = iota // it sleeps, or is not known
+	working                // it runs, or waits for the kernel
+	stopped
+)
+
+// holderState looks at the thread that a lock file names.
+func holderState(fd int) holding {
+	b := make([]byte, 16)
+	n, err := unix.Pread(fd, b, 0)
+	if err != nil || n <= 0 {
+		return idling
+	}
+	tid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
+	if err != nil {
+		return idling
+	}
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(tid) + "/stat")
+	if err != nil {
+		return idling // it has just ended
+	}
+	return stateOf(string(stat))
+}
+
+// stateOf reads /proc/TID/stat: "tid (name) state ...", where a name may have
+// parentheses in it (proc_pid_stat(5)).
+func stateOf(stat string) holding {
+	rest := stat[strings.LastIndexByte(stat, ')')+1:]
+	if len(rest) < 2 || rest[0] != ' ' {
+		return idling
+	}
+	switch rest[1] {
+	case 'T', 't':
+		return stopped
+	case 'R', 'D':
+		return working
+	}
+	return idling
+}
+
+// errNoLock says that the lock file cannot be opened: then no user's insertion is
+// under way.
+var errNoLock = errors.New("the lock file cannot be opened")
 
 // lockUser waits for the lock of a user.
 func lockUser(uid int) (unlock func(), err error) {
-	wait := userLockWait
+	limit := userLockWait
 	if os.Getuid() == 0 {
-		wait = lockWait
+		limit = lockWait
 	}
-	unlock, taken, err := lock(wait, func(fd int) error {
-		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(uid), Len: 1})
+	fd, err := openLock()
+	if err != nil {
+		if os.Getuid() == 0 {
+			return func() {}, nil
+		}
+		return nil, fmt.Errorf("%w: %w", errNoLock, err)
+	}
+	unlock, taken, err := wait(fd, limit, nil, func() error {
+		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(uid), Len: 1})
 	})
 	if err == nil && !taken && os.Getuid() != 0 {
-		unlock()
 		return nil, fmt.Errorf("another staprun of user %d, perhaps a stopped one, has been at work for %d seconds", uid, int(userLockWait.Seconds()))
 	}
 	return unlock, err
 }
 
-// lock tries to take a lock on the lock file until it is taken or the time is
-// over.
-func lock(wait time.Duration, try func(fd int) error) (unlock func(), taken bool, err error) {
+// openLock opens the lock file, and makes it.
+func openLock() (fd int, err error) {
 	path := hostpaths.LoadLock()
-	dir := path[:strings.LastIndex(path, "/")]
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, false, err
+	if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return -1, err
 	}
-	fd, err := unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	fd, err = unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, false, &os.PathError{Op: "open", Path: path, Err: err}
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	unlock = func() { unix.Close(fd) }
-	for deadline := time.Now().Add(wait); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		switch err := try(fd); err {
-		case nil:
-			return unlock, true, nil
-		case unix.EWOULDBLOCK, unix.EACCES, unix.EINTR:
-		default:
-			unlock()
-			return nil, false, &os.PathError{Op: "lock", Path: path, Err: err}
+	return fd, nil
+}
+
+// wait takes a lock in a thread of its own and waits for that until the limit, or
+// until it is told to give up. Without the lock the thread stays behind until it
+// has it, and drops it then, or until exec(2) ends it. The descriptor belongs to
+// unlock, or to the thread.
+func wait(fd int, limit time.Duration, giveUp <-chan struct{}, take func() error) (unlock func(), taken bool, err error) {
+	got := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and ends with it
+		for {
+			err := take()
+			if err != unix.EINTR {
+				got <- err
+				return
+			}
 		}
+	}()
+	over := time.NewTimer(limit)
+	defer over.Stop()
+	select {
+	case err := <-got:
+		if err != nil {
+			unix.Close(fd)
+			return nil, false, &os.PathError{Op: "lock", Path: hostpaths.LoadLock(), Err: err}
+		}
+		return sync.OnceFunc(func() { unix.Close(fd) }), true, nil
+	case <-over.C:
+	case <-giveUp:
 	}
-	return unlock, false, nil
+	go func() {
+		<-got
+		unix.Close(fd)
+	}()
+	return func() {}, false, nil
 }

@@ -159,10 +159,11 @@ func (l *loader) removeModule(name string) (err error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), ".cmd", &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && (d.UID == 0 || d.UID == int(st.Uid)) {
 		unlockUser, err := lockUser(int(st.Uid))
-		if err != nil {
+		if err == nil {
+			defer unlockUser()
+		} else if !errors.Is(err, errNoLock) {
 			return err
 		}
-		defer unlockUser()
 	}
 	ch, err := transport.OpenChannel(dir)
 	if err != nil {
@@ -176,11 +177,7 @@ func (l *loader) removeModule(name string) (err error) {
 		ch.Close()
 		return err
 	}
-	unlock, err := lockInsertions()
-	if err != nil {
-		ch.Close()
-		return err
-	}
+	unlock := lockInsertions()
 	defer unlock()
 	ch.Close()
 	// Somebody may stop an insertion for longer than the lock is waited for: then
@@ -188,5 +185,13 @@ func (l *loader) removeModule(name string) (err error) {
 	if err := unix.Faccessat(int(dir.Fd()), ".cmd", unix.F_OK, 0); err != nil {
 		return fmt.Errorf("it has just been removed: %w", err)
 	}
-	return kmod.Remove(name)
+	if err := kmod.Remove(name); err != nil {
+		return err
+	}
+	if d.UID == 0 {
+		disclaimAll(name)
+	} else {
+		disclaim(d.UID, name)
+	}
+	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"os/signal"
 
 	"golang.org/x/sys/unix"
+
+	"stapbox/core/invocation"
 )
 
 // interrupts are the signals that end staprun before it becomes stapio: before
@@ -16,12 +18,13 @@ type interrupts struct {
 	insert, ended chan struct{}
 }
 
-// caught end staprun; the second line are those that upstream calls unexpected.
+// caught end staprun; the others than those of the first line are what upstream calls
+// unexpected.
 func caught() []os.Signal {
-	return []os.Signal{
-		unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT,
-		unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGSEGV, unix.SIGXCPU, unix.SIGXFSZ,
-	}
+	return append([]os.Signal{
+		unix.SIGHUP, unix.SIGINT, unix.SIGTERM,
+		unix.SIGXCPU, unix.SIGXFSZ,
+	}, invocation.Fatal()...)
 }
 
 // catch begins to handle signals. SIGPIPE and the user signals are caught and
@@ -80,10 +83,15 @@ func (l *loader) ended(s os.Signal) {
 // again, so that none is taken by a handler that exec(2) then ends: for some
 // milliseconds they end staprun or stapio and leave the module, which staprun -d
 // removes; stap does so by itself. It says whether a signal has come before.
-func (i *interrupts) handOver() (interrupted bool) {
+func (i *interrupts) handOver(exec bool) (interrupted bool) {
 	terminal := make(chan os.Signal, 16)
 	signal.Notify(terminal, unix.SIGHUP, unix.SIGINT)
 	signal.Stop(i.c) // and waits, as in pending
+	if exec {
+		for _, s := range invocation.Fatal() {
+			invocation.Default(s.(unix.Signal)) // not the runtime's
+		}
+	}
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
 	return len(i.c)+len(terminal) > 0
 }

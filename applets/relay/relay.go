@@ -121,6 +121,7 @@ func (r *relay) run() int {
 	signals, pipe := make(chan os.Signal, 16), make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR2)
 	signal.Notify(pipe, unix.SIGPIPE)
+	r.Handles(unix.SIGQUIT)
 
 	name, err := runopts.ModuleName(r.opts.Module)
 	if err != nil {

@@ -135,7 +135,7 @@ func (s *server) connection(ctx context.Context, raw *opened, config *tls.Config
 		cancel(fmt.Errorf("the client is gone: %w", err))
 	}()
 	s.open.works(raw, true)
-	answer, err := s.compiler().Do(c.with(ctx), archive, peer)
+	answer, err := s.current().Do(c.with(ctx), archive, peer)
 	s.open.works(raw, false)
 	if err != nil {
 		s.log.printf("Request from %s ended: %v", peer, err)

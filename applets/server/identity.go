@@ -3,11 +3,15 @@ package server
 import (
 	"crypto"
 	"crypto/x509"
+	"slices"
 	"time"
 
+	"stapbox/core/compile"
 	"stapbox/core/discovery"
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
+	"stapbox/core/kbuild"
+	"stapbox/core/stapopts"
 	"stapbox/core/trust"
 	"stapbox/core/trust/edit"
 	"stapbox/core/version"
@@ -36,7 +40,8 @@ func (s *server) renew() {
 	if s.next != nil {
 		due = cert.NotAfter.Add(-identity.ChangeBefore)
 	}
-	if now.Before(due) {
+	if now.Before(due) && !now.Before(cert.NotBefore) {
+		s.clockOf.believe(now, s.log.printf)
 		return
 	}
 	if err := s.ensure(); err != nil {
@@ -44,9 +49,13 @@ func (s *server) renew() {
 	}
 }
 
-// ensure loads or makes the identity, and the next one. The caller holds s.mu,
-// as for the functions below.
+// ensure loads or makes the identity, and the next one; while the clock cannot be
+// believed everything stays as it is. The caller holds s.mu, as for the functions
+// below.
 func (s *server) ensure() error {
+	if !s.clockOf.believe(s.now(), s.log.printf) && s.id != nil {
+		return nil
+	}
 	id, next, err := identity.Renew(s.opts.ssl, identity.Options{NodeName: s.node, KeyType: s.opts.keyType, Now: s.now()}, s.lim.renew, s.log.printf)
 	if err != nil {
 		return err
@@ -128,12 +137,16 @@ func (s *server) advertise() {
 		return // nobody would get a module
 	}
 	var services []discovery.Service
-	for _, k := range s.service.Releases {
+	s.announced = s.buildable()
+	for _, k := range s.announced {
 		txt := discovery.TXT(k.Name, s.arch, s.opts.translator, version.Protocol, identity.CertInfo(s.id.Certificate), s.moks.fingerprints())
 		if s.next != nil {
 			txt = append(txt, "next=sha256:"+identity.Fingerprint(s.next.Certificate))
 		}
 		services = append(services, discovery.Service{Port: s.port, TXT: txt})
+	}
+	if len(services) == 0 {
+		return
 	}
 	r, err := s.publish(s.node, services, s.log.printf)
 	if err != nil {
@@ -141,6 +154,45 @@ func (s *server) advertise() {
 		return
 	}
 	s.responder = r
+}
+
+// buildable are the kernels that modules can be built for. One without headers would
+// look compatible to its clients, and fail them.
+func (s *server) buildable() []compile.Release {
+	if s.foreign || s.opts.backend == stapopts.TranslatorSystemtap {
+		return s.service.Releases // SystemTap looks for itself
+	}
+	var list []compile.Release
+	for _, k := range s.service.Releases {
+		if err := s.headers(k); err == nil {
+			list = append(list, k)
+		} else if s.announced == nil || slices.Contains(s.announced, k) {
+			s.log.errorf("WARNING: Kernel %s is not announced: %v", k.Name, err)
+		}
+	}
+	return list
+}
+
+// headers looks for what modules of a kernel are built with.
+func (s *server) headers(k compile.Release) error {
+	if s.findHeaders != nil {
+		return s.findHeaders(k)
+	}
+	spec := k.Name
+	if k.BuildDir != "" {
+		spec = k.BuildDir
+	}
+	_, err := kbuild.FindKernel(spec)
+	return err
+}
+
+// announceAgain announces what has changed: headers come and go with packages.
+func (s *server) announceAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if before := s.announced; !slices.Equal(s.buildable(), before) {
+		s.advertise()
+	}
 }
 
 func (s *server) withdraw() {

@@ -10,7 +10,10 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stapbox/core/metrics"
 	"stapbox/core/systemd"
@@ -45,7 +48,7 @@ func (s *server) listen() error {
 		return errors.New("--port is given, and the service manager gave sockets: one of them is too much")
 	}
 	if !s.activated {
-		l, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(s.opts.port)))
+		l, err := listenAll(s.opts.port)
 		if err != nil {
 			return fmt.Errorf("Error setting socket address: %w", err)
 		}
@@ -56,13 +59,27 @@ func (s *server) listen() error {
 		if i == 0 {
 			s.port = at.Port
 		}
-		if s.activated {
-			s.log.printf("Using network address %s", at)
-		} else {
-			s.log.printf("Using network address [::]:%d", at.Port)
-		}
+		s.log.printf("Using network address %s", at)
 	}
 	return s.listenMetrics()
+}
+
+// listenAll listens on all addresses, with IPv4 as part of IPv6 (ipv6(7)). Left to
+// itself package net takes IPv4 alone where it cannot bind ::ffff:127.0.0.1, which lo
+// may not have. IPv4 alone is for hosts without IPv6.
+func listenAll(port int) (net.Listener, error) {
+	both := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0) }); cerr != nil {
+			return cerr
+		}
+		return os.NewSyscallError("setsockopt", err)
+	}}
+	l, err := both.Listen(context.Background(), "tcp6", net.JoinHostPort("::", strconv.Itoa(port)))
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		return net.Listen("tcp4", net.JoinHostPort("0.0.0.0", strconv.Itoa(port)))
+	}
+	return l, err
 }
 
 // listenMetrics opens the socket of --metrics. One for the file system is for
@@ -120,6 +137,7 @@ func (s *server) tls() *tls.Config {
 		cert := id.TLS()
 		return &cert, nil
 	})
+	config.GetConfigForClient = s.admit
 	if s.opts.clientCA != "" {
 		config.ClientAuth = tls.RequestClientCert
 	}

@@ -90,10 +90,16 @@ func openLog(path string, stderr io.Writer, now func() time.Time) (*logger, erro
 	return l, nil
 }
 
+// openLogFile opens a log, which has the command lines of all clients and is not for
+// everybody to read.
 func openLogFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o644)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("opening log file: %w", err)
+	}
+	// One of before that is another's stays as it is.
+	if st, err := f.Stat(); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o007 != 0 {
+		f.Chmod(st.Mode().Perm() &^ 0o007)
 	}
 	return f, nil
 }

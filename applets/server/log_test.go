@@ -3,7 +3,10 @@ package server
 import (
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -55,5 +58,51 @@ func TestConnectionFlood(t *testing.T) {
 	}
 	if n := strings.Count(r.out.String(), "\n") - before; n > 25 {
 		t.Errorf("%d lines for 60 connections:\n%s", n, r.out)
+	}
+}
+
+// The log has the command lines of all clients: others cannot read it, nor one that
+// was made before.
+func TestSecurity13LogIsNotForEverybody(t *testing.T) {
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	dir := t.TempDir()
+	for name, before := range map[string]os.FileMode{"new": 0, "old": 0o644, "closer": 0o600} {
+		path := filepath.Join(dir, name)
+		if before != 0 {
+			if err := os.WriteFile(path, []byte("before\n"), before); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l, err := openLog(path, nil, time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := os.FileMode(0o640) & (before | 0o640)
+		if before == 0o600 {
+			want = 0o600
+		}
+		if st, err := os.Stat(path); err != nil || st.Mode() != want {
+			t.Errorf("%s: mode %v, %v, want %v", name, st.Mode(), err, want)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.reopen(); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(path); err != nil || st.Mode() != 0o640 {
+			t.Errorf("%s, opened again: mode %v, %v", name, st.Mode(), err)
+		}
+		l.Close()
+	}
+	// What is no file keeps its mode.
+	l, err := openLog(os.DevNull, nil, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if st, err := os.Stat(os.DevNull); err != nil || st.Mode().Perm() != 0o666 {
+		t.Errorf("%s: mode %v, %v", os.DevNull, st.Mode(), err)
 	}
 }

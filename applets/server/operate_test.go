@@ -18,10 +18,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"stapbox/core/compile"
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/metrics/metricstest"
@@ -396,6 +398,7 @@ func TestRenewal(t *testing.T) {
 	at := func(now time.Time) {
 		r.mu.Lock()
 		r.now = func() time.Time { return now }
+		r.clockOf.since = func() time.Duration { return time.Duration(now.UnixNano()) - r.clockOf.offset }
 		r.mu.Unlock()
 		r.renew()
 	}
@@ -607,5 +610,81 @@ func TestParseRefusesOperation(t *testing.T) {
 	}
 	if o, err := parse([]string{"--metrics=0.0.0.0:9100", "--metrics-anywhere", "--queue=0"}, 1); err != nil || o.limits.queue != 0 {
 		t.Errorf("got %+v, %v", o, err)
+	}
+}
+
+// A file of -I that is changed counts for the next request, without a signal: what is
+// kept was made with the old one.
+func TestSecurityResidualChangedTapsetIsNoticed(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "a.stp")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("function a() { return 1 }")
+	r := start(t, "-I", dir)
+	if r.compiler().Imports == nil {
+		t.Error("modules may import anything")
+	}
+	ask := func() {
+		t.Helper()
+		if got := r.ask(t, request(t, "-p2", "-ehello")); got.RC != 0 {
+			t.Errorf("got %d, %q", got.RC, got.Stderr)
+		}
+	}
+	ask()
+	before := r.compiler()
+	ask()
+	if r.compiler() != before {
+		t.Error("an unchanged tapset made a new service")
+	}
+	write("function a() { return 22 } %{ /* C of the administrator's */ %}")
+	ask()
+	after := r.compiler()
+	if after == before || slices.Equal(after.Environ, before.Environ) {
+		t.Errorf("a changed tapset is not noticed: %q", after.Environ)
+	}
+	if after.Imports != nil {
+		t.Error("C in the server's own tapsets may not import what it needs")
+	}
+	r.wait(t, "The tapsets of -I have changed")
+	// A new file, and one that goes.
+	if err := os.WriteFile(filepath.Join(dir, "b.stp"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ask()
+	if r.compiler() == after {
+		t.Error("a new file is not noticed")
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	ask()
+	r.wait(t, "The tapsets of -I have changed and cannot be read, answers are those of before")
+}
+
+// A kernel is announced only if there is something to build its modules with, also
+// when that comes later.
+func TestAnnouncesWhatItBuildsFor(t *testing.T) {
+	r := start(t)
+	r.mu.Lock()
+	n := len(r.pub)
+	r.findHeaders = func(k compile.Release) error { return fmt.Errorf("kernel release %q: no headers", k.Name) }
+	r.mu.Unlock()
+	r.announceAgain()
+	if len(r.pub) != n || r.responder != nil {
+		t.Errorf("announced: %v", r.pub[n:])
+	}
+	r.wait(t, "WARNING: Kernel "+testRelease+" is not announced: kernel release")
+	r.announceAgain()
+	r.mu.Lock()
+	r.findHeaders = func(compile.Release) error { return nil }
+	r.mu.Unlock()
+	r.announceAgain()
+	if len(r.pub) != n+1 || len(r.pub[n]) != 1 {
+		t.Errorf("announced: %v", r.pub[n:])
 	}
 }

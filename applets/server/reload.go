@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -8,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
+	"stapbox/core/compile"
 	"stapbox/core/config"
 	"stapbox/core/getopt"
 	"stapbox/core/identity"
@@ -25,6 +28,8 @@ type settings struct {
 	rlimits []sandbox.Limit // of workers
 	id      *identity.Identity
 	tapsets string // a digest of what is in them
+	stamp   string // by which a change is noticed
+	embeds  bool   // there is C in them
 }
 
 // rc reads the server user's DATA/rc, where an administrator sets limits for
@@ -98,9 +103,9 @@ func (s *server) readLimits() (limits, error) {
 }
 
 // digestTapsets is a digest of what is in the directories of -I, "" without any.
-func digestTapsets(dirs []string) (string, error) {
+func digestTapsets(dirs []string) (digest string, embeds bool, err error) {
 	if len(dirs) == 0 {
-		return "", nil
+		return "", false, nil
 	}
 	h := sha256.New()
 	for _, dir := range dirs {
@@ -110,13 +115,54 @@ func digestTapsets(dirs []string) (string, error) {
 			}
 			data, err := os.ReadFile(path)
 			fmt.Fprintf(h, "%q %d\n%s", path, len(data), data)
+			embeds = embeds || bytes.Contains(data, []byte("%{"))
 			return err
 		})
 		if err != nil {
-			return "", fmt.Errorf("option '-I %s': %w", dir, err)
+			return "", false, fmt.Errorf("option '-I %s': %w", dir, err)
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return hex.EncodeToString(h.Sum(nil)), embeds, nil
+}
+
+// stampTapsets changes whenever a file of the tapsets does. It reads none of them.
+func stampTapsets(dirs []string) string {
+	var b strings.Builder
+	for _, dir := range dirs {
+		filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err != nil {
+				fmt.Fprintf(&b, "%q %v\n", path, err)
+			} else if st, err := e.Info(); err == nil {
+				fmt.Fprintf(&b, "%q %v %d %d\n", path, st.Mode(), st.Size(), st.ModTime().UnixNano())
+			}
+			return nil
+		})
+	}
+	return b.String()
+}
+
+// current is the compile service for a new request. A file of -I that was changed
+// counts from now on: answers that are kept were made with the old one.
+func (s *server) current() *compile.Service {
+	if len(s.opts.tapsets) == 0 {
+		return s.compiler()
+	}
+	stamp := stampTapsets(s.opts.tapsets)
+	s.mu.Lock()
+	same := stamp == s.stamp
+	n := &settings{limits: s.lim, clients: s.clients, options: s.options, rlimits: s.service.Rlimits, stamp: stamp}
+	s.mu.Unlock()
+	if same {
+		return s.compiler()
+	}
+	var err error
+	if n.tapsets, n.embeds, err = digestTapsets(s.opts.tapsets); err != nil {
+		s.log.errorf("The tapsets of -I have changed and cannot be read, answers are those of before: %v", err)
+		return s.compiler()
+	}
+	s.log.printf("The tapsets of -I have changed")
+	s.apply(n)
+	return s.compiler()
 }
 
 // read reads all settings.
@@ -132,7 +178,8 @@ func (s *server) read() (*settings, error) {
 	if n.options, n.rlimits, err = s.rc(); err != nil {
 		return nil, err
 	}
-	if n.tapsets, err = digestTapsets(s.opts.tapsets); err != nil {
+	n.stamp = stampTapsets(s.opts.tapsets)
+	if n.tapsets, n.embeds, err = digestTapsets(s.opts.tapsets); err != nil {
 		return nil, err
 	}
 	return &n, nil
@@ -180,7 +227,7 @@ func (s *server) changed() (*identity.Identity, error) {
 func (s *server) apply(n *settings) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lim, s.clients = n.limits, n.clients
+	s.lim, s.clients, s.options, s.stamp, s.embedded = n.limits, n.clients, n.options, n.stamp, n.embeds
 	slots := max(s.opts.threads, 1)
 	s.queue.set(slots, n.limits.share(slots), n.limits.queueBound(slots))
 	options := append(slices.Clone(n.options), s.opts.translator...)

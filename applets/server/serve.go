@@ -110,6 +110,7 @@ func (s *server) wait(ctx context.Context, signals <-chan os.Signal, accepted <-
 			s.tell(systemd.Watchdog)
 		case <-renew.C:
 			s.renew()
+			s.announceAgain()
 		case <-ctx.Done():
 			s.log.printf("Exiting")
 			return

@@ -113,15 +113,22 @@ type server struct {
 	queue    queue
 	work     work
 
-	mu        sync.Mutex
-	lim       limits       // as read last
-	clients   *clientTrust // nil: certificates of clients are not asked for
-	service   *compile.Service
-	former    []*compile.Service // that served before a reload
-	id, next  *identity.Identity
-	tapsets   string            // a digest of what -I names
-	signers   map[string]string // fingerprints of certificates by public key
-	responder io.Closer
+	mu          sync.Mutex
+	lim         limits       // as read last
+	clients     *clientTrust // nil: certificates of clients are not asked for
+	service     *compile.Service
+	former      []*compile.Service // that served before a reload
+	id, next    *identity.Identity
+	clockOf     steadyClock // by which certificates are renewed
+	shakes      handshakes
+	announced   []compile.Release           // kernels of the last announcement
+	findHeaders func(compile.Release) error // nil: those of this host
+	tapsets     string                      // a digest of what -I names
+	stamp       string                      // of the files of -I, as of that digest
+	options     []string                    // of the translator, by rc
+	embedded    bool                        // C in them imports what it likes: they are the administrator's
+	signers     map[string]string           // fingerprints of certificates by public key
+	responder   io.Closer
 }
 
 // compiler is the compile service with the settings of now.
@@ -320,7 +327,7 @@ func (s *server) newService(options []string, rlimits []sandbox.Limit, digest st
 	if s.systemtap != "" {
 		environ = append(environ, backend.SystemtapVariable+"="+s.systemtap)
 	}
-	return &compile.Service{
+	service := &compile.Service{
 		Releases: s.opts.kernels(s.release), Arch: s.arch,
 		Options: options, Rlimits: rlimits,
 		Environ: environ, Home: s.home, TempDir: s.temp, StateDir: hostpaths.Kernels(s.data), WallClock: s.clock,
@@ -331,6 +338,10 @@ func (s *server) newService(options []string, rlimits []sandbox.Limit, digest st
 		Done: s.figures.done, Phase: s.figures.phase,
 		MOKs: s.moks.list, MOKGuru: s.opts.mokGuru,
 	}
+	if !s.embedded {
+		service.Imports = service.RuntimeImports
+	}
+	return service
 }
 
 // openCache opens the cache of answers. A directory that was asked for must be

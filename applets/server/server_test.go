@@ -103,6 +103,7 @@ func start(t *testing.T, args ...string) *running {
 		inv: &invocation.Invocation{Name: "stap-serverd", Environ: []string{"HOME=" + home, "TMPDIR=" + t.TempDir()}, Dir: "/", Stderr: r.out, Stdout: io.Discard},
 		// Whoever runs the test: the server takes him for a user.
 		euid: 1000, uid: os.Getuid(), user: "tester", node: "vm", arch: "x86_64", opts: opts, now: time.Now, clock: 20 * time.Second,
+		findHeaders: func(compile.Release) error { return nil },
 		publish: func(_ string, s []discovery.Service, _ func(string, ...any)) (io.Closer, error) {
 			r.pub = append(r.pub, s)
 			return nothing{}, nil
@@ -679,16 +680,16 @@ func TestDigestTapsets(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		d, err := digestTapsets([]string{dir})
+		d, _, err := digestTapsets([]string{dir})
 		if err != nil || seen[d] || len(d) != 64 {
 			t.Errorf("%q: got %q, %v", text, d, err)
 		}
 		seen[d] = true
 	}
-	if d, err := digestTapsets(nil); d != "" || err != nil {
+	if d, _, err := digestTapsets(nil); d != "" || err != nil {
 		t.Errorf("no tapsets: got %q, %v", d, err)
 	}
-	if _, err := digestTapsets([]string{filepath.Join(dir, "none")}); err == nil || !strings.Contains(err.Error(), "option '-I ") {
+	if _, _, err := digestTapsets([]string{filepath.Join(dir, "none")}); err == nil || !strings.Contains(err.Error(), "option '-I ") {
 		t.Errorf("got %v", err)
 	}
 }

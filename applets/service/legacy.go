@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stapbox/core/getopt"
-	"stapbox/core/hostpaths"
 	"stapbox/core/invocation"
 	"stapbox/core/service"
 	"stapbox/core/version"
@@ -63,7 +62,7 @@ type legacy struct {
 func (t *legacy) start(ctx context.Context) int {
 	server, err := t.launch(ctx)
 	if err != nil {
-		fmt.Fprintf(t.inv.Stderr, "Unable to start a systemtap server: %s did not start: %v\n", filepath.Join(hostpaths.Bindir, service.ServerName), err)
+		fmt.Fprintf(t.inv.Stderr, "Unable to start a systemtap server: %s did not start: %v\n", serverPath(t.executable), err)
 		return exitFailure
 	}
 	fmt.Fprintln(t.inv.Stdout, server.pid)

@@ -324,7 +324,7 @@ func (m *manager) openLog(path, owner string) (*os.File, error) {
 	fd, err := unix.Openat(int(d.Fd()), filepath.Base(path), flags, 0)
 	made := err == unix.ENOENT
 	if made {
-		fd, err = unix.Openat(int(d.Fd()), filepath.Base(path), flags|unix.O_CREAT|unix.O_EXCL, 0o644)
+		fd, err = unix.Openat(int(d.Fd()), filepath.Base(path), flags|unix.O_CREAT|unix.O_EXCL, logMode)
 	}
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -332,15 +332,27 @@ func (m *manager) openLog(path, owner string) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), path)
 	if made {
 		m.give(f, owner)
-		err = f.Chmod(0o644)
-	} else {
-		err = plain(f)
+		err = f.Chmod(logMode)
+	} else if err = plain(f); err == nil {
+		err = closeLog(f)
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// logMode is that of a log: it has the command lines of all clients.
+const logMode = 0o640
+
+// closeLog takes the log of before from everybody's eyes.
+func closeLog(f *os.File) error {
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o007 == 0 {
+		return err
+	}
+	return f.Chmod(st.Mode().Perm() &^ 0o007)
 }
 
 // plain refuses what is no file, or has another name elsewhere.

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"stapbox/core/hostpaths"
+	"stapbox/core/kbuild"
 	"stapbox/core/service"
 )
 
@@ -62,6 +62,9 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 		m.complain(rootRefused)
 		return m.failed(action)
 	}
+	for _, err := range m.withoutHeaders(spec) {
+		m.complain(fmt.Sprintf("WARNING: %v: the server builds nothing for it", err))
+	}
 	if f, err := m.openLog(spec.Log, spec.User); err == nil {
 		f.Close()
 	} else if dir := (*logDirError)(nil); errors.As(err, &dir) {
@@ -74,7 +77,7 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 		if strings.HasPrefix(err.Error(), "Cannot check/create certificate") {
 			m.complain(fmt.Sprintf("Failed to make certificates (%s .systemtap/ssl/server/stap.cert)", spec.User))
 		}
-		m.complain(fmt.Sprintf("Unable to start a systemtap server: %s did not start: %v", filepath.Join(hostpaths.Bindir, service.ServerName), err))
+		m.complain(fmt.Sprintf("Unable to start a systemtap server: %s did not start: %v", serverPath(m.executable), err))
 		return m.failed(action)
 	}
 	if spec.Nickname == "" {
@@ -107,6 +110,39 @@ func (m *manager) start(ctx context.Context, c *service.Choice) int {
 		return exitFailure
 	}
 	return exitOK
+}
+
+// serverPath is the program that a server is: what is told when it did not start. One
+// executable has all names.
+func serverPath(executable string) string {
+	real, err := filepath.EvalSymlinks(executable)
+	if err != nil {
+		return executable
+	}
+	path := filepath.Join(filepath.Dir(real), service.ServerName)
+	if a, err := os.Stat(path); err == nil {
+		if b, err := os.Stat(real); err == nil && os.SameFile(a, b) {
+			return path
+		}
+	}
+	return real + " as " + service.ServerName
+}
+
+// withoutHeaders says for which kernels of a server there is nothing to build modules
+// with. For another architecture SystemTap translates, which looks for itself.
+func (m *manager) withoutHeaders(spec *service.Spec) (errs []error) {
+	if spec.Arch != m.defaults.Arch {
+		return nil
+	}
+	for _, r := range spec.Releases {
+		if strings.HasPrefix(r, "/") {
+			continue // looked at by name
+		}
+		if _, err := kbuild.FindKernel(r); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errs
 }
 
 // believe refuses to start what somebody else says was running: root would make

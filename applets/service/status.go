@@ -299,6 +299,9 @@ func (m *manager) configtest() int {
 				bad(c, "%v", &service.MissingError{File: filepath.Join(r, "include/config/kernel.release")})
 			}
 		}
+		for _, err := range m.withoutHeaders(spec) {
+			bad(c, "%v", err)
+		}
 		if !filepath.IsAbs(spec.Log) {
 			bad(c, "the log %q is not an absolute path", spec.Log)
 		}

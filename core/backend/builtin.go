@@ -16,6 +16,7 @@ import (
 
 	"stapbox/core/kbuild"
 	"stapbox/core/kruntime"
+	"stapbox/core/ownfile"
 	"stapbox/core/script"
 	"stapbox/core/script/check"
 	"stapbox/core/script/diag"
@@ -103,7 +104,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 		name = contentName(unit, r.kernel)
 	}
 	source := filepath.Join(r.TempDir, name+"_src.c")
-	if err := os.WriteFile(source, unit, 0o600); err != nil {
+	if err := ownfile.WriteNew(source, unit, 0o600); err != nil {
 		return Artifact{}, err
 	}
 	if r.LastPass == 3 {

@@ -540,6 +540,38 @@ func TestLockHeld(t *testing.T) {
 	}
 }
 
+// The owner of a cache has linked a file of root's in the place of the lock. Root,
+// who looks after the cache, neither gives it away nor writes to it.
+func TestSecurity04LockOfAnothersCache(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root looks after caches of others")
+	}
+	s, dir := newStore(t, 1<<20)
+	put(t, s, 1)
+	other := filepath.Join(filepath.Dir(dir), "of-root")
+	lock := filepath.Join(dir, lockName)
+	if err := errors.Join(os.WriteFile(other, []byte("contents"), 0o644), os.Remove(lock), os.Link(other, lock), os.Chown(dir, 4242, 4242)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenExisting(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for name, f := range map[string]func() error{
+		"prune": func() error { _, _, err := s.Prune(1); return err },
+		"size":  func() error { _, _, err := s.Size(); return err },
+	} {
+		if err := f(); err == nil || !strings.Contains(err.Error(), "must have one name") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	var st unix.Stat_t
+	if text, err := os.ReadFile(other); err != nil || string(text) != "contents" || unix.Stat(other, &st) != nil || st.Uid != 0 {
+		t.Errorf("the file of root's has %q, owner %d, %v", text, st.Uid, err)
+	}
+}
+
 func TestParse(t *testing.T) {
 	for in, want := range map[string]int64{"0": 0, "17": 17, "1K": 1024, "2m": 2 << 20, "3G": 3 << 30} {
 		if got, err := ParseSize(in); err != nil || got != want {

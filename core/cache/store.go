@@ -2,6 +2,7 @@ package cache
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"stapbox/core/ownfile"
 )
 
 const (
@@ -24,8 +27,7 @@ const (
 	newPrefix  = ".new-"
 	newTooOld  = time.Hour       // of a file nobody will finish
 	lockTime   = 2 * time.Second // to wait for another process
-	lockPause  = 5 * time.Millisecond
-	reserve    = 16 // a sixteenth of the cache is made free at a time
+	reserve    = 16              // a sixteenth of the cache is made free at a time
 	maxLockTxt = 32
 )
 
@@ -295,31 +297,19 @@ type file struct {
 func (s *Store) locked(f func(*ledger) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	lock, err := s.root.OpenFile(lockName, os.O_RDWR|os.O_CREATE|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0o600)
+	dir, err := s.root.Open(".")
 	if err != nil {
 		return err
 	}
+	defer dir.Close()
+	lock, err := ownfile.Lock(context.Background(), dir, lockName, lockTime)
+	if errors.Is(err, ownfile.ErrLocked) {
+		return fmt.Errorf("%w: %v", ErrBusy, err)
+	}
+	if err != nil {
+		return fmt.Errorf("locking the cache: %w", err)
+	}
 	defer lock.Close()
-	if os.Geteuid() == 0 && s.owner != 0 {
-		// Root looks after the cache of another, who must be able to open it.
-		if err := lock.Chown(int(s.owner), -1); err != nil {
-			return err
-		}
-	}
-	deadline := time.Now().Add(lockTime)
-	for {
-		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("locking the cache: %w", err)
-		}
-		if time.Now().After(deadline) {
-			return ErrBusy
-		}
-		time.Sleep(lockPause)
-	}
 	l := &ledger{s: s}
 	if err := l.read(lock); err != nil {
 		return err

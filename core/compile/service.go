@@ -78,6 +78,10 @@ type Service struct {
 	// toolchain's.
 	Readable []string
 
+	// Imports is what modules below stapdev may import from the kernel of a release,
+	// usually RuntimeImports; nil is no second look.
+	Imports func(Release) (map[string]bool, error)
+
 	// Cache keeps answers; nil is none.
 	Cache *cache.Store
 	// Slot waits for the right to run a worker for a request; nil is no limit. Its
@@ -605,6 +609,9 @@ func (s *Service) sign(r *request) error {
 		}
 		if !present || level != r.opts.Privilege {
 			return refuse("Server: the module declares privilege level %s and not %s, it is not signed", level, r.opts.Privilege)
+		}
+		if err := s.checkImports(r, plain); err != nil {
+			return err
 		}
 		sig, err := signing.Sign(module, r.key)
 		if err != nil {

@@ -65,6 +65,9 @@ func GroupIDs() string { return filepath.Join(Sysconfdir, "stapbox", "groups.con
 // LoadLock is held while a module is inserted.
 func LoadLock() string { return filepath.Join(Runstatedir, "stapbox", "load.lock") }
 
+// LoadClaims has a file UID/NAME for each module that a user has loaded.
+func LoadClaims() string { return filepath.Join(Runstatedir, "stapbox", "loaded") }
+
 // InitConfig is the init manager's configuration.
 func InitConfig() string { return filepath.Join(Sysconfdir, "systemtap", "config") }
 

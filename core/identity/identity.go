@@ -27,6 +27,7 @@
 package identity
 
 import (
+	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/tls"
@@ -183,7 +184,7 @@ func New(o Options) (*Identity, error) {
 }
 
 // Generate makes an identity and puts it into dir, which is made when it is
-// missing. An identity that was there is replaced.
+// missing. An identity that was there is kept beside it.
 func Generate(dir string, o Options) (*Identity, error) {
 	id, err := New(o)
 	if err != nil {
@@ -211,11 +212,14 @@ func Adopt(dir string, key crypto.Signer, cert *x509.Certificate, now time.Time)
 	return id, nil
 }
 
-// store writes the two files of an identity.
+// store writes the two files of an identity, after keeping those that are there.
 func (id *Identity) store(dir string) error {
 	id.Dir = dir
 	if err := mkdirAll(dir); err != nil {
 		return fmt.Errorf("making directory %q: %w", dir, err)
+	}
+	if err := keep(dir); err != nil {
+		return fmt.Errorf("keeping the identity in %q: %w", dir, err)
 	}
 	key, err := ownfile.FormatKey(id.Key)
 	if err != nil {
@@ -302,10 +306,16 @@ func Ensure(dir string, o Options, log func(format string, args ...any)) (*Ident
 			log("Certificate is valid")
 			return id, nil
 		case errors.Is(err, ErrNotValid) && !id.Expired(o.Now):
+			if kept, err := lockedTakeBack(dir, o.Now, log); kept != nil || err != nil {
+				return kept, err
+			}
 			log("Certificate is not valid yet: the clock of this host, %s UTC, seems to be wrong. It is used all the same.", o.Now.UTC().Format(timeLayout))
 			return id, nil
 		case errors.Is(err, ErrNotValid):
 			log("Certificate is not valid")
+			if kept, err := lockedTakeBack(dir, o.Now, log); kept != nil || err != nil {
+				return kept, err
+			}
 		case errors.Is(err, fs.ErrNotExist):
 			log("No certificate found in database %s", dir)
 			if nssdb.Has(dir) {
@@ -329,7 +339,24 @@ func Ensure(dir string, o Options, log func(format string, args ...any)) (*Ident
 	return Generate(dir, o)
 }
 
-// lockDir makes a directory if it is missing, and holds it until the file is
+// lockedTakeBack is takeBack for one process at a time.
+func lockedTakeBack(dir string, now time.Time, log func(format string, args ...any)) (*Identity, error) {
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("looking for an identity in %q: %w", dir, err)
+	}
+	defer lock.Close()
+	if id, err := Load(dir, now); err == nil {
+		return id, nil // another was quicker
+	}
+	id, err := takeBack(dir, now)
+	if id != nil {
+		log("Certificate sha256=%s, which was kept, is valid now and takes over", Fingerprint(id.Certificate))
+	}
+	return id, err
+}
+
+// lockDir makes a directory if it is missing, and locks it until the file is
 // closed.
 func lockDir(dir string) (*os.File, error) {
 	if err := mkdirAll(dir); err != nil {
@@ -339,12 +366,13 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
-		d.Close()
-		return nil, err
-	}
-	return d, nil
+	defer d.Close()
+	return ownfile.Lock(context.Background(), d, ownfile.LockName, lockTime)
 }
+
+// lockTime is how long another process is waited for, which may have to make an
+// RSA key.
+const lockTime = 30 * time.Second
 
 // mkdirAll makes the missing directories of a path with mode 0755, whatever
 // the umask is (a umask of 0 must not open them, one of 077 must not hide the

@@ -61,7 +61,7 @@ func Prepare(dir string, o Options) (next *Identity, made bool, err error) {
 }
 
 // Promote makes the next identity the one of the server. The certificate before
-// stays as previous.cert; its key is gone.
+// stays as previous.cert; it is kept with its key too, should the clock be wrong.
 func Promote(dir string, now time.Time) (*Identity, error) {
 	next, err := Next(dir, now)
 	if err == nil && next == nil {
@@ -69,6 +69,9 @@ func Promote(dir string, now time.Time) (*Identity, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("taking over the next identity of %q: %w", dir, err)
+	}
+	if err := keep(dir); err != nil {
+		return nil, fmt.Errorf("keeping the identity in %q: %w", dir, err)
 	}
 	if old, err := ownfile.Read(filepath.Join(dir, CertFile), ownfile.Certificate); err == nil {
 		if err := write(dir, previousCert, old, 0o644); err != nil {

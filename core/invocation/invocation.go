@@ -21,6 +21,8 @@ type Invocation struct {
 
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+
+	fatal chan os.Signal // of EndQuietly
 }
 
 // Getenv returns the value of an environment variable, "" when it is unset.

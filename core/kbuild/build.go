@@ -5,6 +5,7 @@ import (
 	"context"
 	"debug/elf"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,6 +82,9 @@ func (p *Prepared) Build(ctx context.Context, u Unit, dir string) (string, error
 	}
 	return path(".ko"), nil
 }
+
+// Imports are the symbols of the kernel that the runtime takes, all of it.
+func (p *Prepared) Imports() map[string]bool { return maps.Clone(p.symbols) }
 
 // moduleObject is the prepared module.o, or one of the module's own when it
 // needs a symbol that is not in the prepared one's CRC table.

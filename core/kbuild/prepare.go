@@ -34,6 +34,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -46,6 +47,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"stapbox/core/ownfile"
 	"stapbox/core/version"
 )
 
@@ -114,7 +116,7 @@ func directory(stateDir string, k Kernel, rt Runtime) string {
 // replaced compiler or a changed file, makes it ErrNotPrepared.
 func Open(stateDir string, k Kernel, rt Runtime) (*Prepared, error) {
 	dir := directory(stateDir, k, rt)
-	b, err := os.ReadFile(filepath.Join(dir, manifestName))
+	b, err := readOwn(dir)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, ErrNotPrepared
@@ -141,6 +143,46 @@ func Open(stateDir string, k Kernel, rt Runtime) (*Prepared, error) {
 	return p, nil
 }
 
+// readOwn reads the manifest of a kernel. It holds the command lines that are going
+// to run, so it and its directory must be the caller's or root's and nobody else's
+// to write; what is above them is the caller's business, since in a sandbox it looks
+// different.
+func readOwn(dir string) ([]byte, error) {
+	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	if err := own(d); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Openat(int(d.Fd()), manifestName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: filepath.Join(dir, manifestName), Err: err}
+	}
+	f := os.NewFile(uintptr(fd), filepath.Join(dir, manifestName))
+	defer f.Close()
+	if err := own(f); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(f)
+}
+
+// own judges an open file.
+func own(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
+	}
+	if uid := os.Geteuid(); st.Uid != 0 && int(st.Uid) != uid {
+		return fmt.Errorf("prepared kernels must belong to user id %d or to root: %q belongs to user id %d", uid, f.Name(), st.Uid)
+	}
+	if st.Mode&0o022 != 0 {
+		return fmt.Errorf("prepared kernels must not be for others to write: %q has mode %04o", f.Name(), st.Mode&0o7777)
+	}
+	return nil
+}
+
 // Prepare makes what Open finds. One process does it at a time for all kernels
 // of a state directory; those that waited use what the first one made. say is
 // told each step.
@@ -148,14 +190,20 @@ func Prepare(ctx context.Context, stateDir string, k Kernel, rt Runtime, say fun
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(stateDir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	state, err := os.Open(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	defer state.Close()
+	if err := own(state); err != nil {
+		return nil, err
+	}
+	// Another process may be preparing a kernel, which takes as long as it takes.
+	lock, err := ownfile.Lock(ctx, state, "lock", 0)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, &os.PathError{Op: "lock", Path: lock.Name(), Err: err}
-	}
 	if p, err := Open(stateDir, k, rt); err == nil {
 		return p, nil
 	}

@@ -186,12 +186,8 @@ var ErrNameTooShort = errors.New("module name is too short for renaming")
 
 // Rename gives the module a name that is free on this host, in place: the end
 // of the old name becomes "_" and a number, the length stays. Only the struct
-// module changes, as in upstream's -R.
-func Rename(image []byte, id int) (string, error) {
-	old, err := Name(image)
-	if err != nil {
-		return "", err
-	}
+// module changes, as in upstream's -R, so that the name it has since is told.
+func Rename(image []byte, old string, id int) (string, error) {
 	suffix := fmt.Sprintf("_%d", id)
 	if len(old) <= len(suffix) {
 		return old, ErrNameTooShort

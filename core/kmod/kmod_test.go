@@ -130,7 +130,7 @@ func TestRename(t *testing.T) {
 	const name = "stap_0123456789abcdef0123456789abcdef_1000"
 	image := module(named(name)...)
 	before := bytes.Clone(image)
-	got, err := Rename(image, 4711)
+	got, err := Rename(image, name, 4711)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,26 +143,31 @@ func TestRename(t *testing.T) {
 	if i := bytes.Index(image, []byte("name="+name)); i < 0 {
 		t.Error(".modinfo has changed")
 	}
+	// The name is taken: once more, from the new name on.
+	if again, err := Rename(image, got, 98765); err != nil || again != name[:len(name)-6]+"_98765" || bytes.Count(image, []byte(again)) != 1 {
+		t.Errorf("once more: got %q, %v", again, err)
+	}
+	if _, err := Rename(image, name[:len(name)-6]+"_98765", 4711); err != nil {
+		t.Fatal(err)
+	}
 	changed := 0
 	for i := range image {
 		if image[i] != before[i] {
 			changed++
 		}
 	}
-	if changed > 5 {
+	if changed > 6 {
 		t.Errorf("%d bytes have changed", changed)
 	}
 	short := module(named("ab")...)
-	if got, err := Rename(short, 12345); !errors.Is(err, ErrNameTooShort) || got != "ab" {
+	if got, err := Rename(short, "ab", 12345); !errors.Is(err, ErrNameTooShort) || got != "ab" {
 		t.Errorf("short name: got %q, %v", got, err)
 	}
 	for what, image := range map[string][]byte{
-		"no .modinfo":    module(named(name)[1]),
 		"no this_module": module(named(name)[0]),
-		"no name":        module(sect{".modinfo", 1, []byte("license=GPL\x00")}, named(name)[1]),
 		"other name":     module(named(name)[0], named("other")[1]),
 	} {
-		if _, err := Rename(image, 1); !errors.Is(err, ErrFormat) {
+		if _, err := Rename(image, name, 1); !errors.Is(err, ErrFormat) {
 			t.Errorf("%s: got %v, want ErrFormat", what, err)
 		}
 	}
@@ -307,7 +312,9 @@ func FuzzImage(f *testing.F) {
 		if !bytes.Equal(image, before) {
 			t.Fatal("reading changed the image")
 		}
-		if _, err := Rename(image, 12345); err != nil && !bytes.Equal(image, before) {
+		if name, err := Name(image); err != nil {
+			return
+		} else if _, err := Rename(image, name, 12345); err != nil && !bytes.Equal(image, before) {
 			t.Fatal("a failed rename changed the image")
 		}
 		if len(image) != len(before) {

@@ -1,9 +1,11 @@
 // Package ownfile reads files of keys and certificates: regular ones, reached by
 // no link at their end, that belong to the caller or to root, and that nobody
-// else may have changed or, for a key, read.
+// else may have changed or, for a key, read. And it locks directories, so that
+// nobody else can.
 package ownfile
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -19,6 +21,23 @@ const (
 	Certificate fs.FileMode = 0o022
 	Key         fs.FileMode = 0o077
 )
+
+// WriteNew writes a file that is new: what has the name is removed, not followed or
+// written to.
+func WriteNew(path string, data []byte, mode fs.FileMode) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
 
 // Read reads the file at path. Owner, mode and size are those of the open file.
 func Read(path string, forbidden fs.FileMode) ([]byte, error) {

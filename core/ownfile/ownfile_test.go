@@ -63,3 +63,33 @@ func TestRead(t *testing.T) {
 		})
 	}
 }
+
+// What has the name of a new file is neither followed nor written to.
+func TestSecurity12WriteNew(t *testing.T) {
+	dir := t.TempDir()
+	other, path := filepath.Join(dir, "other"), filepath.Join(dir, "new")
+	for name, prepare := range map[string]func() error{
+		"link":      func() error { return os.Symlink(other, path) },
+		"hard link": func() error { return os.Link(other, path) },
+		"file":      func() error { return os.WriteFile(path, []byte("old and longer"), 0o644) },
+		"nothing":   func() error { return nil },
+	} {
+		if err := os.WriteFile(other, []byte("precious"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		os.Remove(path)
+		if err := prepare(); err != nil {
+			t.Fatal(err)
+		}
+		err := WriteNew(path, []byte("text"), 0o600)
+		st, serr := os.Lstat(path)
+		if serr != nil {
+			t.Fatal(serr)
+		}
+		text, _ := os.ReadFile(path)
+		kept, _ := os.ReadFile(other)
+		if err != nil || string(text) != "text" || st.Mode() != 0o600 || string(kept) != "precious" {
+			t.Errorf("%s: %v; got %q with mode %v, the other has %q", name, err, text, st.Mode(), kept)
+		}
+	}
+}

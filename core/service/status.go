@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"stapbox/core/ownfile"
 )
 
 // The directory of running servers (STAT_PATH) is shared with the script of
@@ -235,18 +237,10 @@ func (d Dir) Lock(wait func() bool) (func(), error) {
 }
 
 func (d Dir) openLock() (*os.File, error) {
-	const flags = os.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
-	path := filepath.Join(d.Path, ".lock")
-	f, err := os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return os.OpenFile(path, flags, 0)
+	dir, err := os.Open(d.Path)
+	if err != nil {
+		return nil, err
 	}
-	if err != nil || os.Geteuid() != 0 {
-		return f, err
-	}
-	var st unix.Stat_t
-	if err = unix.Stat(d.Path, &st); err == nil {
-		err = f.Chown(int(st.Uid), int(st.Gid))
-	}
-	return f, err
+	defer dir.Close()
+	return ownfile.OpenLock(dir, ownfile.LockName)
 }

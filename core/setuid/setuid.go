@@ -54,7 +54,14 @@ type Caller struct {
 // must end at once.
 func Enter(argv []string) (c Caller, err error) {
 	c = Caller{os.Environ(), -1}
-	if !Secure() {
+	secure := Secure()
+	// Inherited descriptors are not for the programs to come, whoever these run as
+	// (close_range(2) with CLOEXEC, Linux 5.11). Only a process without privilege
+	// runs on a kernel that lacks the call, or in a container that forbids it.
+	if err := unix.CloseRange(3, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC); err != nil && (secure || os.Geteuid() == 0) {
+		return c, fmt.Errorf("marking inherited descriptors: %w", err)
+	}
+	if !secure {
 		return c, nil
 	}
 	os.Clearenv()
@@ -77,15 +84,11 @@ func harden() error {
 		return fmt.Errorf("forbidding core dumps: %w", err)
 	}
 	// Descriptors 0 to 2 are open: the Go runtime opens /dev/null for missing
-	// ones when AT_SECURE is set. All others are not for the programs to come
-	// (close_range(2) with CLOEXEC, Linux 5.11).
+	// ones when AT_SECURE is set.
 	for fd := range 3 {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
 			return fmt.Errorf("descriptor %d is closed: %w", fd, err)
 		}
-	}
-	if err := unix.CloseRange(3, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return fmt.Errorf("marking inherited descriptors: %w", err)
 	}
 	if p, _, e := unix.RawSyscall(unix.SYS_PERSONALITY, perQuery, 0, 0); e == 0 && p != 0 {
 		if _, _, e := unix.RawSyscall(unix.SYS_PERSONALITY, 0, 0, 0); e != 0 {

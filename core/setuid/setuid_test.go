@@ -3,6 +3,8 @@ package setuid
 import (
 	"os"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // A process that has no more rights than its caller keeps its environment and
@@ -18,5 +20,24 @@ func TestEnterWithoutPrivilege(t *testing.T) {
 	}
 	if _, err := Enter(nil); err != nil {
 		t.Errorf("without a name: %v", err)
+	}
+}
+
+// Descriptors that a process has inherited are not for the programs to come, whoever
+// it runs as and whoever these do.
+func TestSecurity01InheritedDescriptors(t *testing.T) {
+	fd, err := unix.Dup(0) // not close-on-exec
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := Enter([]string{"anything"}); err != nil {
+		t.Fatal(err)
+	}
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("flags %x, %v", flags, err)
+	}
+	if flags, err := unix.FcntlInt(1, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
+		t.Errorf("standard output: flags %x, %v", flags, err)
 	}
 }

@@ -286,7 +286,7 @@ func Parse(args []string) (*Options, error) {
 			return o, err
 		}
 		if d.forward {
-			o.Forward = append(o.Forward, forward(d, g))
+			o.Forward = append(o.Forward, forward(d, g)...)
 		}
 	}
 	if err != nil {
@@ -364,6 +364,9 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 	case "o":
 		o.Output = g.Value
 	case "c":
+		if g.Value == "" {
+			return errors.New("Empty CMD string invalid.")
+		}
 		o.Command, o.HasCmd = g.Value, true
 	case "x":
 		n, err := strconv.ParseInt(g.Value, 10, 32)
@@ -512,12 +515,16 @@ func (o *Options) check(clientOnly []string) error {
 	return nil
 }
 
-func forward(d optionDef, g getopt.Option) string {
-	if d.short != 0 {
-		return "-" + string(d.short) + g.Value
+// forward is an option as it goes to a server. An empty value of a letter is a word
+// of its own, or the next word would be taken for it.
+func forward(d optionDef, g getopt.Option) []string {
+	switch {
+	case d.short != 0 && g.Given && g.Value == "" && d.arg == getopt.RequiredArg:
+		return []string{"-" + string(d.short), ""}
+	case d.short != 0:
+		return []string{"-" + string(d.short) + g.Value}
+	case g.Given:
+		return []string{"--" + d.long + "=" + g.Value}
 	}
-	if g.Given {
-		return "--" + d.long + "=" + g.Value
-	}
-	return "--" + d.long
+	return []string{"--" + d.long}
 }

@@ -123,3 +123,22 @@ func FuzzParseOptions(f *testing.F) {
 		}
 	})
 }
+
+// An empty value is a value: it is not lost on the way to a server, where the next
+// option would be taken for it.
+func TestEmptyValues(t *testing.T) {
+	o, err := Parse([]string{"-e", "", "-p2", "--privilege=stapdev", "-E", ""})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"-e", "", "-p2", "--privilege=stapdev", "-E", ""}; !reflect.DeepEqual(o.Forward, want) {
+		t.Errorf("got %q, want %q", o.Forward, want)
+	}
+	again, err := Parse(o.Forward)
+	if err != nil || !again.HasScript || again.Script != "" || again.LastPass != 2 {
+		t.Errorf("got %+v, %v", again, err)
+	}
+	if _, err := Parse([]string{"-c", "", "-e", "x"}); err == nil || err.Error() != "Empty CMD string invalid." {
+		t.Errorf("-c without a command: got %v", err)
+	}
+}

@@ -103,6 +103,7 @@ func Main(ctx context.Context, inv *invocation.Invocation) int {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	defer signal.Stop(signals)
+	inv.Handles(unix.SIGQUIT)
 	signal.Ignore(unix.SIGPIPE)
 	if port != "" {
 		f, err := openPort(ctx, port, signals)

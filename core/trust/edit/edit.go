@@ -5,10 +5,12 @@
 // Files are written under a temporary name made with O_EXCL, synced, and
 // renamed; their modes (0644, directories 0755) are set on the descriptor, so
 // that no umask makes a store writable or unreadable. Writers of one store
-// exclude each other with flock(2) on its directory.
+// exclude each other with a lock file (ownfile.Lock). Where there is nothing to
+// change no lock is taken.
 package edit
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -22,9 +24,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"stapbox/core/ownfile"
 	"stapbox/core/signing"
 	"stapbox/core/trust"
 )
+
+// lockTime is how long another writer is waited for: what it does takes
+// milliseconds.
+const lockTime = 10 * time.Second
 
 // ErrRevoked says that a certificate was not added because the store lists it
 // as revoked. Nothing was changed.
@@ -40,11 +47,11 @@ type Note struct {
 	When  time.Time // now, which also decides whether the certificate is valid
 	By    string    // who added it
 	Scope string    // "peer, current user", "module signer, all users" ...
-	Again bool      // take it off the list of revoked certificates, if it is there
 }
 
 // Add puts a certificate into the store in dir, making the directory when it
-// is missing. It reports whether the certificate is new there.
+// is missing. It reports whether the certificate is new there. One that is revoked
+// there stays so: to believe it again somebody takes its line out of the list.
 func Add(dir string, rules trust.Rules, cert *x509.Certificate, note Note) (bool, error) {
 	d, s, err := open(dir, rules, true)
 	if err != nil {
@@ -53,26 +60,38 @@ func Add(dir string, rules trust.Rules, cert *x509.Certificate, note Note) (bool
 	defer d.Close()
 	digest := sha256.Sum256(cert.Raw)
 	name := signing.Fingerprint(cert)
+	fail := func(err error) (bool, error) { return false, fmt.Errorf("adding sha256:%s to %q: %w", name, dir, err) }
 	if note.When.After(cert.NotAfter) || note.When.Before(cert.NotBefore) {
-		return false, fmt.Errorf("adding sha256:%s to %q: %w", name, dir, ErrExpired)
+		return fail(ErrExpired)
 	}
-	wasRevoked := s.Revoked[digest]
-	if wasRevoked && !note.Again {
-		return false, fmt.Errorf("adding sha256:%s to %q: %w", name, dir, ErrRevoked)
-	}
-	_, known := s.Find(cert.Raw)
-	if !known {
-		if err := write(d, name+".pem", Format(cert, note)); err != nil {
-			return false, fmt.Errorf("adding sha256:%s to %q: %w", name, dir, err)
+	var known bool
+	look := func() error {
+		if _, known = s.Find(cert.Raw); s.Revoked[digest] {
+			return ErrRevoked
 		}
+		return nil
 	}
-	if wasRevoked {
-		delete(s.Revoked, digest)
-		if err := writeRevoked(d, s); err != nil {
-			return false, fmt.Errorf("adding sha256:%s to %q: %w", name, dir, err)
+	if err := look(); err != nil {
+		return fail(err)
+	}
+	if known {
+		return false, nil
+	}
+	lock, err := again(d, rules, s)
+	if err != nil {
+		return fail(err)
+	}
+	defer lock.Close()
+	if err := look(); err != nil || known {
+		if err != nil {
+			return fail(err)
 		}
+		return false, nil
 	}
-	return !known || wasRevoked, nil
+	if err := write(d, name+".pem", Format(cert, note)); err != nil {
+		return fail(err)
+	}
+	return true, nil
 }
 
 // Remove takes a certificate out of the store: it is as if it had never been
@@ -113,6 +132,14 @@ func Revoke(dir string, rules trust.Rules, fingerprint string) (bool, error) {
 		return false, fmt.Errorf("opening trust store %q: %w", dir, err)
 	}
 	defer d.Close()
+	if s.Revoked[digest] {
+		return false, nil
+	}
+	lock, err := again(d, rules, s)
+	if err != nil {
+		return false, fmt.Errorf("revoking sha256:%x in %q: %w", digest, dir, err)
+	}
+	defer lock.Close()
 	if s.Revoked[digest] {
 		return false, nil
 	}
@@ -159,21 +186,27 @@ func open(dir string, rules trust.Rules, create bool) (*os.File, *trust.Store, e
 	if err != nil {
 		return nil, nil, err
 	}
-	for {
-		err = unix.Flock(int(d.Fd()), unix.LOCK_EX)
-		if err != unix.EINTR {
-			break
-		}
-	}
-	var s *trust.Store
-	if err == nil {
-		s, err = trust.ReadFrom(d, rules)
-	}
+	s, err := trust.ReadFrom(d, rules)
 	if err != nil {
 		d.Close()
 		return nil, nil, err
 	}
 	return d, s, nil
+}
+
+// again locks an open store and reads it once more: another writer may have been
+// there since.
+func again(d *os.File, rules trust.Rules, s *trust.Store) (lock *os.File, err error) {
+	if lock, err = ownfile.Lock(context.Background(), d, ownfile.LockName, lockTime); err != nil {
+		return nil, err
+	}
+	now, err := trust.ReadFrom(d, rules)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	*s = *now
+	return lock, nil
 }
 
 func mkdir(parent int, name string) error {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stapbox/core/signing"
 	"stapbox/core/trust"
@@ -92,7 +95,7 @@ func TestAddRemove(t *testing.T) {
 		if was, err := Remove(dir, rules, c.Fingerprint); err != nil || was {
 			t.Errorf("removing again: %v, %v", was, err)
 		}
-		if names, _ := os.ReadDir(dir); len(names) != 0 {
+		if names, _ := os.ReadDir(dir); len(names) != 1 || names[0].Name() != ".lock" {
 			t.Errorf("left over: %v", names)
 		}
 	}
@@ -131,12 +134,16 @@ func TestRevoke(t *testing.T) {
 	if _, err := Add(dir, rules, cert, Note{When: now}); !errors.Is(err, ErrRevoked) {
 		t.Errorf("adding a revoked certificate: got %v, want ErrRevoked", err)
 	}
-	if added, err := Add(dir, rules, cert, Note{When: now, Again: true}); err != nil || !added {
-		t.Errorf("adding it again on purpose: %v, %v", added, err)
+	// Somebody decides otherwise by name.
+	if err := os.WriteFile(filepath.Join(dir, trust.RevokedList), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if added, err := Add(dir, rules, cert, Note{When: now}); err != nil || added {
+		t.Errorf("after that: %v, %v", added, err)
 	}
 	s, err = trust.Read(dir, rules)
 	if err != nil || s.Trusts(cert.Raw, now) != nil {
-		t.Errorf("after adding again: %v, %v", err, s.Trusts(cert.Raw, now))
+		t.Errorf("after that: %v, %v", err, s.Trusts(cert.Raw, now))
 	}
 }
 
@@ -152,4 +159,54 @@ func TestRefusesUnsafeStore(t *testing.T) {
 	if _, err := Add(dir, rules, certificate(t), Note{When: now}); !errors.As(err, &unsafe) {
 		t.Errorf("got %v, want an UnsafeError", err)
 	}
+}
+
+// Whoever may read a store can lock its directory. That keeps nobody from revoking,
+// and where nothing is to change not even the lock file counts.
+func TestSecurity03LockOfTrustStore(t *testing.T) {
+	dir, rules := rules(t)
+	cert := certificate(t)
+	name := signing.Fingerprint(cert)
+	if _, err := Add(dir, rules, cert, Note{When: now}); err != nil {
+		t.Fatal(err)
+	}
+	lock := func(path string) {
+		t.Helper()
+		f, err := os.Open(path)
+		if err == nil {
+			t.Cleanup(func() { f.Close() })
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	within := func(what string, f func() (bool, error), want bool) {
+		t.Helper()
+		done := make(chan error, 1)
+		go func() {
+			got, err := f()
+			if err == nil && got != want {
+				err = fmt.Errorf("got %v, want %v", got, want)
+			}
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("%s waits for a lock that anybody can hold", what)
+		}
+	}
+	lock(dir)
+	within("revoking", func() (bool, error) { return Revoke(dir, rules, name) }, true)
+	within("adding another", func() (bool, error) { return Add(dir, rules, certificate(t), Note{When: now}) }, true)
+	if err := os.WriteFile(filepath.Join(dir, trust.RevokedList), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	lock(filepath.Join(dir, ".lock"))
+	within("adding what is there", func() (bool, error) { return Add(dir, rules, cert, Note{When: now}) }, false)
+	within("removing", func() (bool, error) { return Remove(dir, rules, name) }, true)
 }

@@ -1,0 +1,151 @@
+package loader
+
+import (
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"stapbox/core/invocation"
+	"stapbox/core/report"
+)
+
+// Another user's stapio has nothing of root's environment but names of a terminal,
+// a locale and a time zone.
+func TestSecurity01EnvironmentOfAnother(t *testing.T) {
+	l := &loader{Invocation: &invocation.Invocation{Environ: []string{
+		"ROOT_SECRET=hunter2", "HOME=/root", "PATH=/root/bin", "TERM=xterm-256color", "LANG=de_DE.UTF-8@euro", "LC_ALL=a b", "TZ=Europe/Berlin",
+		"LC_CTYPE=/root/x", "SYSTEMTAP_DIR=/root/x", "SSH_AUTH_SOCK=/tmp/x", "LD_PRELOAD=x", "SYSTEMTAP_STAPRUN=/opt/staprun",
+	}}}
+	got := l.othersEnvironment("m_1")
+	slices.Sort(got)
+	want := []string{
+		"LANG=de_DE.UTF-8@euro", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "STAPBOX_HANDOVER=", "SYSTEMTAP_MODULE=m_1",
+		"SYSTEMTAP_STAPRUN=/opt/staprun", "SYSTEMTAP_VERBOSE=0", "TERM=xterm-256color", "TZ=Europe/Berlin",
+	}
+	for i, w := range want {
+		if len(got) != len(want) || !strings.HasPrefix(got[i], w) {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestSecurity01TerminalGetsNoControlCharacters(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{"plain\ttext\n", "plain\ttext\n"},
+		{"grün 漢字 €\n", "grün 漢字 €\n"},
+		{"\x1b]0;t\a", `\033]0;t\007`},
+		{"a\rb\b\x7f", `a\015b\010\177`},
+		{"\u009bm \u202e", `\302\233m \342\200\256`},
+		{"\x9b\xff", `\233\377`},
+		{"cut \xe6\xbc", `cut \346\274`},
+		{"\ufffd", "\ufffd"},
+	} {
+		for cut := range len(tt.in) + 1 {
+			c := cleaner{terminal: true}
+			got := string(c.text([]byte(tt.in[:cut]))) + string(c.text([]byte(tt.in[cut:]))) + string(c.rest())
+			if got != tt.want {
+				t.Errorf("%q cut at %d: got %q, want %q", tt.in, cut, got, tt.want)
+			}
+		}
+		c := cleaner{}
+		if got := string(c.text([]byte(tt.in))) + string(c.rest()); got != tt.in {
+			t.Errorf("%q for a file: got %q", tt.in, got)
+		}
+	}
+}
+
+func FuzzCleaner(f *testing.F) {
+	f.Add([]byte("a\x1b[0mb"), 2)
+	f.Add([]byte("\xe6\xbc\xa2"), 1)
+	f.Fuzz(func(t *testing.T, b []byte, cut int) {
+		cut = min(max(cut, 0), len(b))
+		c := cleaner{terminal: true}
+		out := slices.Concat(c.text(b[:cut]), c.text(b[cut:]), c.rest())
+		for _, x := range out {
+			if x < ' ' && x != '\n' && x != '\t' || x == 0x7f {
+				t.Fatalf("%q becomes %q", b, out)
+			}
+		}
+	})
+}
+
+// What is in the pipe when stapio ends is copied, and a command that keeps the pipe
+// open, or goes on writing, is not waited for.
+func TestSecurity01OutputAfterTheEnd(t *testing.T) {
+	to, err := os.CreateTemp(t.TempDir(), "out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	text := strings.Repeat("0123456789abcdef", 2000)
+	io.WriteString(w, text)
+	ended := make(chan struct{})
+	close(ended)
+	done := make(chan bool)
+	go func() {
+		relayOutput(r, int(to.Fd()), ended)
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the pipe is waited for")
+	}
+	if got, err := os.ReadFile(to.Name()); string(got) != text {
+		t.Errorf("%d of %d bytes, %v", len(got), len(text), err)
+	}
+}
+
+// The working directory, the descriptors and the session of a program that runs as
+// another user.
+func TestSecurity01Delegate(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("root goes on as another")
+	}
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	base, err := os.MkdirTemp("/tmp", "delegate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(base)
+	private := base + "/private"
+	out := base + "/out"
+	if err := os.Mkdir(private, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(out, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	os.Chmod(base, 0o755)
+	os.Chmod(out, 0o666)
+	script := base + "/stapio"
+	text := "#!/bin/sh\n{ pwd; id -u; id -G; cut -d' ' -f7 /proc/self/stat; grep CapEff /proc/self/status; for f in 0 1 2 3 4 5 6; do [ -e /proc/$$/fd/$f ] && echo fd $f; done; } >" + out + "\nexit 7\n"
+	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var stderr strings.Builder
+	l := &loader{
+		Invocation: &invocation.Invocation{Dir: private, Stderr: &stderr, Environ: []string{"SECRET=1"}},
+		report:     report.New(&stderr, report.Never, func(string) (string, bool) { return "", false }),
+	}
+	stop := catch(func(os.Signal) {})
+	stop.inserting()
+	status, err := l.delegate(script, "m", dir, &another{4242, 4243, []int{4243, 4244}}, stop)
+	got, _ := os.ReadFile(out)
+	// /bin/sh reads the script from a descriptor of its own, above the others.
+	text = strings.Split(string(got), "fd 10")[0]
+	if want := "/\n4242\n4243 4244\n0\nCapEff:\t0000000000000000\nfd 0\nfd 1\nfd 2\nfd 3\n"; err != nil || status != 7 || text != want {
+		t.Errorf("status %d, %v, %q; got %q, want %q", status, err, stderr.String(), got, want)
+	}
+}

@@ -1,0 +1,81 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"stapbox/core/hostpaths"
+	"stapbox/core/kmod"
+	"stapbox/core/transport"
+)
+
+// A user may give the control file of his module away, to an id of his own in a
+// user namespace (newuidmap(1)), and still be the one who loaded the module. So
+// the loader writes down whose a module is: an empty file UID/NAME below a
+// directory that only root can enter. The files of one user are written and
+// removed while his lock is held.
+
+func claimDir(uid int) string { return filepath.Join(hostpaths.LoadClaims(), strconv.Itoa(uid)) }
+
+// claim says that a user is about to load a module, and whether that is news: an
+// older claim may be for a module of his that has this name. Root's modules are not
+// counted.
+func claim(uid int, module string) (news bool, err error) {
+	if uid == 0 {
+		return false, nil
+	}
+	fd := -1
+	if err = transport.CheckName(module); err == nil {
+		err = os.MkdirAll(claimDir(uid), 0o700)
+	}
+	if err == nil {
+		fd, err = unix.Open(filepath.Join(claimDir(uid), module), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	}
+	switch {
+	case err == unix.EEXIST:
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("writing down whose the module is: %w", err)
+	}
+	return true, unix.Close(fd)
+}
+
+// disclaim says that a module of a user's is not there any more.
+func disclaim(uid int, module string) { os.Remove(filepath.Join(claimDir(uid), module)) }
+
+// disclaimAll is disclaim for whoever has loaded it.
+func disclaimAll(module string) {
+	users, _ := os.ReadDir(hostpaths.LoadClaims()) // nothing is written down where there is none
+	for _, u := range users {
+		os.Remove(filepath.Join(hostpaths.LoadClaims(), u.Name(), module))
+	}
+}
+
+// claimed is how many of the loaded modules are a user's: those that he has loaded,
+// and those whose control file is his. What is not loaded any more is forgotten.
+func claimed(uid int, loaded []kmod.Loaded) (int, error) {
+	files, err := os.ReadDir(claimDir(uid))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("counting modules: %w", err)
+	}
+	his := map[string]bool{}
+	for _, m := range loaded {
+		if int(m.UID) == uid {
+			his[m.Name] = true
+		}
+	}
+	for _, f := range files {
+		if unix.Access("/sys/module/"+f.Name(), unix.F_OK) == nil {
+			his[f.Name()] = true
+		} else {
+			disclaim(uid, f.Name())
+		}
+	}
+	return len(his), nil
+}

@@ -1,0 +1,189 @@
+package loader
+
+import (
+	"errors"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stapbox/core/hostpaths"
+	"stapbox/core/kmod"
+)
+
+// inRun has the lock and the claims in a directory of the test's.
+func inRun(t *testing.T) {
+	t.Helper()
+	old := hostpaths.Runstatedir
+	hostpaths.Runstatedir = t.TempDir()
+	t.Cleanup(func() { hostpaths.Runstatedir = old })
+}
+
+func TestLockInsertions(t *testing.T) {
+	inRun(t)
+	unlock := lockInsertions()
+	text, err := os.ReadFile(hostpaths.LoadLock())
+	if tid, perr := strconv.Atoi(string(text[:max(len(text)-1, 0)])); err != nil || perr != nil || unix.Access("/proc/self/task/"+strconv.Itoa(tid), unix.F_OK) != nil {
+		t.Errorf("the lock names %q, %v", text, err)
+	}
+	took := make(chan time.Duration)
+	start := time.Now()
+	go func() {
+		lockInsertions()()
+		took <- time.Since(start)
+	}()
+	// This thread is at work for longer than idleTime.
+	for time.Since(start) < 2*idleTime {
+	}
+	unlock()
+	unlock() // does nothing more
+	if d := <-took; d < idleTime || d > lockWait {
+		t.Errorf("the second waited for %v", d)
+	}
+}
+
+// A process that holds the lock and is stopped, or sleeps, is not waited for.
+func TestSecurityStoppedHolderOfTheLock(t *testing.T) {
+	inRun(t)
+	for _, tt := range []struct {
+		name  string
+		state holding
+		limit time.Duration
+		stop  bool
+	}{
+		{"stopped", stopped, idleTime, true},
+		{"idle", idling, time.Second, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := os.StartProcess("/bin/sleep", []string{"sleep", "30"}, &os.ProcAttr{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Wait()
+			defer p.Kill()
+			if tt.stop {
+				p.Signal(unix.SIGSTOP)
+			}
+			fd, err := openLock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			if err := unix.Flock(fd, unix.LOCK_EX); err != nil {
+				t.Fatal(err)
+			}
+			unix.Pwrite(fd, []byte(strconv.Itoa(p.Pid)+"\n"), 0)
+			for holderState(fd) != tt.state {
+				time.Sleep(time.Millisecond)
+			}
+			start := time.Now()
+			lockInsertions()()
+			if d := time.Since(start); d > tt.limit {
+				t.Errorf("waited for %v", d)
+			}
+		})
+	}
+}
+
+func TestStateOf(t *testing.T) {
+	for stat, want := range map[string]holding{
+		"12 (staprun) R 1 2": working, "12 (a) S (b)) D 1": working, "12 (staprun) T 1": stopped, "12 (x) t 1": stopped,
+		"12 (staprun) S 1": idling, "12 (staprun) I 1": idling, "": idling, "12 (x)": idling, "12 (x) ": idling,
+	} {
+		if got := stateOf(stat); got != want {
+			t.Errorf("%q: got %v, want %v", stat, got, want)
+		}
+	}
+}
+
+func FuzzStateOf(f *testing.F) {
+	f.Add("12 (staprun) R 1 2")
+	f.Fuzz(func(t *testing.T, stat string) { stateOf(stat) })
+}
+
+// Waiters of one user come in one after the other; the limit holds for each.
+func TestSecurity15LockOfAUser(t *testing.T) {
+	inRun(t)
+	fd, err := openLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	take := func() error {
+		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK, Start: 4242, Len: 1})
+	}
+	if err := take(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := openLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	_, taken, err := wait(second, 100*time.Millisecond, nil, func() error {
+		return unix.FcntlFlock(uintptr(second), unix.F_OFD_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK, Start: 4242, Len: 1})
+	})
+	if d := time.Since(start); taken || err != nil || d < 100*time.Millisecond || d > 2*time.Second {
+		t.Errorf("got %v, %v after %v", taken, err, d)
+	}
+	unlock, err := lockUser(4243)
+	if err != nil {
+		t.Errorf("another user's: %v", err)
+	}
+	unlock()
+}
+
+// A run directory in which nothing can be made keeps nobody from removing.
+func TestSecurity15NoLockFile(t *testing.T) {
+	inRun(t)
+	hostpaths.Runstatedir += "/missing"
+	lockInsertions()()
+	if _, err := openLock(); err == nil {
+		t.Fatal("a lock file was made")
+	}
+	if unlock, err := lockUser(4242); os.Getuid() == 0 {
+		if err != nil {
+			t.Errorf("root: %v", err)
+		}
+		unlock()
+	} else if !errors.Is(err, errNoLock) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A module counts for whoever loaded it, whoever its control file belongs to.
+func TestSecurity10ClaimsOfModules(t *testing.T) {
+	inRun(t)
+	const uid = 4242
+	for _, name := range []string{"../x", "a/b", "", ".."} {
+		if _, err := claim(uid, name); err == nil {
+			t.Errorf("%q is claimed", name)
+		}
+	}
+	if news, err := claim(0, "m"); news || err != nil {
+		t.Errorf("root: got %v, %v", news, err)
+	}
+	// What is in /sys/module is loaded; the names of these are always there.
+	if news, err := claim(uid, "kernel"); !news || err != nil {
+		t.Fatalf("got %v, %v", news, err)
+	}
+	if news, err := claim(uid, "kernel"); news || err != nil {
+		t.Errorf("once more: got %v, %v", news, err)
+	}
+	if _, err := claim(uid, "no_such_module"); err != nil {
+		t.Fatal(err)
+	}
+	loaded := []kmod.Loaded{{Name: "kernel", UID: 100000}, {Name: "mine", UID: uid}, {Name: "other", UID: 7}}
+	if n, err := claimed(uid, loaded); n != 2 || err != nil {
+		t.Errorf("got %d, %v, want 2", n, err)
+	}
+	if left, _ := os.ReadDir(claimDir(uid)); len(left) != 1 {
+		t.Errorf("what is not loaded is not forgotten: %v", left)
+	}
+	disclaimAll("kernel")
+	if n, err := claimed(uid, loaded); n != 1 || err != nil {
+		t.Errorf("got %d, %v, want 1", n, err)
+	}
+}

@@ -1,0 +1,120 @@
+package ownfile
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+const user = 4242
+
+// What root, or a user, reads nobody else can have written, nor put in its place.
+func TestSecurity05OnlyOurs(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives files away")
+	}
+	for _, tt := range []struct {
+		name string
+		uid  int
+		make func(dir, file string) error
+		want string
+	}{
+		{"root's", 0, func(dir, file string) error { return nil }, ""},
+		{"root's, for a user", user, func(dir, file string) error { return nil }, ""},
+		{"his own", user, func(dir, file string) error {
+			return errors.Join(os.Chown(dir, user, user), os.Chown(file, user, user))
+		}, ""},
+		{"a user's, for root", 0, func(dir, file string) error { return os.Chown(file, user, user) }, "/d/f\" belongs to user id 4242; hint: chown root"},
+		{"in a user's directory, for root", 0, func(dir, file string) error { return os.Chown(dir, user, user) }, "/d\" belongs to user id 4242; hint: chown root"},
+		{"another user's", user, func(dir, file string) error { return os.Chown(file, 4711, 0) }, "belongs to user id 4711; hint: chown 4242"},
+		{"for everybody", 0, func(dir, file string) error { return os.Chmod(file, 0o646) }, "can be written by everybody; hint: chmod go-w"},
+		{"directory for everybody", 0, func(dir, file string) error { return os.Chmod(dir, 0o777) }, "/d\" can be written by everybody"},
+		{"sticky directory", 0, func(dir, file string) error { return os.Chmod(dir, os.ModeSticky|0o777) }, ""},
+		{"for root's group", 0, func(dir, file string) error { return os.Chmod(file, 0o664) }, ""},
+		{"for a group", 0, func(dir, file string) error { return errors.Join(os.Chown(file, 0, user), os.Chmod(file, 0o664)) }, "can be written by group id 4242"},
+		{"for his own group", user, func(dir, file string) error {
+			return errors.Join(os.Chown(file, user, user), os.Chown(dir, user, user), os.Chmod(dir, 0o775), os.Chmod(file, 0o664))
+		}, ""},
+		{"a link to a user's", 0, func(dir, file string) error {
+			other := filepath.Join(filepath.Dir(dir), "other")
+			return errors.Join(os.WriteFile(other, nil, 0o644), os.Chown(other, user, user), os.Remove(file), os.Symlink(other, file))
+		}, "belongs to user id 4242"},
+		{"a user's link to root's", 0, func(dir, file string) error {
+			return errors.Join(os.Rename(file, dir+"/real"), os.Symlink("real", file), os.Lchown(file, user, user))
+		}, "belongs to user id 4242"},
+		{"missing in a user's directory", 0, func(dir, file string) error { return errors.Join(os.Remove(file), os.Chown(dir, user, user)) }, "/d\" belongs to user id 4242"},
+		{"missing", 0, func(dir, file string) error { return os.RemoveAll(dir) }, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			base := t.TempDir()
+			passwdFile, groupFile = filepath.Join(base, "passwd"), filepath.Join(base, "group")
+			t.Cleanup(func() { passwdFile, groupFile = "/etc/passwd", "/etc/group" })
+			dir := filepath.Join(base, "d")
+			file := filepath.Join(dir, "f")
+			if err := errors.Join(os.WriteFile(passwdFile, []byte("app:x:4242:4242::/:\n"), 0o644), os.WriteFile(groupFile, []byte("app:x:4242:\n"), 0o644),
+				os.Mkdir(dir, 0o755), os.WriteFile(file, []byte("text"), 0o644), tt.make(dir, file)); err != nil {
+				t.Fatal(err)
+			}
+			err := OnlyOurs(file, tt.uid)
+			data, rerr := ReadOurs(file, tt.uid, 10)
+			if tt.want == "" {
+				if err != nil || rerr != nil && !errors.Is(rerr, os.ErrNotExist) || rerr == nil && string(data) != "text" {
+					t.Errorf("got %v; read %q, %v", err, data, rerr)
+				}
+				return
+			}
+			var foreign *ForeignError
+			if !errors.As(err, &foreign) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+			if rerr == nil {
+				t.Errorf("%q was read", data)
+			}
+		})
+	}
+}
+
+func TestReadOursRefuses(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	long := filepath.Join(dir, "long")
+	if err := errors.Join(syscall.Mkfifo(fifo, 0o600), os.WriteFile(long, make([]byte, 11), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{fifo: "not a regular file", dir: "not a regular file", long: "more than 10 bytes"} {
+		if _, err := ReadOurs(path, os.Getuid(), 10); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", path, err, want)
+		}
+	}
+}
+
+func TestPrivateGroup(t *testing.T) {
+	const passwd = "root:x:0:0::/:\napp:x:4242:4242::/:\nother:x:4343:4343::/:\nteam:x:4444:4445::/:\n"
+	for _, tt := range []struct {
+		group string
+		gid   uint32
+		want  bool
+	}{
+		{"app:x:4242:\n", 4242, true},
+		{"app:x:4242:app\n", 4242, true},
+		{"app:x:4242:app,other\n", 4242, false},
+		{"app:x:4242:\nsame:x:4242:other\n", 4242, false},
+		{"other:x:4343:app\n", 4343, false},
+		{"team:x:4445:\n", 4445, false},
+		{"extra:x:5000:app\n", 5000, false},
+		{"", 4242, false},
+		{"app:x\n", 4242, false},
+	} {
+		if got := private(passwd, tt.group, tt.gid, 4242); got != tt.want {
+			t.Errorf("%q, gid %d: got %v", tt.group, tt.gid, got)
+		}
+	}
+}
+
+func FuzzPrivateGroup(f *testing.F) {
+	f.Add("app:x:4242:4242::/:\n", "app:x:4242:\n")
+	f.Fuzz(func(t *testing.T, passwd, group string) { private(passwd, group, 4242, 4242) })
+}
