@@ -115,7 +115,7 @@ func TestConstructsWithoutMeaning(t *testing.T) {
 		{`probe begin { x = 1 println(x->y) }`, "dereference of a pointer" + by},
 		{`probe begin { println(&$foo) }`, "address operator &" + by},
 		{`probe begin { println("a" =~ "b") }`, "regular expression operator =~" + by},
-		{`probe begin { println(@defined($x)) }`, "@defined" + by},
+		{`probe begin { println(@defined(@cast(1, "task_struct")->pid)) }`, "@defined" + by},
 		{`probe begin { println(@enum("X")) }`, "@enum" + by},
 	} {
 		o := opts

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"stapbox/core/script/ast"
@@ -43,6 +44,32 @@ func KernelHeaders(p *check.Program) bool {
 // one of the translator's own tapset, which the runtime has.
 func embedded(f *ast.Function) bool {
 	return f.C != nil && !(f.File != nil && f.File.Tapset && kernelFunctions(f.Name))
+}
+
+// macro is a -D that can become a line of C.
+var macro = regexp.MustCompile(`^[A-Za-z_][A-Za-z_0-9]*(=-?[A-Za-z_0-9]+)?$`)
+
+// defines writes what -D gives to the C of the script: before all headers, where
+// an option of the compiler would have it. The last one of a name counts.
+func (g *gen) defines() {
+	values := map[string]string{}
+	var names []string
+	for _, d := range g.limits.macros {
+		if !macro.MatchString(d) {
+			fail(nil, "-D %s is no NAME or NAME=VALUE", d)
+		}
+		name, value, has := strings.Cut(d, "=")
+		if !has {
+			value = "1"
+		}
+		if _, again := values[name]; !again {
+			names = append(names, name)
+		}
+		values[name] = value
+	}
+	for _, n := range names {
+		g.printf("#define %s %s\n", n, values[n])
+	}
 }
 
 // topC writes C of the outermost level; that with pragma:suffix stands last.

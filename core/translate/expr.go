@@ -513,12 +513,20 @@ func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []strin
 		list = append(list, quote(where(x.Tok)))
 		b.called(f)
 	}
-	if f.Ret == ast.String {
+	// A function of the runtime that returns nothing may stand where a value is
+	// wanted: it is 0, or "".
+	nothing := f.C != nil && !embedded(f) && !strings.Contains(f.C.Code, "STAP_RETVALUE")
+	if f.Ret == ast.String && !nothing {
 		list = append(list, result)
 	}
 	list = append(list, args...)
 	call := fmt.Sprintf("%s(%s);", name, strings.Join(list, ", "))
-	if f.Ret == ast.Long {
+	switch {
+	case f.Ret == ast.Long && nothing:
+		b.line("%s = 0;", result)
+	case f.Ret == ast.String && nothing:
+		b.line("%s[0] = 0;", result)
+	case f.Ret == ast.Long:
 		call = result + " = " + call
 	}
 	b.line("%s", call)

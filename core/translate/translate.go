@@ -29,6 +29,7 @@ import (
 	"stapbox/core/privilege"
 	"stapbox/core/script/ast"
 	"stapbox/core/script/check"
+	"stapbox/core/script/parser"
 	"stapbox/core/script/token"
 )
 
@@ -48,7 +49,7 @@ func (e *Error) Error() string {
 // Options are what a translation depends on beside the program.
 type Options struct {
 	// Defines are the arguments of -D, NAME or NAME=VALUE. Names that are no
-	// limit of the runtime have no effect, as a macro nobody reads.
+	// limit of the runtime are macros for the C of the script.
 	Defines []string
 	// SuppressHandlerErrors is --suppress-handler-errors.
 	SuppressHandlerErrors bool
@@ -72,6 +73,7 @@ const (
 type gen struct {
 	prog   *check.Program
 	limits *limits
+
 	out    strings.Builder
 	names  map[*ast.Var]string // C expression of a global
 	number map[*ast.Var]int    // globals: place in the lock table
@@ -231,6 +233,7 @@ func (g *gen) unit() {
 	header := kruntime.HeaderName
 	if KernelHeaders(g.prog) {
 		header = kruntime.EmbedHeaderName
+		g.defines()
 		g.printf("#pragma GCC diagnostic ignored \"-Wunused-label\"\n")
 	}
 	g.printf("#define STP_MAXSTRINGLEN %d\n#include \"%s\"\n\n", g.limits.stringLen, header)
@@ -450,8 +453,8 @@ func (g *gen) probes() {
 		if size == 0 {
 			size = g.limits.mapEntries
 		}
-		if size < 1 || size > 1<<24 {
-			fail(v.Tok, "array size %d is not between 1 and %d", size, 1<<24)
+		if size < 1 || size > parser.MaxArray {
+			fail(v.Tok, "array size %d is not between 1 and %d", size, parser.MaxArray)
 		}
 		types := []string{ctype(v.Type)}
 		for _, k := range v.Keys {

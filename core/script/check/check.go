@@ -9,6 +9,7 @@ import (
 	"stapbox/core/script/ast"
 	"stapbox/core/script/diag"
 	"stapbox/core/script/token"
+	"stapbox/core/script/upstream"
 )
 
 // Options is what a script is checked for.
@@ -67,6 +68,7 @@ func Check(user, library []*ast.File, opts Options) (*Program, error) {
 	} {
 		step()
 		if len(c.errs) > 0 {
+			c.sweep()
 			return c.prog, &diag.List{Pass: 2, Errors: c.errs}
 		}
 	}
@@ -93,6 +95,29 @@ func (c *checker) warn(t *token.Token, format string, args ...any) {
 
 func cause(t *token.Token, format string, args ...any) *diag.Diagnostic {
 	return &diag.Diagnostic{Severity: diag.SemanticError, Message: fmt.Sprintf(format, args...), Tok: t}
+}
+
+// lack is the error about something that SystemTap has and this translator does
+// not.
+func lack(t *token.Token, what string) *diag.Diagnostic {
+	d := cause(t, "%s is not supported by the built-in translator", what)
+	d.Lacks = true
+	return d
+}
+
+// lacks reports that, once for each place.
+func (c *checker) lacks(t *token.Token, what string) {
+	d := lack(t, what)
+	for _, old := range c.errs {
+		for ; old != nil; old = old.Cause {
+			if old.Lacks && old.Message == d.Message && old.Tok == d.Tok {
+				return
+			}
+		}
+	}
+	if len(c.errs) < maxMessages {
+		c.errs = append(c.errs, d)
+	}
 }
 
 // stapdev reports whether the script's level is stapdev.
@@ -170,7 +195,7 @@ func (c *checker) global(file *token.File, name string) *ast.Var {
 		if d.file == file {
 			return d.what
 		}
-		if !d.what.Private && found.what == nil && (!d.file.Tapset || file.Tapset) {
+		if !d.what.Private && found.what == nil {
 			found = d
 		}
 	}
@@ -198,6 +223,7 @@ func (c *checker) resolveAll() {
 			if p.Cond != nil {
 				c.condition(s, p)
 			}
+			c.foldDefined(p.Body)
 			c.resolveStmt(s, p.Body)
 			p.Locals = s.locals
 		}
@@ -229,6 +255,7 @@ func (c *checker) resolveFunctions() {
 			continue
 		}
 		s := newScope(f.File, f.Params)
+		c.foldDefined(f.Body)
 		c.resolveStmt(s, f.Body)
 		f.Locals = s.locals
 	}
@@ -266,8 +293,16 @@ func (c *checker) condition(s *scope, p *Probe) {
 			c.err(x.Token(), "probe condition must not modify any variables")
 		}
 	})
-	if len(c.errs) == 0 {
-		c.resolveExpr(s, p.Cond)
+	if len(c.errs) > 0 {
+		return
+	}
+	c.resolveExpr(s, p.Cond)
+	for _, q := range p.Source.Points {
+		ast.WalkExpr(q.Cond, func(x ast.Expr) {
+			if x, ok := x.(*ast.Symbol); ok && x.Var == nil {
+				x.Var = c.global(s.file, x.Name) // listings show what it means
+			}
+		})
 	}
 }
 
@@ -446,8 +481,12 @@ func (c *checker) lvalue(x ast.Expr, at *token.Token) {
 
 func (c *checker) call(s *scope, x *ast.Call) {
 	all := c.functions(s.file, x.Name)
+	if len(all) == 0 && upstream.Function(x.Name) {
+		c.lacks(x.Tok, "function "+x.Name)
+		return
+	}
 	if len(all) == 0 {
-		c.err(x.Tok, "unresolved function %s%s", x.Name, similar(x.Name, c.functionNames()))
+		c.err(x.Tok, "unresolved function %s%s", x.Name, similar(x.Name, c.functionNames())).Unknown = true
 		return
 	}
 	for _, f := range all {
@@ -740,6 +779,10 @@ func (c *checker) neverAssigned() {
 				if o != v && len(locals) <= maxSimilar {
 					others = append(others, o.Name)
 				}
+			}
+			if upstream.Global(v.Name) {
+				c.lacks(v.Tok, "variable "+v.Name)
+				continue
 			}
 			c.warn(v.Tok, "never-assigned local variable '%s'%s", v.Name, similar(v.Name, others))
 		}

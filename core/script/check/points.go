@@ -11,6 +11,7 @@ import (
 	"stapbox/core/script/diag"
 	"stapbox/core/script/parser"
 	"stapbox/core/script/token"
+	"stapbox/core/script/upstream"
 )
 
 // maxProbes and maxAliasDepth bound what aliases may grow to.
@@ -45,20 +46,6 @@ const (
 	minHRTime = int64(100000) // ns; the shortest interval of fine timers
 )
 
-// known are first words of probe points of upstream that this translator
-// gives no meaning.
-func known(s string) bool {
-	switch s {
-	case "kernel", "module", "process", "netfilter", "perf", "syscall", "vfs",
-		"scheduler", "tcp", "udp", "socket", "kprocess", "signal", "memory", "vm", "ioblock",
-		"ioblock_trace", "java", "python2", "python3", "kprobe", "debuginfod", "nd_syscall", "nfs",
-		"nfsd", "netdev", "irq_handler", "softirq", "workqueue", "hrtimer", "stap", "tty", "generic",
-		"sunrpc", "scsi", "ioscheduler", "sched", "oneshot":
-		return true
-	}
-	return false
-}
-
 // derive resolves every probe point of the script.
 func (c *checker) derive() {
 	for _, f := range c.user {
@@ -77,7 +64,8 @@ func (c *checker) deriveFile(f *ast.File) {
 			var found []*Probe
 			d := c.resolvePoint(q, p, p.Body, []string{whole}, nil, &found)
 			if d != nil {
-				if !q.Optional && len(c.errs) < maxMessages {
+				// What this translator lacks is not absent from the kernel.
+				if (!q.Optional || d.Has(firm)) && len(c.errs) < maxMessages {
 					c.errs = append(c.errs, wrap(q, d))
 				}
 				continue
@@ -93,6 +81,9 @@ func (c *checker) deriveFile(f *ast.File) {
 		}
 	}
 }
+
+// firm tells errors that no ? or ! silences.
+func firm(d *diag.Diagnostic) bool { return d.Lacks || d.Firm }
 
 func pointList(list []*ast.Point, sep string) string {
 	var out []string
@@ -144,13 +135,17 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 			}
 		}
 	}
-	if matched {
+	if matched && !hasWildcard(q.Components[0].Name) {
 		if len(*out) == before {
 			return cause(nil, "no match")
 		}
 		return nil
 	}
-	return c.builtin(q, src, body, chain, open, out)
+	d := c.builtin(q, src, body, chain, open, out)
+	if d != nil && len(*out) > before {
+		return nil // aliases of that pattern
+	}
+	return d
 }
 
 // aliasMatches compares the alias name with the first words of q.
@@ -201,7 +196,11 @@ func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, bod
 	if len(from) > maxDerivation {
 		from = from[:maxDerivation] + "..." // it doubles with each alias
 	}
-	text := n.Name() + " = " + pointList(a.Points, ", ") + " /* " + from + " */ "
+	op := " = "
+	if a.Epi {
+		op = " += "
+	}
+	text := n.Name() + op + ast.Points(a.Points, ", ") + " /* " + from + " */ "
 	next := append([]string{text}, chain...)
 	var failed *diag.Diagnostic
 	for _, p := range a.Points {
@@ -213,7 +212,7 @@ func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, bod
 		}
 		was := len(*out)
 		if d := c.resolvePoint(np, src, whole, next, open, out); d != nil {
-			if !p.Optional && !q.Optional {
+			if !p.Optional && !q.Optional || d.Has(firm) {
 				if len(c.errs) < maxMessages {
 					c.errs = append(c.errs, wrap(p, d))
 				}
@@ -333,6 +332,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 		p.Name, p.tok = point, src.Tok
 		if len(chain) > 1 {
 			p.Name, _, _ = strings.Cut(chain[len(chain)-2], " = ")
+			p.Name, _, _ = strings.Cut(p.Name, " += ")
 			p.tok = open[0]
 		}
 		*out = append(*out, p)
@@ -372,7 +372,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 		kinds := map[string]Kind{"begin": Begin, "end": End, "error": Error, "never": Never}
 		kind, ok := kinds[first.Name]
 		if !ok {
-			if known(first.Name) {
+			if upstream.Class(first.Name) {
 				return c.unsupportedPoint(q)
 			}
 			return mismatch(first.Tok, first.Name, c.pointNames())
@@ -502,6 +502,9 @@ func (c *checker) profile(q *ast.Point, add func(*Probe, string) *diag.Diagnosti
 	if len(rest) > 0 && rest[0].Name == "tick" && rest[0].Arg == nil {
 		point, rest = point+".tick", rest[1:]
 	}
+	if len(rest) > 0 && rest[0].Name == "freq" {
+		return c.unsupportedPoint(q)
+	}
 	if len(rest) > 0 {
 		return cause(rest[0].Tok, "invalid suffix for probe")
 	}
@@ -516,7 +519,9 @@ func (c *checker) forbidden(q *ast.Point) *diag.Diagnostic {
 	if c.opts.Privilege.Contains(privilege.StapDev) || c.opts.Privilege.Contains(privilege.StapSys) {
 		return nil
 	}
-	return cause(q.Components[len(q.Components)-1].Tok, "probe point is not allowed for --privilege=%s", c.opts.Privilege)
+	d := cause(q.Components[len(q.Components)-1].Tok, "probe point is not allowed for --privilege=%s", c.opts.Privilege)
+	d.Firm = true
+	return d
 }
 
 // unsupportedPoint refuses a probe point of upstream: because of the
@@ -526,5 +531,5 @@ func (c *checker) unsupportedPoint(q *ast.Point) *diag.Diagnostic {
 	if d := c.forbidden(q); d != nil && q.Components[0].Name != "process" {
 		return d
 	}
-	return cause(q.Components[0].Tok, "probe point %s is not supported by the built-in translator", q.Name())
+	return lack(q.Components[0].Tok, "probe point "+q.Name())
 }

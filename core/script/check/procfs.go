@@ -84,7 +84,7 @@ func (c *checker) procfs(q *ast.Point) (*Probe, string, *diag.Diagnostic) {
 		return fail(rest[0].Tok, "invalid suffix for probe")
 	}
 	if c.opts.Privilege == privilege.StapUsr {
-		return fail(last.Tok, "probe point is not allowed for --privilege=%s", c.opts.Privilege)
+		return nil, "", c.forbidden(q)
 	}
 	if d := procfsPath(p.Path, first.Tok); d != nil {
 		return nil, "", d
