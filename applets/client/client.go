@@ -430,7 +430,7 @@ func (c *client) local(ctx context.Context) outcome {
 		}
 	}
 	if c.opts.OnServerError {
-		if rc != 0 && ctx.Err() == nil && serverMayDo(held.Bytes()) {
+		if rc != 0 && ctx.Err() == nil && artifact.Elsewhere {
 			c.inv.Stderr.Write(withoutPasses(held.Bytes()))
 			c.say("Attempting compilation using a compile server")
 			c.opts.UseServer = []string{""}
@@ -439,13 +439,6 @@ func (c *client) local(ctx context.Context) outcome {
 		c.inv.Stderr.Write(held.Bytes())
 	}
 	return outcome{rc: rc, module: artifact.Path, name: artifact.Name}
-}
-
-// serverMayDo reports whether a server may succeed where this host has not: the
-// build failed, or the script needs what the built-in translator does not have.
-// An error of the script is one everywhere.
-func serverMayDo(messages []byte) bool {
-	return bytes.Contains(messages, []byte("Pass 4: compilation failed.")) || bytes.Contains(messages, []byte(" is not supported by the built-in translator"))
 }
 
 // withoutPasses drops the lines that say which pass failed.

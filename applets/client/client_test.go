@@ -500,7 +500,7 @@ func (b *fakeBackend) Translate(_ context.Context, job *backend.Job) (backend.Ar
 	b.job = job
 	if b.fail != "" {
 		io.WriteString(job.Stderr, b.fail)
-		return backend.Artifact{}, 1
+		return backend.Artifact{Elsewhere: true}, 1
 	}
 	if job.LastPass < 4 {
 		return backend.Artifact{}, 0

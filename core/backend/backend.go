@@ -65,6 +65,10 @@ func (j *Job) Unprivileged() bool { return j.Privilege != privilege.StapDev }
 type Artifact struct {
 	Name string // module name, without ".ko"
 	Path string // the module, inside Job.TempDir
+	// Elsewhere tells of a run that failed that it may succeed on another host, or
+	// with another translator: the script is not to blame. Only the built-in
+	// translator knows.
+	Elsewhere bool
 	// Translator made it: stapopts.TranslatorBuiltin or stapopts.TranslatorSystemtap.
 	Translator string
 }

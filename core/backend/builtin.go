@@ -49,6 +49,9 @@ type builtinRun struct {
 	usage    unix.Rusage
 	children unix.Rusage
 	lack     *LackError // what ended the run, if it was that
+
+	documented bool // of lack: SystemTap is known to have it
+	failed     int  // the pass that failed, 4 if that is for this host, 0 else
 }
 
 // errShown ends a run whose reason the user has seen.
@@ -67,11 +70,11 @@ func (Builtin) try(ctx context.Context, job *Job) (Artifact, int, *LackError) {
 	switch {
 	case err == nil:
 		a.Translator = stapopts.TranslatorBuiltin
-		return a, 0, nil
+		return a, 0, r.lack
 	case !errors.Is(err, errShown):
 		fmt.Fprintf(job.Stderr, "ERROR: %v\n", err)
 	}
-	return Artifact{}, 1, r.lack
+	return Artifact{Elsewhere: r.documented || r.failed == 4}, 1, r.lack
 }
 
 func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
@@ -92,8 +95,9 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	r.begin()
 	unit, err := translate.Translate(prog, translate.Options{Defines: r.Defines})
 	if err != nil {
-		if lackMessage(err.Error()) {
-			r.lack = &LackError{err}
+		var e *translate.Error
+		if errors.As(err, &e) && e.Lacks {
+			r.lack, r.documented = &LackError{err}, true
 		}
 		fmt.Fprintf(r.Stderr, "semantic error: %v\nPass 3: translation failed.  [man error::pass3]\n", err)
 		return Artifact{}, errShown
@@ -117,6 +121,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	}
 
 	r.begin()
+	r.failed = 4
 	// The scripts of another architecture can be checked here, no more.
 	if _, host, _ := uname.Host(); r.Arch != "" && r.Arch != host {
 		fmt.Fprintf(r.Stderr, "ERROR: architecture %q is not supported: this stap builds modules for %q\nPass 4: compilation failed.  [man error::pass4]\n", r.Arch, host)
@@ -128,6 +133,9 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	}
 	path, err := r.build(ctx, kbuild.Unit{Name: name, Source: unit, KernelHeaders: translate.KernelHeaders(prog)})
 	if err != nil {
+		if ctx.Err() == nil && translate.KernelHeaders(prog) {
+			r.lack = &LackError{err} // C that is written for SystemTap's runtime
+		}
 		fmt.Fprintf(r.Stderr, "ERROR: %v\nPass 4: compilation failed.  [man error::pass4]\n", err)
 		return Artifact{}, errShown
 	}
@@ -171,7 +179,8 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 
 	r.begin()
 	if r.List != 0 {
-		return nil, r.list(parsed.List())
+		points, lacks := parsed.List()
+		return nil, r.list(points, lacks)
 	}
 	prog, err := parsed.Check()
 	if prog != nil && r.Suppress == 0 {
@@ -219,9 +228,9 @@ func (r *builtinRun) libraries(opts *script.Options) (config bool, err error) {
 	return config, nil
 }
 
-// list writes what -l and -L show, each line once. With -v -L the lines name
-// resolved probe points.
-func (r *builtinRun) list(points []check.Listed) error {
+// list writes what -l and -L show, each line once, and what the pattern stands for
+// with SystemTap and not here. With -v -L the lines name resolved probe points.
+func (r *builtinRun) list(points []check.Listed, lacks *diag.List) error {
 	last := ""
 	for _, p := range points {
 		line := p.Name
@@ -237,6 +246,15 @@ func (r *builtinRun) list(points []check.Listed) error {
 		last = line
 	}
 	r.end(2, fmt.Sprintf("analyzed script: %s, 0 functions, 0 embeds, 0 globals", count(len(points), "probe")))
+	if lacks != nil {
+		r.lack, r.documented = &LackError{lacks}, true
+		if len(points) > 0 {
+			for _, d := range lacks.Errors {
+				d.Severity = diag.Warning
+			}
+		}
+		r.messages.Problem(lacks, "")
+	}
 	if len(points) == 0 {
 		return errShown
 	}
@@ -256,8 +274,9 @@ func (r *builtinRun) failure(err error) error {
 	if !errors.As(err, &list) {
 		return err
 	}
-	if lacks(list) {
+	if list.Lacks() || list.Unknown() {
 		r.lack = &LackError{list}
+		r.documented = list.Lacks()
 	}
 	if r.List != 0 {
 		r.messages.Problem(list, "") // no pass is said to have failed

@@ -104,3 +104,53 @@ func TestBuiltinStopsWhereAsked(t *testing.T) {
 		}
 	}
 }
+
+// Another translator, or a host with another one, is worth asking where the
+// script is not to blame, and nowhere else. Not the words of a message tell, which
+// may be the script's.
+func TestElsewhere(t *testing.T) {
+	for script, want := range map[string]bool{
+		`probe begin { exit() }`:                                                             true, // there are no headers
+		`probe kernel.function("f") { exit() }`:                                              true,
+		`probe begin { println(thread_indent(1)) }`:                                          true,
+		`probe begin { x = "Pass 4: compilation failed." + 1 println(x) }`:                   false,
+		`probe begin { x = " is not supported by the built-in translator" + 1; println(x) }`: false,
+		`probe begin { foo() }`:                                                              false,
+		`probe begin { `:                                                                     false,
+	} {
+		j, _, stderr := job(t, script)
+		j.Kernel = "9.9.9-nosuch"
+		a, rc := Builtin{}.Translate(context.Background(), j)
+		if rc != 1 || a.Elsewhere != want {
+			t.Errorf("%s: status %d, elsewhere %t\n%s", script, rc, a.Elsewhere, stderr)
+		}
+	}
+}
+
+// Whatever a script uses that this translator lacks is named in one run, also
+// where a point is optional and where a function is called.
+func TestEverythingMissingIsNamed(t *testing.T) {
+	j, _, stderr := job(t, `
+probe kernel.function("inet_csk_accept").return? { println(user_string($p), @cast(1, "x")->y) }
+probe begin, syscall.open? { f(5 . "") }
+probe timer.profile.freq.hz(100) { println(@json_output_data_start) }
+function f(x) { print_backtrace() if (x =~ "a") println(@variance(s)) }
+function unused() { println(ubacktrace()) }
+global s`)
+	j.LastPass = 2
+	if _, rc := (Builtin{}).Translate(context.Background(), j); rc != 1 {
+		t.Errorf("status %d", rc)
+	}
+	for _, what := range []string{
+		`probe point kernel.function("inet_csk_accept").return`, "function user_string", "context variable $p", "@cast", "probe point syscall.open",
+		"probe point timer.profile.freq.hz(100)", "macro @json_output_data_start", "function print_backtrace", "regular expression operator =~",
+		"statistics extraction @variance",
+	} {
+		if !strings.Contains(stderr.String(), what+" is not supported by the built-in translator") {
+			t.Errorf("not named: %s", what)
+		}
+	}
+	if strings.Contains(stderr.String(), "ubacktrace") || t.Failed() {
+		t.Errorf("got\n%s", stderr)
+	}
+}

@@ -161,7 +161,7 @@ func (b *body) leaving(label, result, at string, write func()) {
 // change.
 func (g *gen) cFunction(f *ast.Function) string {
 	if f.C.Has("unmangled") {
-		fail(f.C.Tok, "/* unmangled */ is not supported by the builtin translator: use STAP_ARG_ and STAP_RETVALUE")
+		lacks(f.C.Tok, "/* unmangled */ is not supported by the built-in translator: use STAP_ARG_ and STAP_RETVALUE")
 	}
 	b := g.newBody()
 	b.fn = f

@@ -107,7 +107,7 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 	case *ast.Assign:
 		return b.assign(x, wanted)
 	case *ast.Ternary:
-		return b.ternary(x)
+		return b.ternary(x, wanted)
 	case *ast.In:
 		v := b.array(x.Array)
 		keys, any := b.keys(v, x.Keys, false)
@@ -311,13 +311,22 @@ func (b *body) unary(x *ast.Unary) string {
 	return ""
 }
 
-func (b *body) ternary(x *ast.Ternary) string {
+func (b *body) ternary(x *ast.Ternary, wanted bool) string {
 	cond := b.value(x.Cond)
 	var then, other string
 	b.indent++
-	thenText := b.capture(func() { then = b.value(x.Then) })
-	otherText := b.capture(func() { other = b.value(x.Else) })
+	thenText := b.capture(func() { then = b.expr(x.Then, wanted) })
+	otherText := b.capture(func() { other = b.expr(x.Else, wanted) })
 	b.indent--
+	if !wanted {
+		// The branches may have values of two types, or none.
+		b.line("if (%s) {", cond)
+		b.buf.WriteString(thenText)
+		b.line("} else {")
+		b.buf.WriteString(otherText)
+		b.line("}")
+		return "0LL"
+	}
 	if thenText == "" && otherText == "" {
 		return fmt.Sprintf("(%s ? %s : %s)", cond, then, other)
 	}

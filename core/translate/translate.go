@@ -37,6 +37,8 @@ import (
 type Error struct {
 	Tok  *token.Token
 	Text string
+	// Lacks tells that SystemTap has a translation.
+	Lacks bool
 }
 
 func (e *Error) Error() string {
@@ -155,7 +157,12 @@ func Translate(p *check.Program, o Options) (text []byte, err error) {
 }
 
 func fail(tok *token.Token, format string, args ...any) {
-	panic(&Error{tok, fmt.Sprintf(format, args...)})
+	panic(&Error{Tok: tok, Text: fmt.Sprintf(format, args...)})
+}
+
+// lacks is fail for what SystemTap has a translation of.
+func lacks(tok *token.Token, format string, args ...any) {
+	panic(&Error{Tok: tok, Text: fmt.Sprintf(format, args...), Lacks: true})
 }
 
 // where describes a token the way run-time errors do.
@@ -517,7 +524,7 @@ func (g *gen) monitor(n int) {
 		name := g.names[v]
 		switch {
 		case v.Type == ast.Stats:
-			fail(v.Tok, "--monitor does not show statistics")
+			lacks(v.Tok, "--monitor does not show statistics")
 		case v.IsArray():
 			g.printf("\t{ %s, .array = &arrays[%d] },\n", quote(v.Name), arrays)
 			arrays++

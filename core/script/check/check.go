@@ -1,7 +1,9 @@
 package check
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -235,6 +237,8 @@ func (c *checker) resolveAll() {
 			c.deriveFile(c.fresh[0])
 		}
 	}
+	// Before all other probes of that priority.
+	slices.SortStableFunc(c.prog.Probes, func(a, b *Probe) int { return cmp.Compare(argumentProbe(b), argumentProbe(a)) })
 	for _, list := range [][]*ast.File{c.library, c.user} {
 		for _, f := range list {
 			if !f.Source.Library || c.selected[f.Source] {
@@ -242,6 +246,14 @@ func (c *checker) resolveAll() {
 			}
 		}
 	}
+}
+
+// argumentProbe is 1 for the probe that sets argv, which all others may read.
+func argumentProbe(p *Probe) int {
+	if f := p.Source.Tok.Pos.File; f.Tapset && f.Library {
+		return 1
+	}
+	return 0
 }
 
 func (c *checker) resolveFunctions() {
@@ -780,8 +792,12 @@ func (c *checker) neverAssigned() {
 					others = append(others, o.Name)
 				}
 			}
-			if upstream.Global(v.Name) {
+			switch n, numbered := strings.CutPrefix(v.Name, "argv_"); {
+			case upstream.Global(v.Name):
 				c.lacks(v.Tok, "variable "+v.Name)
+				continue
+			case numbered && n != "" && strings.Trim(n, "0123456789") == "":
+				c.err(v.Tok, "no variable %s: there are argv_1 to argv_32", v.Name)
 				continue
 			}
 			c.warn(v.Tok, "never-assigned local variable '%s'%s", v.Name, similar(v.Name, others))

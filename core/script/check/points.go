@@ -423,7 +423,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 	unit := q.Components[1]
 	if hasWildcard(unit.Name) {
 		found := false
-		for _, u := range units {
+		for _, u := range append(slices.Clone(units), "profile") {
 			if !parser.Match(unit.Name, u) {
 				continue
 			}

@@ -336,6 +336,13 @@ func (t *inference) value(x ast.Expr, want ast.Type, used bool) ast.Type {
 			return t.fixed(x, ast.String, want)
 		case "<", ">", "<=", ">=", "==", "!=":
 			t.both(x.L, x.R, ast.Unknown)
+		case "&&", "||":
+			t.expr(x.L, ast.Long)
+			if call, ok := x.R.(*ast.Call); ok && !used && len(call.Funcs) > 0 && call.Funcs[0].Ret == ast.Unknown {
+				t.value(x.R, ast.Unknown, false) // it may have no value: nobody asks
+			} else {
+				t.expr(x.R, ast.Long)
+			}
 		default:
 			t.expr(x.L, ast.Long)
 			t.expr(x.R, ast.Long)
@@ -378,6 +385,13 @@ func (t *inference) value(x ast.Expr, want ast.Type, used bool) ast.Type {
 		return t.fixed(x, ast.Long, want)
 	case *ast.Ternary:
 		t.expr(x.Cond, ast.Long)
+		if !used {
+			// Functions without a value may stand there, and one without beside one with.
+			t.value(x.Then, ast.Unknown, false)
+			t.value(x.Else, ast.Unknown, false)
+			x.SetType(ast.Unknown)
+			return ast.Unknown
+		}
 		ty := t.both(x.Then, x.Else, want)
 		x.SetType(ty)
 		return ty

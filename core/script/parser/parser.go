@@ -26,6 +26,7 @@ type Options struct {
 	Privilege  string            // systemtap_privilege
 	Guru       bool              // guru_mode, embedded C
 	Macros     *Macros           // of the library; nil for none
+	Own        *Macros           // of the translator; those of Macros come first
 	Used       []bool            // is set for each of Args that a file names; nil if nobody asks
 
 	errors *[]*diag.Diagnostic

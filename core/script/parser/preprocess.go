@@ -141,8 +141,10 @@ func (p *preprocessor) expanded() *token.Token {
 			continue
 		}
 		m := p.macros[name]
-		if m == nil && p.opts.Macros != nil {
-			m = p.opts.Macros.byName[name]
+		for _, library := range []*Macros{p.opts.Macros, p.opts.Own} {
+			if m == nil && library != nil {
+				m = library.byName[name]
+			}
 		}
 		if m == nil {
 			return t
