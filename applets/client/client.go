@@ -174,7 +174,26 @@ func (c *client) run(ctx context.Context) int {
 			return 1
 		}
 	}
+	if err := c.standardTapset(); err != nil {
+		c.say("%v", err)
+		return 1
+	}
 	return c.translateAndRun(ctx)
+}
+
+// standardTapset adds the directory of SYSTEMTAP_TAPSET behind those of -I, where
+// SystemTap has its library. Below stapdev a script has the library of this
+// program and no other.
+func (c *client) standardTapset() error {
+	dir := c.inv.Getenv(backend.TapsetVariable)
+	switch {
+	case dir == "" || c.opts.ClientOptions:
+		return nil
+	case c.opts.Unprivileged():
+		return fmt.Errorf("ERROR: %s must not be set when --privilege=%s is specified", backend.TapsetVariable, c.opts.Privilege)
+	}
+	c.opts.Tapsets = append(c.opts.Tapsets, dir)
+	return nil
 }
 
 // rc reads the user's DATA/rc: words that stand before those of the command
@@ -405,6 +424,8 @@ func (c *client) local(ctx context.Context) outcome {
 		Source: src, Scripts: scripts, Tapsets: tapsets, List: c.opts.List, Pattern: c.opts.Pattern, Compatible: c.opts.Compatible, Args: c.opts.Args, LastPass: min(c.opts.LastPass, 4), Verbose: c.opts.Verbose, Keep: c.opts.Keep,
 		Name: c.opts.Module, Kernel: c.opts.Kernel, Arch: arch, Defines: c.opts.Defines, Globals: c.opts.Globals,
 		Privilege: c.opts.Privilege, Guru: c.opts.Guru, Target: c.opts.Target, Command: c.opts.Command, Suppress: c.opts.Suppress,
+		Strict: c.opts.Strict, Unoptimized: c.opts.Unoptimized, Timing: c.opts.Timing, Coverage: c.opts.Coverage, Timeout: c.opts.Timeout,
+		QuietErrors: c.opts.QuietErrors, NoTimeLimits: c.opts.NoTimeLimits,
 		TempDir: c.temp, StateDir: hostpaths.Kernels(c.data), Stdout: c.inv.Stdout, Stderr: stderr,
 	}
 	printer := report.New(c.inv.Stderr, report.When(c.opts.Color), c.inv.LookupEnv)

@@ -7,8 +7,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -93,7 +95,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	}
 
 	r.begin()
-	unit, err := translate.Translate(prog, translate.Options{Defines: r.Defines})
+	unit, err := translate.Translate(prog, translate.Options{Defines: r.Defines, SuppressHandlerErrors: r.QuietErrors, SuppressTimeLimits: r.NoTimeLimits})
 	if err != nil {
 		var e *translate.Error
 		if errors.As(err, &e) && e.Lacks {
@@ -146,7 +148,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 // analyse is passes 1 and 2.
 func (r *builtinRun) analyse() (*check.Program, error) {
 	opts := script.Options{Args: r.Args, Release: r.kernel.Release, Arch: r.Arch, Privilege: r.Privilege, Guru: r.Guru,
-		Compatible: r.Compatible, Unoptimized: r.List != 0}
+		Compatible: r.Compatible, Unoptimized: r.Unoptimized || r.List != 0, Timeout: r.Timeout}
 	if opts.Arch == "" {
 		_, opts.Arch, _ = uname.Host()
 	}
@@ -166,6 +168,10 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 	}
 	if err != nil {
 		return nil, r.failure(err)
+	}
+	if r.Strict && r.Suppress == 0 && len(parsed.Problems) > 0 {
+		fmt.Fprint(r.Stderr, "ERROR: with -W warnings are errors\nPass 1: parse failed.  [man error::pass1]\n")
+		return nil, errShown
 	}
 	if r.LastPass == 1 {
 		if err := parsed.Dump(r.Stdout); err != nil {
@@ -187,11 +193,17 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 		r.messages.Warnings(prog.Warnings)
 		defer r.messages.Close()
 	}
+	if err == nil && r.Strict && r.Suppress == 0 && len(prog.Warnings) > 0 {
+		err = &diag.List{Pass: 2, Notes: []string{"ERROR: with -W warnings are errors"}}
+	}
 	if err == nil {
 		err = checkGlobals(prog, r.Globals)
 	}
 	if err != nil {
 		return nil, r.failure(err)
+	}
+	if r.Coverage {
+		r.coverage(prog)
 	}
 	if r.LastPass == 2 {
 		if err := prog.Dump(r.Stdout, r.Verbose > 0); err != nil {
@@ -201,6 +213,24 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 	r.end(2, fmt.Sprintf("analyzed script: %s, %s, %s, %s", count(len(prog.Probes), "probe"), count(len(prog.Functions), "function"),
 		count(len(prog.TopC), "embed"), count(len(prog.Globals), "global")))
 	return prog, nil
+}
+
+// coverage says which functions of which library files the script uses: -q.
+func (r *builtinRun) coverage(prog *check.Program) {
+	used := map[string][]string{}
+	for _, f := range prog.Functions {
+		if f.File.Tapset || f.File.Library {
+			used[f.File.Name] = append(used[f.File.Name], f.Name)
+		}
+	}
+	for _, p := range prog.Probes {
+		if f := p.Source.Tok.Pos.File; f.Library {
+			used[f.Name] = append(used[f.Name], p.Point)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(used)) {
+		fmt.Fprintf(r.Stderr, "tapset coverage: %s: %s\n", name, strings.Join(slices.Compact(used[name]), " "))
+	}
 }
 
 // libraries adds the -E scripts and the files of -I directories. config tells

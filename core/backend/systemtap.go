@@ -26,6 +26,10 @@ const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // variable for the stap that its server starts.
 const SystemtapVariable = "SYSTEMTAP_STAP"
 
+// TapsetVariable names the directory of the standard tapset. Upstream's stap reads
+// it itself; for the built-in translator it is one more directory of -I.
+const TapsetVariable = "SYSTEMTAP_TAPSET"
+
 // LackError is what Auto decides by: the built-in translator does not know
 // something that stap(1) documents. No module was made, and nothing but messages
 // was written.
@@ -113,6 +117,17 @@ func (s Systemtap) arguments(job *Job) []string {
 	for range job.Suppress {
 		args = append(args, "-w")
 	}
+	for _, o := range []struct {
+		word string
+		set  bool
+	}{
+		{"-W", job.Strict}, {"-u", job.Unoptimized}, {"-t", job.Timing}, {"--suppress-handler-errors", job.QuietErrors},
+		{"--suppress-time-limits", job.NoTimeLimits}, {"-T" + strconv.FormatFloat(job.Timeout.Seconds(), 'f', -1, 64), job.Timeout != 0},
+	} {
+		if o.set {
+			args = append(args, o.word)
+		}
+	}
 	if job.Name != "" {
 		args = append(args, "-m", job.Name)
 	}
@@ -120,7 +135,9 @@ func (s Systemtap) arguments(job *Job) []string {
 		args = append(args, "--privilege="+job.Privilege.String())
 	}
 	for _, d := range job.Defines {
-		args = append(args, "-D", d)
+		if d != "STP_TIMING" { // -t says so
+			args = append(args, "-D", d)
+		}
 	}
 	for _, g := range job.Globals {
 		args = append(args, "-G", g)
@@ -135,7 +152,9 @@ func (s Systemtap) arguments(job *Job) []string {
 		args = append(args, "--compatible="+job.Compatible)
 	}
 	for _, t := range job.Tapsets {
-		args = append(args, "-I", t.Path)
+		if !slices.Contains(s.Environ, TapsetVariable+"="+t.Name) {
+			args = append(args, "-I", t.Path)
+		}
 	}
 	for _, e := range job.Scripts {
 		args = append(args, "-E", string(e.Text))

@@ -12,6 +12,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"stapbox/core/privilege"
 	"stapbox/core/script/ast"
@@ -38,9 +39,10 @@ type Options struct {
 	Compatible string            // --compatible; Compatible when empty
 	// Privilege is the level of --privilege; zero means stapdev.
 	Privilege       privilege.Level
-	Guru            bool // -g
-	Unoptimized     bool // -u
-	NoGlobalDisplay bool // --no-global-var-display
+	Guru            bool          // -g
+	Unoptimized     bool          // -u
+	NoGlobalDisplay bool          // --no-global-var-display
+	Timeout         time.Duration // -T: when the script ends, 0 for never
 
 	Scripts []Source // -E: scripts beside the main one
 	Library []Source // .stp files of the -I directories, in the order they are searched
@@ -68,7 +70,8 @@ type Parsed struct {
 	// files that cannot be read are left out.
 	Problems []Problem
 	opts     Options
-	used     []bool // which arguments the scripts name
+	used     []bool    // which arguments the scripts name
+	timeout  *ast.File // the probe of -T, or nil
 }
 
 // Problem is the failure of one file.
@@ -137,6 +140,13 @@ func Parse(src Source, opts Options) (*Parsed, error) {
 	if err != nil {
 		return p, err
 	}
+	if opts.Timeout > 0 {
+		// Part of the script, but not of what the user wrote.
+		text := fmt.Sprintf("probe timer.ms(%d) { exit() }", opts.Timeout.Milliseconds())
+		if p.timeout, err = parser.Parse(&token.File{Name: "<timeout>", Text: text, Tapset: true, Synthetic: true}, po); err != nil {
+			return p, err
+		}
+	}
 	own, err := tapset.Parse(po)
 	p.Library = append(append(p.Library, arguments...), own...)
 	return p, err
@@ -153,7 +163,11 @@ func (p *Parsed) options() check.Options {
 // Check is pass 2. It uses the parsed trees up. The program holds the
 // warnings also when there is an error.
 func (p *Parsed) Check() (*check.Program, error) {
-	prog, err := check.Check(p.Scripts, p.Library, p.options())
+	user := p.Scripts
+	if p.timeout != nil {
+		user = append(slices.Clone(user), p.timeout)
+	}
+	prog, err := check.Check(user, p.Library, p.options())
 	if len(p.used) > 32 && p.argumentVariables(prog) {
 		prog.Warnings = append(prog.Warnings, &diag.Diagnostic{Severity: diag.Warning, Message: fmt.Sprintf("argv has the first 32 of %d arguments", len(p.used))})
 	}

@@ -19,7 +19,7 @@ type limits struct {
 	overloadInterval, overloadThreshold    int64
 	bufferSize                             int64
 	suppress                               bool
-	bulk, monitor                          bool
+	bulk, monitor, timing                  bool
 	relayHost, relayGuest                  string
 	procfsSize                             int64    // STP_PROCFS_BUFSIZE; 0: MAXSTRINGLEN
 	macros                                 []string // the other -D, for C
@@ -65,6 +65,9 @@ func parseLimits(o Options) (*limits, error) {
 		case "STP_MONITOR":
 			l.monitor = true
 			continue
+		case "STP_TIMING":
+			l.timing = true
+			continue
 		case "RELAY_HOST", "RELAY_GUEST":
 			if !has {
 				text = "default"
@@ -105,6 +108,9 @@ func parseLimits(o Options) (*limits, error) {
 	}
 	if !interruptible {
 		l.actionInterruptible = l.action * 10
+	}
+	if o.SuppressTimeLimits {
+		l.action, l.actionInterruptible, l.trylock, l.overloadThreshold = 0, 0, unlimited, 0
 	}
 	return l, nil
 }

@@ -55,6 +55,9 @@ type Options struct {
 	Defines []string
 	// SuppressHandlerErrors is --suppress-handler-errors.
 	SuppressHandlerErrors bool
+	// SuppressTimeLimits is --suppress-time-limits: no MAXACTION, no MAXTRYLOCK and
+	// no overload.
+	SuppressTimeLimits bool
 }
 
 // maxLocks is what stp_probe.nlocks holds.
@@ -443,11 +446,20 @@ func (g *gen) probes() {
 			count++
 		}
 	}
+	if g.limits.timing {
+		// Behind all other end probes, or all error probes.
+		for _, kind := range []string{"STP_END", "STP_ERROR"} {
+			fmt.Fprintf(&table, "\t{ %s, 0, 0, %d, 9223372036854775807LL, 0, %s, %s },\n", kind, nlocks, quote("timing"), quote("timing"))
+			fmt.Fprintf(&run, "\tcase %d:\n\t\ttiming(c);\n\t\tbreak;\n", count)
+			count++
+		}
+		g.timing(probes)
+	}
 	if frame > 32<<20 {
 		fail(nil, "the script needs %d bytes for its variables on every CPU, more than %d: lower MAXNESTING or MAXSTRINGLEN", frame, 32<<20)
 	}
 	enter, leave := "", ""
-	if g.limits.monitor {
+	if g.limits.monitor || g.limits.timing {
 		enter = "\tuint64_t start = stp_monitor_enter(n);\n\n\tif (!start)\n\t\treturn;\n"
 		leave = "\tstp_monitor_leave(n, start);\n"
 	}
@@ -505,12 +517,28 @@ func (g *gen) probes() {
 		}
 		return quote(s)
 	}
-	if l.monitor {
+	if l.monitor || l.timing {
 		g.monitor(len(probes))
 	}
-	g.printf("STP_SCRIPT_PARTS(%d, %d, %d, %d, %s, %s)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], bit[len(g.files) > 0], bit[l.monitor],
+	g.printf("STP_SCRIPT_PARTS(%d, %d, %d, %d, %s, %s)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], bit[len(g.files) > 0], bit[l.monitor || l.timing],
 		name(l.relayHost), name(l.relayGuest), required(g.prog.Privilege))
 	g.topC(true)
+}
+
+// timing writes the function that prints what -t has counted.
+func (g *gen) timing(probes []*check.Probe) {
+	g.printf("static void timing(struct stp_context *c)\n{\n\tstp_print_begin(c);\n")
+	for i, p := range probes {
+		place, from := ", ", ""
+		if p.Source != nil && !p.Source.Tok.Pos.File.Synthetic {
+			place = fmt.Sprintf(", (%s), ", p.Source.Tok.Pos)
+		}
+		for _, d := range p.Derivation {
+			from += ", from: " + d
+		}
+		g.printf("\tstp_timing_report(c, %d, %s, %s);\n", i, quote(place), quote(from))
+	}
+	g.printf("\tstp_print_end(c);\n}\n\n")
 }
 
 // monitorSize is the most that a reader of monitor_status takes.
@@ -523,6 +551,8 @@ func (g *gen) monitor(n int) {
 	for _, v := range g.prog.Globals {
 		name := g.names[v]
 		switch {
+		case !g.limits.monitor:
+			g.printf("\t{ \"\" },\n") // -t does not show it
 		case v.Type == ast.Stats:
 			lacks(v.Tok, "--monitor does not show statistics")
 		case v.IsArray():

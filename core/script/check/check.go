@@ -209,7 +209,8 @@ func (c *checker) global(file *token.File, name string) *ast.Var {
 func (c *checker) functions(file *token.File, name string) []*ast.Function {
 	var out []*ast.Function
 	for _, d := range c.functionsByName[name] {
-		if !d.what.Private || d.file == file {
+		// The translator's own probes mean the translator's own functions.
+		if (!d.what.Private || d.file == file) && (!file.Synthetic || d.file.Tapset) {
 			out = append(out, d.what)
 		}
 	}
