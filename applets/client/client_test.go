@@ -599,10 +599,10 @@ func TestHelpAndVersion(t *testing.T) {
 		t.Errorf("status %d", code)
 	}
 	contains(t, "help", d.out.String(), "Usage: stap [options] FILE", "--trust-servers")
-	if code := d.stap("-T", "1", "-e", hello); code != 1 {
+	if code := d.stap("-R", "1", "-e", hello); code != 1 {
 		t.Errorf("status %d", code)
 	}
-	contains(t, "stderr", d.err.String(), "option -T is not supported")
+	contains(t, "stderr", d.err.String(), "option -R is not supported")
 }
 
 // Requirements: R-004-008..010 R-004-025 R-004-050

@@ -277,7 +277,9 @@ func (r *builtinRun) list(points []check.Listed, lacks *diag.List) error {
 	}
 	r.end(2, fmt.Sprintf("analyzed script: %s, 0 functions, 0 embeds, 0 globals", count(len(points), "probe")))
 	if lacks != nil {
-		r.lack, r.documented = &LackError{lacks}, true
+		if lacks.Lacks() {
+			r.lack, r.documented = &LackError{lacks}, true
+		}
 		if len(points) > 0 {
 			for _, d := range lacks.Errors {
 				d.Severity = diag.Warning

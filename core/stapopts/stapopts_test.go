@@ -69,7 +69,7 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"--client-options --privilege=stapusr -m x -DA -DB -e x", "You can't specify -m, -D when --privilege=stapusr is specified."},
 		{"--rlimit-cpu=x -e x", "Invalid argument 'x' for --rlimit-cpu."},
 		{"--color=blue -e x", "Invalid argument 'blue' for --color."},
-		{"-T 1 -e x", "option -T is not supported"},
+		{"-R 1 -e x", "option -R is not supported"},
 		{"-E x", "A script must be specified."},
 		{"-l x -L y", "ERROR: only one of the -l/-L/--dump-* switches may be specified"},
 		{"-l x -e y", "Cannot specify a script with -l/-L/--dump-* switches."},

@@ -499,7 +499,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 // whoever runs there, and so not for all.
 func (c *checker) profile(q *ast.Point, add func(*Probe, string) *diag.Diagnostic) *diag.Diagnostic {
 	point, rest := "timer.profile", q.Components[2:]
-	if len(rest) > 0 && rest[0].Name == "tick" && rest[0].Arg == nil {
+	if len(rest) > 0 && (rest[0].Name == "tick" || hasWildcard(rest[0].Name) && parser.Match(rest[0].Name, "tick")) && rest[0].Arg == nil {
 		point, rest = point+".tick", rest[1:]
 	}
 	if len(rest) > 0 && rest[0].Name == "freq" {
