@@ -226,7 +226,7 @@ func (c *checker) resolveAll() {
 			if p.Cond != nil {
 				c.condition(s, p)
 			}
-			c.foldDefined(p.Body)
+			foldDefined(p.Body)
 			c.resolveStmt(s, p.Body)
 			p.Locals = s.locals
 		}
@@ -268,7 +268,7 @@ func (c *checker) resolveFunctions() {
 			continue
 		}
 		s := newScope(f.File, f.Params)
-		c.foldDefined(f.Body)
+		foldDefined(f.Body)
 		c.resolveStmt(s, f.Body)
 		f.Locals = s.locals
 	}
@@ -454,6 +454,10 @@ func (c *checker) resolveExpr(s *scope, x ast.Expr) {
 	case *ast.Embed:
 		c.pragmas(s, x.C)
 		return
+	case *ast.AtOp:
+		if x.Macro {
+			return // what its arguments mean only the macro would tell
+		}
 	case *ast.Index:
 		c.array(s, x.Array, len(x.Keys))
 		for _, k := range x.Keys {

@@ -31,7 +31,7 @@ func (c *checker) sweep() {
 			for _, f := range all {
 				if f.Body != nil && !seen[f] {
 					seen[f] = true
-					c.foldDefined(f.Body)
+					foldDefined(f.Body)
 					visit(f.File, f.Body)
 				}
 			}
@@ -40,7 +40,7 @@ func (c *checker) sweep() {
 	resolved := map[*ast.Probe]bool{}
 	for _, p := range c.prog.Probes {
 		resolved[p.Source] = true
-		c.foldDefined(p.Body)
+		foldDefined(p.Body)
 		visit(p.Source.Tok.Pos.File, p.Body)
 	}
 	for _, f := range c.user {
@@ -56,7 +56,10 @@ func (c *checker) sweep() {
 // have, context variables, by 0, and of anything that needs no debug information
 // by 1, and drops the branches that are not taken then: they may hold what is not
 // there (stap(1), @defined; the macro @choose_defined).
-func (c *checker) foldDefined(body ast.Stmt) {
+func foldDefined(body ast.Stmt) { fold(body, false) }
+
+// fold does that; value tells that there is a $value.
+func fold(body ast.Stmt, value bool) {
 	var expr func(p *ast.Expr)
 	expr = func(p *ast.Expr) {
 		switch x := (*p).(type) {
@@ -79,7 +82,7 @@ func (c *checker) foldDefined(body ast.Stmt) {
 				return
 			}
 		case *ast.AtOp:
-			if v, ok := defined(x); ok {
+			if v, ok := defined(x, value); ok {
 				*p = v
 				return
 			}
@@ -119,7 +122,7 @@ func (c *checker) foldDefined(body ast.Stmt) {
 }
 
 // defined answers @defined, unless debug information would have to.
-func defined(x *ast.AtOp) (*ast.Number, bool) {
+func defined(x *ast.AtOp, value bool) (*ast.Number, bool) {
 	if x.Name != "defined" || len(x.Args) != 1 {
 		return nil, false
 	}
@@ -129,7 +132,9 @@ func defined(x *ast.AtOp) (*ast.Number, bool) {
 		if a.Name == "@var" {
 			return nil, false
 		}
-		n.Value = 0
+		if !value || a.Name != "$value" {
+			n.Value = 0
+		}
 	case *ast.AtCast, *ast.AutoCast, *ast.AtOp, *ast.Unary:
 		return nil, false
 	}

@@ -151,6 +151,7 @@ func (c *checker) procfsFiles() {
 // value replaces $value in the body of a procfs probe by a variable.
 func (c *checker) value(p *Probe) {
 	p.Value = &ast.Var{Name: "$value", Tok: p.tok, Kind: ast.Value, Type: ast.String}
+	fold(p.Body, true)
 	var fix func(q *ast.Expr, stored bool)
 	fix = func(q *ast.Expr, stored bool) {
 		x, ok := (*q).(*ast.Target)
