@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"stapbox/core/privilege"
@@ -168,23 +167,15 @@ func (p *Parsed) Check() (*check.Program, error) {
 		user = append(slices.Clone(user), p.timeout)
 	}
 	prog, err := check.Check(user, p.Library, p.options())
-	if len(p.used) > 32 && p.argumentVariables(prog) {
+	if len(p.used) > 32 && prog.Arguments {
 		prog.Warnings = append(prog.Warnings, &diag.Diagnostic{Severity: diag.Warning, Message: fmt.Sprintf("argv has the first 32 of %d arguments", len(p.used))})
 	}
 	for i, used := range p.used {
-		if !used && !p.argumentVariables(prog) {
+		if !used && !prog.Arguments {
 			prog.Warnings = append(prog.Warnings, &diag.Diagnostic{Severity: diag.Warning, Message: fmt.Sprintf("unused command line option $%d/@%d", i+1, i+1)})
 		}
 	}
 	return prog, err
-}
-
-// argumentVariables reports whether the script looks at its arguments by argc,
-// argv and its kin.
-func (p *Parsed) argumentVariables(prog *check.Program) bool {
-	return slices.ContainsFunc(prog.Globals, func(v *ast.Var) bool {
-		return v.Tok.Pos.File.Tapset && strings.HasPrefix(v.Name, "arg")
-	})
 }
 
 // List is pass 2 of -l and -L: the probe points of the first script, and what is

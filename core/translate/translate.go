@@ -508,7 +508,7 @@ func (g *gen) probes() {
 };
 `, count, nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
 		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack+stackReserve, l.overloadInterval, l.overloadThreshold, bit[l.suppress], bit[l.bulk])
-	if len(g.files) > 0 {
+	if len(g.files) > 0 || g.limits.timing { // the object that times probes knows files, too
 		g.procfs()
 	}
 	name := func(s string) string {

@@ -202,6 +202,9 @@ func (c *checker) global(file *token.File, name string) *ast.Var {
 		}
 	}
 	c.take(found.file)
+	if f := found.file; f != nil && f.Tapset && strings.HasPrefix(name, "arg") {
+		c.prog.Arguments = true
+	}
 	return found.what
 }
 
