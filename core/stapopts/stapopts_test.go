@@ -3,8 +3,10 @@ package stapopts
 import (
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"stapbox/core/privilege"
 )
@@ -79,6 +81,11 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"--client-options --privilege=stapusr -I tapset/x -DA -e x", "You can't specify -I, -D when --privilege=stapusr is specified."},
 		{"--monitor=0 -e x", "Invalid monitor interval (0)."},
 		{"--monitor=x -e x", "Invalid monitor interval (x)."},
+		{"-T 0 -e x", "Invalid timeout interval."},
+		{"-T NaN -e x", "Invalid timeout interval."},
+		{"-T 86401 -e x", "Invalid timeout interval (more than 86400 seconds)."},
+		{"--suppress-time-limits -e x", "requires guru mode (-g)"},
+		{"--client-options -q -e x", "-q invalid with --client-options"},
 		{"--nosuch -e x", "stap: unrecognized option '--nosuch'"},
 	} {
 		_, err := Parse(strings.Fields(tt.args))
@@ -116,4 +123,18 @@ func FuzzParseOptions(f *testing.F) {
 			t.Errorf("got %+v", o)
 		}
 	})
+}
+
+// How a script runs is a server's business too: these options go there.
+func TestRunOptionsGoToTheServer(t *testing.T) {
+	o, err := Parse(strings.Fields("-T 1.5 -t -u -W -q -g --suppress-handler-errors --suppress-time-limits -e x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"-T1.5", "-t", "-u", "-W", "-g", "--suppress-handler-errors", "--suppress-time-limits", "-ex"}; !slices.Equal(o.Forward, want) {
+		t.Errorf("forwarded: got %q, want %q", o.Forward, want)
+	}
+	if o.Timeout != 1500*time.Millisecond || !o.Timing || !o.Unoptimized || !o.Strict || !o.Coverage || !o.QuietErrors || !o.NoTimeLimits {
+		t.Errorf("got %+v", o)
+	}
 }

@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"stapbox/core/script/ast"
@@ -46,19 +45,18 @@ func embedded(f *ast.Function) bool {
 	return f.C != nil && !(f.File != nil && f.File.Tapset && kernelFunctions(f.Name))
 }
 
-// macro is a -D that can become a line of C.
-var macro = regexp.MustCompile(`^[A-Za-z_][A-Za-z_0-9]*(=-?[A-Za-z_0-9]+)?$`)
-
 // defines writes what -D gives to the C of the script: before all headers, where
 // an option of the compiler would have it. The last one of a name counts.
 func (g *gen) defines() {
 	values := map[string]string{}
 	var names []string
 	for _, d := range g.limits.macros {
-		if !macro.MatchString(d) {
+		name, value, has := strings.Cut(d, "=")
+		// Each becomes a line of C, which nothing else may become part of.
+		word := strings.TrimPrefix(value, "-")
+		if name == "" || name != cname(name) || name[0] <= '9' || has && (word == "" || word != cname(word)) {
 			fail(nil, "-D %s is no NAME or NAME=VALUE", d)
 		}
-		name, value, has := strings.Cut(d, "=")
 		if !has {
 			value = "1"
 		}

@@ -21,7 +21,17 @@ type table struct {
 	points map[string]map[string]struct{} // first word of a point: what may follow
 }
 
-var read = sync.OnceValue(func() table {
+var (
+	once  sync.Once
+	names table
+)
+
+func read() table {
+	once.Do(func() { names = parse() })
+	return names
+}
+
+func parse() table {
 	t := table{words: map[string][]string{}, points: map[string]map[string]struct{}{}}
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)
@@ -41,7 +51,7 @@ var read = sync.OnceValue(func() table {
 		}
 	}
 	return t
-})
+}
 
 func has(kind, name string) bool {
 	return slices.ContainsFunc(read().words[kind], func(p string) bool {
