@@ -101,6 +101,9 @@ func TestSmallGaps(t *testing.T) {
 		{"an optional point of a class that is missing", `probe begin, kernel.function("f")? { exit() }`, nil, 2, `probe point kernel.function("f") is not supported by the built-in translator`},
 		{"a sufficient point of a class that is missing", `probe kernel.function("f")!, begin { exit() }`, nil, 2, `probe point kernel.function("f") is not supported by the built-in translator`},
 		{"an optional point of no class", `probe begin, nosuch? { exit() }`, nil, 2, "# probes\nbegin"},
+		{"a pattern that stands for something missing, too", `probe timer.profile.* { println(1) }`, nil, 2, "probe point timer.profile.freq is not supported by the built-in translator"},
+		{"a pattern for missing points", `probe t*.sendmsg { println(1) }`, nil, 2, "probe point tcp.sendmsg is not supported by the built-in translator"},
+		{"a pattern for what is there", `probe timer.* { println(1) }`, nil, 2, "timer.profile /*  <- timer.* */"},
 		{"an unused argument", `probe begin { exit() }`, []string{"a"}, 2, "WARNING: unused command line option $1/@1"},
 	} {
 		t.Run(tt.construct, func(t *testing.T) {

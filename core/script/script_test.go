@@ -250,6 +250,20 @@ func TestLimits(t *testing.T) {
 		{"macro loop", "@define x %( @x %) probe begin { y = @x }", "recursive invocation of macro '@x'"},
 		{"conditionals", rep("%( 1 == 1 %? ", 10000) + "probe begin {}", "conditionals are nested too deeply"},
 		{"points", "probe " + rep("{a,a,a,a,a,a,a,a,a,a}.", 9) + "b {}", "too many probe points"},
+		{"patterns", "probe begin" + func() string {
+			var b strings.Builder
+			for i := range 9000 {
+				fmt.Fprintf(&b, ", *x%d.**?", i)
+			}
+			return b.String()
+		}() + " { println(1) }", "stand for too many probe points"},
+		{"patterns that all match", "probe begin" + func() string {
+			var b strings.Builder
+			for i := range 9000 {
+				b.WriteString(", *" + rep("*", i%200) + ".*" + rep("*", i/200) + "?")
+			}
+			return b.String()
+		}() + " { println(1) }", "is not supported"},
 		{"source", rep(" ", 5<<20), "is larger than"},
 		{"aliases", "probe a0 = begin {}" + func() string {
 			s := ""

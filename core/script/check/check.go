@@ -52,6 +52,7 @@ type checker struct {
 	fixedRet   map[*ast.Function]bool // return type given in the source
 	steps      int                    // probe points looked at
 	copied     int                    // size of the handlers
+	patterns   map[string]bool        // patterns of probe points that were looked up
 	deleting   map[ast.Expr]bool      // operands of delete
 }
 

@@ -70,8 +70,7 @@ func supported(point string) bool {
 	return false
 }
 
-// listLacks are the errors of a listing: those of names without wildcards, and the
-// probe points that SystemTap has for a pattern and this translator does not.
+// listLacks are the errors of a listing that ? does not silence, or nil.
 func (c *checker) listLacks() *diag.List {
 	l := &diag.List{Pass: 2}
 	for _, d := range c.errs {
@@ -79,38 +78,55 @@ func (c *checker) listLacks() *diag.List {
 			l.Errors = append(l.Errors, d)
 		}
 	}
-	for _, p := range c.user[0].Probes {
-		for _, q := range p.Points {
-			var words []string
-			for _, k := range q.Components {
-				words = append(words, k.Name)
-			}
-			if !hasWildcard(words[0]) && !supported(words[0]+".") {
-				continue // the whole class is missing, which has been said
-			}
-			var names []string
-			for _, point := range upstream.Points(words) {
-				if !supported(point) {
-					names = append(names, point)
-				}
-			}
-			for len(names) > 0 {
-				class, _, _ := strings.Cut(names[0], ".")
-				n := 1
-				for n < len(names) && strings.HasPrefix(names[n], class+".") {
-					n++
-				}
-				what := "probe point " + names[0]
-				if n > 1 || strings.HasSuffix(names[0], ".**") {
-					what = "each of the probe points " + class + ".**"
-				}
-				l.Errors = append(l.Errors, lack(q.Components[0].Tok, what))
-				names = names[n:]
-			}
-		}
-	}
 	if len(l.Errors) == 0 {
 		return nil
 	}
 	return l
+}
+
+// patternSteps is what a pattern counts of maxSteps: it is held against all names.
+const patternSteps = 50
+
+// wildcards names the probe points that SystemTap has for a pattern and this
+// translator does not: what the script gets would be a part only of what it asks
+// for. Where the first word has no wildcard and its class is missing, that is
+// said anyway.
+func (c *checker) wildcards(q *ast.Point) {
+	var words []string
+	for _, k := range q.Components {
+		words = append(words, k.Name)
+	}
+	if !hasWildcard(strings.Join(words, "")) || !hasWildcard(words[0]) && !supported(words[0]+".") {
+		return
+	}
+	pattern := strings.Join(words, ".")
+	if c.patterns[pattern] {
+		return
+	}
+	if c.patterns == nil {
+		c.patterns = map[string]bool{}
+	}
+	c.patterns[pattern] = true
+	if c.steps += patternSteps; c.steps > maxSteps {
+		return // the point itself is too much, which will be said
+	}
+	var names []string
+	for _, point := range upstream.Points(words) {
+		if !supported(point) {
+			names = append(names, point)
+		}
+	}
+	for len(names) > 0 {
+		class, _, _ := strings.Cut(names[0], ".")
+		n := 1
+		for n < len(names) && strings.HasPrefix(names[n], class+".") {
+			n++
+		}
+		what := "probe point " + names[0]
+		if n > 1 || strings.HasSuffix(names[0], ".**") {
+			what = "each of the probe points " + class + ".**"
+		}
+		c.lacks(q.Components[0].Tok, what)
+		names = names[n:]
+	}
 }

@@ -61,6 +61,7 @@ func (c *checker) deriveFile(f *ast.File) {
 	for _, p := range f.Probes {
 		whole := pointList(p.Points, ",")
 		for _, q := range p.Points {
+			c.wildcards(q)
 			var found []*Probe
 			d := c.resolvePoint(q, p, p.Body, []string{whole}, nil, &found)
 			if d != nil {
@@ -80,6 +81,13 @@ func (c *checker) deriveFile(f *ast.File) {
 			}
 		}
 	}
+}
+
+// limit is the error of what is too much for this translator.
+func limit(what string) *diag.Diagnostic {
+	d := cause(nil, "%s", what)
+	d.Firm = true
+	return d
 }
 
 // firm tells errors that no ? or ! silences.
@@ -112,10 +120,10 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 		}
 	}
 	if open = append(open[:len(open):len(open)], first); len(open) > maxAliasDepth {
-		return cause(nil, "aliases are nested too deeply")
+		return limit("aliases are nested too deeply")
 	}
 	if c.steps++; c.steps > maxSteps {
-		return cause(nil, "aliases stand for too many probe points")
+		return limit("aliases stand for too many probe points")
 	}
 	before := len(*out)
 	matched := false
@@ -325,7 +333,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 		}
 		p.Point, p.Derivation, p.Source = point, chain, src
 		if c.copied += size(body); c.copied > maxCopies {
-			return cause(nil, "probe handlers are too large together")
+			return limit("probe handlers are too large together")
 		}
 		p.Body = ast.CloneStmt(body)
 		p.Cond = ast.CloneExpr(q.Cond)

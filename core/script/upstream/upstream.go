@@ -18,7 +18,7 @@ var text string
 // table is the list, read once somebody asks.
 type table struct {
 	words  map[string][]string            // function, global, macro: names, in which "*" stands for anything
-	points map[string]map[string]struct{} // first word of a point: what may follow
+	points map[string]map[string][]string // first word of a point: what may follow, and its words
 }
 
 var (
@@ -32,7 +32,7 @@ func read() table {
 }
 
 func parse() table {
-	t := table{words: map[string][]string{}, points: map[string]map[string]struct{}{}}
+	t := table{words: map[string][]string{}, points: map[string]map[string][]string{}}
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)
 		switch {
@@ -40,11 +40,11 @@ func parse() table {
 		case words[0] == "point":
 			rest := t.points[words[1]]
 			if rest == nil {
-				rest = map[string]struct{}{}
+				rest = map[string][]string{}
 				t.points[words[1]] = rest
 			}
 			for _, w := range words[2:] {
-				rest[w] = struct{}{}
+				rest[w] = strings.Split(w, ".")
 			}
 		default:
 			t.words[words[0]] = append(t.words[words[0]], words[1:]...)
@@ -85,7 +85,7 @@ func Points(words []string) []string {
 		if !match(first, class) {
 			continue
 		}
-		for r := range rests {
+		for r, words := range rests {
 			switch {
 			case r == "-":
 				if len(rest) == 0 || len(rest) == 1 && rest[0] == "**" {
@@ -96,7 +96,7 @@ func Points(words []string) []string {
 				if first == class || len(rest) == 1 && rest[0] == "**" {
 					out = append(out, class+".**")
 				}
-			case follows(rest, strings.Split(r, ".")):
+			case follows(rest, words):
 				out = append(out, class+"."+r)
 			}
 		}
