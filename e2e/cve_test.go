@@ -473,7 +473,7 @@ func TestDefect_10_3_02_TargetThatEndsAtOnce(t *testing.T) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptBusy, manyActions))
 		r := lab.Command(lab.Dev, "staprun", "-c", "true", "/tmp/defect.ko")
 		want(t, s.do(t, r), 0, "began\nend\n")
-		r = lab.Command(lab.Dev, "staprun", "-c", "/nonexistent/program", "/tmp/defect.ko")
+		r = lab.Command(lab.Dev, "staprun", "-c", "/proc/nonexistent/program", "/tmp/defect.ko")
 		a := s.do(t, r)
 		if a.Status != 1 || s.loaded(t) != "" {
 			t.Errorf("no such program: status %d, stdout %q, stderr %q", a.Status, a.Stdout, a.Stderr)

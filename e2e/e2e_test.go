@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -30,7 +31,13 @@ var stage struct {
 	modules map[string][]byte
 }
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	// A test that waits for its turn in a guest must not keep those of the other
+	// guest from running. What may run at the same time is limited by turns and by
+	// few.
+	flag.Set("test.parallel", "128")
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	var err error
@@ -54,6 +61,7 @@ func run(m *testing.M) int {
 
 // scene is a guest, the network it is in, and a compile server there.
 type scene struct {
+	busy   sync.Mutex // held by the test whose turn it is
 	kernel *lab.Kernel
 	guest  *lab.Guest
 	net    *lab.Network
@@ -77,8 +85,8 @@ func closeScenes() {
 // kernelState is where prepared kernels are kept between runs.
 func kernelState() string { return filepath.Join(stage.lab.Dir, "state") }
 
-// onKernels runs a test in the guest of each kernel of the matrix, all guests at
-// the same time.
+// onKernels runs a test in the guest of each kernel of the matrix. A guest has one
+// test at a time; the guests do not wait for each other.
 func onKernels(t *testing.T, test func(t *testing.T, s *scene)) {
 	t.Helper()
 	for _, v := range lab.Versions() {
@@ -92,12 +100,34 @@ func onKernel(t *testing.T, version string, test func(t *testing.T, s *scene)) {
 	if os.Geteuid() != 0 {
 		t.Skip("guests need root, for a network namespace with a tap device")
 	}
+	besidesOthers(t)
 	t.Run(version, func(t *testing.T) {
 		t.Parallel()
 		s := sceneOf(t, version)
+		s.busy.Lock()
+		t.Cleanup(s.busy.Unlock)
 		test(t, s)
 		s.checkClean(t)
 	})
+}
+
+var besides sync.Map // tests that run besides others
+
+// besidesOthers makes a test with parts on several kernels parallel, once.
+func besidesOthers(t *testing.T) {
+	if _, done := besides.LoadOrStore(t, true); !done {
+		t.Parallel()
+	}
+}
+
+// slots limits tests that run besides each other on this machine.
+var slots = make(chan struct{}, 4)
+
+// few makes a test parallel to few others.
+func few(t *testing.T) {
+	t.Parallel()
+	slots <- struct{}{}
+	t.Cleanup(func() { <-slots })
 }
 
 // turn shares cases that are alike out among the kernels: case i is for this one.

@@ -308,7 +308,7 @@ func relaySequences(t *testing.T) {
 		{name: "target fails", args: []string{"-c", "sh -c 'exit 3'"}, config: fakemodule.Config{}, status: 1, messages: normal, removed: removal, stderr: []string{"WARNING: Child process exited with status 3\n"}},
 		{name: "target is killed", args: []string{"-c", "sh -c 'kill -9 $$'"}, config: fakemodule.Config{}, status: 1, messages: normal, removed: removal, stderr: []string{"WARNING: Child process exited with signal 9 (Killed)\n"}},
 		{name: "target not started because of an error", args: []string{"-c", "echo never"}, config: fakemodule.Config{StartResult: -1}, status: 1, messages: "BULK=EINVAL START", removed: removal},
-		{name: "no such target", args: []string{"-c", "/nonexistent/program"}, config: fakemodule.Config{}, status: 1, messages: normal, removed: removal, stderr: []string{"/nonexistent/program: No such file or directory\n", "WARNING: Child process exited with status 1\n"}},
+		{name: "no such target", args: []string{"-c", "/proc/nonexistent/program"}, config: fakemodule.Config{}, status: 1, messages: normal, removed: removal, stderr: []string{"/proc/nonexistent/program: No such file or directory\n", "WARNING: Child process exited with status 1\n"}},
 		{name: "system()", config: fakemodule.Config{Begin: func(m *fakemodule.Module) {
 			m.Send(fakemodule.SYSTEM, []byte("echo helper\x00"))
 		}}, during: func(r *relayRun) {
@@ -317,7 +317,7 @@ func relaySequences(t *testing.T) {
 		}, stdout: "helper\n", messages: normal, removed: removal},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
+			few(t)
 			generations(t, func(t *testing.T, g int) {
 				tt.config.Generation = g
 				r := relayCommand(t, fake(t, tt.config), append(tt.args, "fake")...).start()
@@ -390,7 +390,7 @@ func TestRelayStartBlocks(t *testing.T) {
 	generations(t, func(t *testing.T, g int) {
 		t.Parallel()
 		t.Run("signal", func(t *testing.T) {
-			t.Parallel()
+			few(t)
 			m := fake(t, fakemodule.Config{Generation: g, StartDelay: delay, Begin: one})
 			r := relayCommand(t, m, "fake").start()
 			r.until("START", 3*time.Second, func() bool { return strings.HasSuffix(r.messages(), "START") })
@@ -399,7 +399,7 @@ func TestRelayStartBlocks(t *testing.T) {
 			r.removed(removal)
 		})
 		t.Run("target", func(t *testing.T) {
-			t.Parallel()
+			few(t)
 			m := fake(t, fakemodule.Config{Generation: g, StartDelay: delay})
 			before := time.Now()
 			r := relayCommand(t, m, "-c", "echo released", "fake").start()
@@ -410,7 +410,7 @@ func TestRelayStartBlocks(t *testing.T) {
 		})
 		// Upstream loses the EXIT and never ends (10.3).
 		t.Run("target dies before START is answered", func(t *testing.T) {
-			t.Parallel()
+			few(t)
 			m := fake(t, fakemodule.Config{Generation: g, StartDelay: delay})
 			r := relayCommand(t, m, "-c", "sleep 1000", "fake").start()
 			r.until("START", 3*time.Second, func() bool { return strings.HasSuffix(r.messages(), "START") })
@@ -456,7 +456,7 @@ func TestRelayDrains(t *testing.T) {
 // before attaching is not counted.
 func relayGaps(t *testing.T) {
 	generations(t, func(t *testing.T, g int) {
-		t.Parallel()
+		few(t)
 		m := fake(t, cpus(fakemodule.Config{Generation: g, Begin: one}))
 		r := relayCommand(t, m, "fake").start()
 		r.until("first record", 3*time.Second, func() bool { return r.stdout.String() == "one\n" })

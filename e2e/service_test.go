@@ -313,7 +313,7 @@ func TestServiceCheck03(t *testing.T) {
 	m.server(2, `^Usage: `)
 	m.server(3, `reload is not supported`, "reload")
 	m.server(0, `^Usage: `, "usage")
-	m.server(2, `^Missing /nonexistent/include/config/kernel.release\nUsage: `, "start", "-r", "/nonexistent")
+	m.server(2, `^Missing /proc/nonexistent/include/config/kernel.release\nUsage: `, "start", "-r", "/proc/nonexistent")
 }
 
 // Requirements: R-000-030 R-003-032..033 R-003-037..039 R-003-052..055 R-003-108 A-04 B-06 B-19
@@ -325,12 +325,13 @@ func TestServiceCheck04(t *testing.T) {
 
 	p1, p2 := freePort(t), freePort(t)
 	out, rc := rooted(t, `
+		mkdir -p /lib/modules; mount -t tmpfs -o mode=755 tmpfs /lib/modules
 		mkdir -p /lib/modules/6.1-a/build /lib/modules/6.2-b/build /lib/modules/none
 		cd /tmp
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server start -i --port `+p1+` --port=`+p2+` --log $home/L1
 		echo "rc=$?"
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server list
-		mkdir $dir/rel && cd $dir/rel && echo LOG_FILE=/nonexistent/log >settings
+		mkdir $dir/rel && cd $dir/rel && echo LOG_FILE=/proc/nonexistent/log >settings
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server status -i -c settings >/dev/null; echo "relative=$?"
 		mount -t tmpfs tmpfs /lib/modules
 		setpriv --reuid=stap-server --regid=stap-server --clear-groups env HOME=$home stap-server start -i; echo "none=$?"
@@ -538,7 +539,7 @@ func TestServiceCheck08(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.server(1, "FAILED", "start")
-	m.server(1, `Cannot read configuration file /nonexistent`, "status", "-c", "/nonexistent")
+	m.server(1, `Cannot read configuration file /proc/nonexistent`, "status", "-c", "/proc/nonexistent")
 }
 
 // One signal, and time to finish (B-13).
@@ -610,10 +611,10 @@ func TestServiceCheck10(t *testing.T) {
 	if err := os.Remove(filepath.Join(conf, "y.conf")); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(m.home, "relative"), []byte("LOG_FILE=/nonexistent/x\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(m.home, "relative"), []byte("LOG_FILE=/proc/nonexistent/x\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	m.server(1, `Failed to make log directory \(/nonexistent\).*FAILED|FAILED.*Failed to make log directory \(/nonexistent\)`, "start", "-c", "/nonexistent", "-c", "relative")
+	m.server(1, `Failed to make log directory \(/proc/nonexistent\).*FAILED|FAILED.*Failed to make log directory \(/proc/nonexistent\)`, "start", "-c", "/proc/nonexistent", "-c", "relative")
 	m.server(1, `x.conf|no such user`, "configtest", "-u", "nobody-there")
 }
 

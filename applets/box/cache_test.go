@@ -107,7 +107,7 @@ func TestCacheRefuses(t *testing.T) {
 		{[]string{"show", "zz"}, `no entry has a key that begins with "zz"`, exitError},
 		{[]string{"show", keys[0].String(), "b"}, `unexpected word "b"`, exitUsage},
 		{[]string{"prune", "--size=1X"}, `size "1X" is not a number of bytes`, exitError},
-		{[]string{"ls", "--dir=/nonexistent"}, "no such file", exitError},
+		{[]string{"ls", "--dir=/proc/nonexistent"}, "no such file", exitError},
 	} {
 		out, errOut, status := runBox(home, append([]string{"cache"}, tt.args...)...)
 		if status != tt.status || !strings.Contains(errOut, tt.want) || out != "" {

@@ -84,7 +84,7 @@ func TestTrust(t *testing.T) {
 		`fingerprint "1234567" has not 8 to 64 digits`:                 {"trust", "revoke", "1234567"},
 		`fingerprint "../../etc" has not 8 to 64 digits`:               {"trust", "revoke", "../../etc"},
 		`no certificate has a fingerprint that begins with "00000000"`: {"trust", "revoke", "00000000"},
-		"opening trust store":                                          {"trust", "list", "--store", "/nonexistent/store"},
+		"opening trust store":                                          {"trust", "list", "--store", "/proc/nonexistent/store"},
 	} {
 		if _, errOut, status := runBox(home, args...); status == 0 || !strings.Contains(errOut, want) {
 			t.Errorf("%q: got %d, %q", args, status, errOut)

@@ -29,6 +29,7 @@ import (
 	"stapbox/core/discovery"
 	"stapbox/core/hostpaths"
 	"stapbox/core/invocation"
+	"stapbox/core/kbuild"
 	"stapbox/core/privilege"
 	"stapbox/core/report"
 	"stapbox/core/sandbox"
@@ -235,7 +236,7 @@ func (c *client) manage(ctx context.Context) int {
 // unprivileged chooses --privilege and --use-server for users who need them
 // (server-client 7). ok is false when the run ends here.
 func (c *client) unprivileged() (code int, ok bool) {
-	if c.opts.LastPass != 5 || c.opts.ClientOptions {
+	if c.opts.ClientOptions || c.opts.LastPass != 5 && !c.savesForUser() {
 		return 0, true
 	}
 	levels := c.user.Levels()
@@ -273,6 +274,19 @@ func (c *client) unprivileged() (code int, ok bool) {
 			"--use-server was automatically selected in order to request compilation by a compile-server.")
 	}
 	return 0, true
+}
+
+// savesForUser: a member of stapusr saves a module (-p4) on a host that has
+// nothing to build it with. Only a server can, and only what it signs for his
+// level can he load later. With headers here the compilation is local, and
+// nobody signs.
+func (c *client) savesForUser() bool {
+	levels := c.user.Levels()
+	if c.opts.LastPass != 4 || c.opts.PrivilegeSet || len(c.opts.UseServer) > 0 || levels == privilege.None || levels.Contains(privilege.StapDev) {
+		return false
+	}
+	_, err := kbuild.FindKernel(c.opts.Kernel)
+	return errors.Is(err, kbuild.ErrNoHeaders)
 }
 
 func (c *client) normalUser() {

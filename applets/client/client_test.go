@@ -294,6 +294,7 @@ func TestRefusals(t *testing.T) {
 		{"untrusted peer", privilege.GroupUsr, false, nil, []string{use, "-e", hello}, []string{"Unable to connect to a server.\n", "is not trusted as a peer", "hint: stap --trust-servers"}},
 		{"nobody found", privilege.GroupUsr, true, nil, []string{"-e", hello}, []string{"Unable to find a suitable compile server.  [man stap-server]\nNo servers online to select from.\n",
 			"--use-server was automatically selected", "For users with the privilege level stapusr"}},
+		{"saving where nothing can be built", privilege.GroupUsr, true, nil, []string{"-p4", "-r", "9.9.9-none", "-e", hello}, []string{"Unable to find a suitable compile server.", "--privilege=stapusr was automatically selected", "--use-server was automatically selected"}},
 		{"guru", privilege.GroupUsr, true, nil, []string{"-g", "-e", hello}, []string{"You can't specify -g and --privilege=stapusr together."}},
 		{"bad specification", privilege.GroupUsr, true, nil, []string{"--use-server=a/b", "-e", hello}, []string{"Invalid server specification: a/b"}},
 		{"another fingerprint", privilege.GroupUsr, true, nil, []string{"--use-server=sha256:" + identity.Fingerprint(other.id.Certificate), "-e", hello}, []string{"Unable to find a suitable"}},

@@ -193,8 +193,8 @@ func TestOrphans(t *testing.T) {
 }
 
 func TestBecome(t *testing.T) {
-	err := become([]string{"A=b", stageVariable + "=/nonexistent"}, nil)
-	if err == nil || err.Error() != "exec /nonexistent: no such file or directory" {
+	err := become([]string{"A=b", stageVariable + "=/proc/nonexistent"}, nil)
+	if err == nil || err.Error() != "exec /proc/nonexistent: no such file or directory" {
 		t.Errorf("got %v", err)
 	}
 }

@@ -135,7 +135,7 @@ func TestLaunchFails(t *testing.T) {
 			t.Errorf("%s: got %v after %v, want %q", tt.script, err, time.Since(begin), tt.want)
 		}
 	}
-	if _, err := (launcher{executable: "/nonexistent", limit: time.Second}).run(context.Background()); err == nil {
+	if _, err := (launcher{executable: "/proc/nonexistent", limit: time.Second}).run(context.Background()); err == nil {
 		t.Error("no program")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"stapbox/core/backend"
+	"stapbox/core/kbuild"
 	"stapbox/core/sandbox"
 	"stapbox/core/stapopts"
 	"stapbox/core/wire"
@@ -66,8 +67,15 @@ func (s *Service) Prepare(ctx context.Context, k Release) error {
 	if k.BuildDir != "" {
 		kernel = k.BuildDir
 	}
+	temp := dir
+	if !kbuild.Plain(s.StateDir) {
+		if temp, err = kbuild.PlainTemp(); err != nil {
+			return fmt.Errorf("preparing kernel %s: %w", k.Name, err)
+		}
+		defer os.RemoveAll(temp)
+	}
 	args := append([]string{"-r" + kernel}, s.Options...)
-	args = append(args, "--tmpdir="+dir, "--client-options", "-p4", "-e", "probe begin { exit() }")
+	args = append(args, "--tmpdir="+temp, "--client-options", "-p4", "-e", "probe begin { exit() }")
 	// Not for others than the owner of the directory above.
 	if err := os.MkdirAll(s.StateDir, 0o755); err != nil {
 		return fmt.Errorf("preparing kernel %s: %w", k.Name, err)
@@ -75,8 +83,8 @@ func (s *Service) Prepare(ctx context.Context, k Release) error {
 	// What a request's worker cannot write, it cannot leave for the worker of
 	// another: only this one may write here, and it has no words of a client.
 	w := worker{
-		Spec: sandbox.Spec{Args: args, Dir: dir, Read: s.reach(k), Write: []string{s.StateDir, dir}},
-		temp: dir,
+		Spec: sandbox.Spec{Args: args, Dir: dir, Read: s.reach(k), Write: []string{s.StateDir, dir, temp}},
+		temp: temp,
 	}
 	var stdout, stderr limited
 	rc, err := s.run(ctx, &w, &stdout, &stderr)

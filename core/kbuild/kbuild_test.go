@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,8 +19,8 @@ func kernels(t *testing.T) []Kernel {
 	t.Helper()
 	var list []Kernel
 	dirs := filepath.SplitList(os.Getenv("STAPBOX_KERNEL_HEADERS"))
-	if installed, err := filepath.Glob("/lib/modules/*/build"); err == nil {
-		dirs = append(dirs, installed...)
+	if len(dirs) == 0 {
+		dirs, _ = filepath.Glob("/lib/modules/*/build") // the pattern is good
 	}
 	for _, d := range dirs {
 		k, err := FindKernel(d)
@@ -67,6 +68,85 @@ MODULE_LICENSE("Dual MIT/GPL");
 		{"HAVE_KMALLOC", "#include <linux/slab.h>\nvoid *f(void); void *f(void) { return kmalloc(1, GFP_KERNEL); }\n"},
 		{"HAVE_NONSENSE", "#include <linux/slab.h>\nint f(void) { return no_such_function(); }\n"},
 	},
+}
+
+// odd is a name with characters that make, sh or the linker mind.
+const odd = "a b#c:d$e%f'g\"h,i=j(k)&;l*m\\n~o@p"
+
+// TestOddPaths prepares and builds where the state directory, the directory for
+// temporary files, that of the module and the build tree have such a name.
+func TestOddPaths(t *testing.T) {
+	k := kernels(t)[0]
+	base := filepath.Join(t.TempDir(), odd)
+	// The tree as a root of unpacked packages: kbuild's programs are beside it.
+	root := k.BuildDir
+	for !fileExists(filepath.Join(root, "usr/src")) {
+		if root = filepath.Dir(root); root == "/" {
+			t.Skipf("the headers in %q were not unpacked below a directory of their own", k.BuildDir)
+		}
+	}
+	rel, err := filepath.Rel(root, k.BuildDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(base, "tmp"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("cp", "-a", filepath.Join(root, "usr"), base).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v\n%s", err, out)
+	}
+	t.Setenv("TMPDIR", filepath.Join(base, "tmp"))
+	moved, err := FindKernel(filepath.Join(base, rel))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, k := range map[string]Kernel{"tree": moved, "state": k} {
+		t.Run(name, func(t *testing.T) {
+			state := filepath.Join(base, "state-"+name)
+			p, err := Prepare(context.Background(), state, k, tiny, func(s string) { t.Log(s) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := filepath.Join(base, "module-"+name)
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for _, u := range []Unit{
+				{Name: "light", Source: []byte("#include \"tiny.h\"\nconst char *tiny_text(void) { return \"hi\"; }\n")},
+				{Name: "with_headers", Source: []byte("#include <linux/slab.h>\n#include \"tiny.h\"\nconst char *tiny_text(void) { return kmalloc(1, GFP_KERNEL) ? \"a\" : \"b\"; }\n"), KernelHeaders: true},
+				{Name: "own_crcs", Source: []byte("#include \"tiny.h\"\nint sscanf(const char *, const char *, ...);\nconst char *tiny_text(void) { int i; sscanf(\"1\", \"%d\", &i); return i ? \"a\" : \"b\"; }\n")},
+			} {
+				at := filepath.Join(dir, u.Name)
+				if err := os.Mkdir(at, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				ko, err := p.Build(context.Background(), u, at)
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkModule(t, ko, u.Name, k.Release)
+			}
+			if left, err := filepath.Glob(filepath.Join(escaped(state), ".preparing-*")); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// escaped is a path as a pattern of filepath.Glob that matches only it.
+func escaped(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+func TestPlain(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/usr/src/linux-headers-6.12.117+deb12-cloud-amd64": true, "": false, "/a b": false, "/a#b": false, "/a:b": false, "/a$b": false,
+		"/a%b": false, "/a'b": false, `/a"b`: false, "/a,b": false, "/a\\b": false, "/a\nb": false, "/\u00e4": false,
+	} {
+		if got := Plain(path); got != want {
+			t.Errorf("Plain(%q) is %v", path, got)
+		}
+	}
 }
 
 func TestPrepareAndBuild(t *testing.T) {
@@ -156,7 +236,7 @@ func checkModule(t *testing.T, path, name, release string) {
 }
 
 func TestFindKernelRefusesWhatIsNoRelease(t *testing.T) {
-	for _, spec := range []string{"../../etc", "6.1;true", "-r", ".", "6.1 x", "/nonexistent"} {
+	for _, spec := range []string{"../../etc", "6.1;true", "-r", ".", "6.1 x", "/proc/nonexistent"} {
 		if k, err := FindKernel(spec); err == nil {
 			t.Errorf("%q: got %v, want an error", spec, k)
 		}

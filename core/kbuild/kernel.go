@@ -103,25 +103,67 @@ func fileIdentity(path string) string {
 
 // shadow fills dir with links to everything in the build directory. Debian's
 // Makefile there includes another by an absolute path, which leads nowhere when
-// the packages were unpacked below another root: then the path is rewritten.
+// the packages were unpacked below another root: then the path is rewritten. What
+// it includes names the directory that kbuild calls the source tree: if make does
+// not take its path, that directory is shadowed too, as commonDir.
 func (k Kernel) shadow(dir string) error {
-	entries, err := os.ReadDir(k.BuildDir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() == "Makefile" {
-			continue
-		}
-		if err := os.Symlink(filepath.Join(k.BuildDir, e.Name()), filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
 	makefile, err := os.ReadFile(filepath.Join(k.BuildDir, "Makefile"))
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "Makefile"), relocateIncludes(makefile, k.BuildDir), 0o644)
+	if err := linkAll(k.BuildDir, dir, "Makefile"); err != nil {
+		return err
+	}
+	makefile = relocateIncludes(makefile, k.BuildDir)
+	if common := included(makefile); common != "" && !Plain(common) {
+		at := filepath.Join(dir, commonDir)
+		if err := os.Mkdir(at, 0o755); err != nil {
+			return err
+		}
+		if err := linkAll(filepath.Dir(common), at, filepath.Base(common)); err != nil {
+			return err
+		}
+		// Its name must not resolve to the other tree.
+		b, err := os.ReadFile(common)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(at, filepath.Base(common)), b, 0o644); err != nil {
+			return err
+		}
+		makefile = []byte(strings.ReplaceAll(string(makefile), "include "+common+"\n", "include "+filepath.Join(at, filepath.Base(common))+"\n"))
+	}
+	return os.WriteFile(filepath.Join(dir, "Makefile"), makefile, 0o644)
+}
+
+// commonDir is the shadow of the source tree in that of the build directory.
+const commonDir = ".common"
+
+// linkAll makes links in dir to everything in another directory but one file.
+func linkAll(from, dir, but string) error {
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == but {
+			continue
+		}
+		if err := os.Symlink(filepath.Join(from, e.Name()), filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// included is the file that a Makefile includes by an absolute path, or "".
+func included(makefile []byte) string {
+	for line := range strings.Lines(string(makefile)) {
+		if target, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "include /"); ok {
+			return "/" + target
+		}
+	}
+	return ""
 }
 
 func relocateIncludes(makefile []byte, buildDir string) []byte {

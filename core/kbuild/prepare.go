@@ -160,9 +160,9 @@ func Prepare(ctx context.Context, stateDir string, k Kernel, rt Runtime, say fun
 		return p, nil
 	}
 	dir := directory(stateDir, k, rt)
-	work, err := os.MkdirTemp(stateDir, ".preparing-")
+	work, err := PlainTemp(stateDir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("preparing kernel %s: %w", k.Release, err)
 	}
 	defer os.RemoveAll(work)
 	if err := os.Chmod(work, 0o755); err != nil {
@@ -171,6 +171,17 @@ func Prepare(ctx context.Context, stateDir string, k Kernel, rt Runtime, say fun
 	pr := &preparation{ctx: ctx, dir: work, kernel: k, rt: rt, say: say}
 	if err := pr.run(); err != nil {
 		return nil, fmt.Errorf("preparing kernel %s: %w", k.Release, err)
+	}
+	if filepath.Dir(work) != stateDir {
+		moved, err := os.MkdirTemp(stateDir, ".preparing-")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(moved)
+		if err := errors.Join(os.Chmod(moved, 0o755), copyTree(work, moved)); err != nil {
+			return nil, err
+		}
+		work = moved
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return nil, err

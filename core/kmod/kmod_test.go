@@ -173,11 +173,11 @@ func TestOpenRefusesWhatIsNoPlainFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range []string{"fifo", "dir"} {
-		if _, _, err := Open(path(n), "/nonexistent"); !errors.Is(err, ErrNotRegular) {
+		if _, _, err := Open(path(n), "/proc/nonexistent"); !errors.Is(err, ErrNotRegular) {
 			t.Errorf("%s: got %v, want ErrNotRegular", n, err)
 		}
 	}
-	if _, _, err := Open(path("none"), "/nonexistent"); !errors.Is(err, os.ErrNotExist) {
+	if _, _, err := Open(path("none"), "/proc/nonexistent"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing file: got %v", err)
 	}
 	if err := os.Symlink(path("fifo"), path("m.ko.sgn")); err != nil {
@@ -200,7 +200,7 @@ func TestOpenFollowsLinksOnce(t *testing.T) {
 	if err := os.Symlink(real, link); err != nil {
 		t.Fatal(err)
 	}
-	f, blessed, err := Open(link, "/nonexistent")
+	f, blessed, err := Open(link, "/proc/nonexistent")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func TestReadIsBounded(t *testing.T) {
 	if err := f.Truncate(4 << 30); err != nil { // sparse
 		t.Fatal(err)
 	}
-	m, _, err := Open(path, "/nonexistent")
+	m, _, err := Open(path, "/proc/nonexistent")
 	if err != nil {
 		t.Fatal(err)
 	}

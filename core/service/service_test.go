@@ -244,7 +244,7 @@ func TestChoose(t *testing.T) {
 
 	for args, want := range map[string]string{
 		"-p 1": "No stap-server running as pid 1", "-p 1x": "No stap-server running as pid 1x", "-p 011": "No stap-server running as pid 011",
-		"-r /nonexistent": "Missing /nonexistent/include/config/kernel.release",
+		"-r /proc/nonexistent": "Missing /proc/nonexistent/include/config/kernel.release",
 	} {
 		opts, _, _ := getopt.Parse(spec, strings.Fields(args))
 		if _, err := Choose(opts, known(t)); err == nil || err.Error() != want {

@@ -166,6 +166,7 @@ var table = []optionDef{
 	{long: "target-namespaces", arg: req},
 	{long: "translator", arg: req, forward: true},
 	{long: "privilege", arg: req, forward: true},
+	{long: "privileged", arg: req, forward: true}, // as some documents write it
 	{long: "unprivileged", forward: true},
 	{long: "color", arg: opt},
 	{long: "colour", arg: opt},
@@ -256,6 +257,9 @@ func Parse(args []string) (*Options, error) {
 	list, words, err := getopt.Parse(Spec(), args)
 	var clientOnly []string // -I -D -m given by a client
 	for _, g := range list {
+		if g.Name == "privileged" {
+			g.Name = "privilege" // other servers know only this one
+		}
 		i := slices.IndexFunc(table, func(d optionDef) bool { return d.name() == g.Name })
 		d := table[i]
 		if o.ClientOptions {

@@ -32,6 +32,10 @@ func TestParseOptions(t *testing.T) {
 	if o, err := Parse([]string{"-p4", "-m", "mod.ko", "x.stp", "1"}); err != nil || o.File != "x.stp" || o.Module != "mod" || len(o.Notes) != 1 {
 		t.Errorf("got %+v, %v", o, err)
 	}
+	// As some documents write it; other servers know only the first.
+	if o, err := Parse([]string{"--privileged=stapusr", "-e", "x"}); err != nil || o.Privilege != privilege.StapUsr || !slices.Contains(o.Forward, "--privilege=stapusr") {
+		t.Errorf("got %+v, %v", o, err)
+	}
 	if o, err := Parse([]string{"--client-options", "-e", "x"}); err != nil || o.LastPass != 4 || o.Unprivileged() {
 		t.Errorf("got %+v, %v", o, err)
 	}

@@ -85,7 +85,15 @@ func serve(port *os.File) error {
 			answer(request.Answer{ID: r.ID, Error: err.Error()})
 			continue
 		}
-		go func() { answer(handle(r)) }()
+		switch {
+		case r.To != 0:
+			watched.pass(r) // in the order in which they come
+		case r.Stream:
+			wait := watched.start(r, answer)
+			go func() { answer(wait()) }()
+		default:
+			go func() { answer(handle(r)) }()
+		}
 	}
 }
 
@@ -138,18 +146,23 @@ func handle(r request.Request) request.Answer {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	}))
 	start := time.Now()
-	err = cmd.Wait()
+	cmd.Wait() // its status says what there is to say
 	for _, t := range timers {
 		t.Stop()
 	}
 	a.Millis = time.Since(start).Milliseconds()
 	a.Stdout, a.Stderr = stdout.Bytes(), stderr.Bytes()
 	a.CPU = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Microseconds()
-	a.Status = cmd.ProcessState.ExitCode()
-	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		a.Status = 128 + int(ws.Signal())
-	}
+	a.Status = statusOf(cmd.ProcessState)
 	return a
+}
+
+// statusOf is a process's exit status, or 128 and the signal's number.
+func statusOf(p *os.ProcessState) int {
+	if ws, ok := p.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return p.ExitCode()
 }
 
 // become turns this process into the described command, one that stops for its
@@ -199,6 +212,11 @@ func become(description string, traced bool) error {
 		if _, _, e := unix.RawSyscall(unix.SYS_PERSONALITY, uintptr(r.Personality), 0, 0); e != 0 {
 			return e
 		}
+	}
+	if r.Stream {
+		// The shell that started the agent in the background ignores these. A
+		// signal that is caught has its default effect after exec.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGQUIT)
 	}
 	for _, s := range r.Ignored {
 		// A Go program that ignores a signal leaves it ignored for what it executes.

@@ -15,21 +15,7 @@ import (
 // what is read from standard input are its keys, and its screen is copied to
 // standard output. The result is the command's status, 128+n after a signal.
 func terminal(args []string) (status int, err error) {
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return 0, err
-	}
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err == nil {
-		err = unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80})
-	}
-	if err != nil {
-		return 0, os.NewSyscallError("ioctl", err)
-	}
-	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	master, slave, err := newTerminal(24, 80)
 	if err != nil {
 		return 0, err
 	}
@@ -53,8 +39,35 @@ func terminal(args []string) (status int, err error) {
 	if !errors.As(err, &exit) {
 		return 0, err
 	}
-	if ws := exit.Sys().(syscall.WaitStatus); ws.Signaled() {
-		return 128 + int(ws.Signal()), nil
+	return statusOf(exit.ProcessState), nil
+}
+
+// newTerminal makes a pseudo terminal (pts(4)).
+func newTerminal(rows, columns int) (master, slave *os.File, err error) {
+	master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, nil, err
 	}
-	return exit.ExitCode(), nil
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		err = resize(master, rows, columns)
+	}
+	if err != nil {
+		master.Close()
+		return nil, nil, os.NewSyscallError("ioctl", err)
+	}
+	slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		master.Close()
+		return nil, nil, err
+	}
+	return master, slave, nil
+}
+
+// resize tells a terminal, and who runs in it, its size.
+func resize(master *os.File, rows, columns int) error {
+	return unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(rows), Col: uint16(columns)})
 }

@@ -26,6 +26,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -73,47 +74,70 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 	r := &run{lab: l, programs: programs, out: out, update: os.Getenv("STAPBOX_UPDATE") != ""}
 	setup, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
-	var err error
 	only := os.Getenv("STAPBOX_ONLY")
-	if only == "" || only == "^systemd$" {
-		if err := Systemd(ctx, l, programs, out); err != nil {
-			return fmt.Errorf("services of systemd: %w", err)
+	// Each part stands alone: one that fails does not keep the next from being
+	// looked at. What failed is said again at the end.
+	var failures []error
+	part := func(name, what string, do func() error) {
+		if only != "" && only != name {
+			return
+		}
+		err := ctx.Err()
+		if err == nil {
+			err = do()
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", what, err)
+			r.say("FAILED: %v", err)
+			failures = append(failures, err)
 		}
 	}
-	if only == "^systemd$" {
-		return nil
+	ends := func(names ...string) bool { return slices.Contains(names, only) }
+
+	part("^systemd$", "services of systemd", func() error { return Systemd(ctx, l, programs, out) })
+	if ends("^systemd$") {
+		return r.close(failures)
 	}
-	if r.peer, err = l.FetchPeer(setup); err != nil {
-		return fmt.Errorf("setting up the peer: %w", err)
-	}
-	r.say("SystemTap %s on kernel %s", r.peer.Version, r.peer.Kernel.Release)
-	scripts, err := corpus()
-	if err != nil {
+	release := func() {}
+	var scripts []*Script
+	// Everything after this needs the peer.
+	err := func() (err error) {
+		if r.peer, err = l.FetchPeer(setup); err != nil {
+			return fmt.Errorf("setting up the peer: %w", err)
+		}
+		r.say("SystemTap %s on kernel %s", r.peer.Version, r.peer.Kernel.Release)
+		if scripts, err = corpus(); err != nil {
+			return err
+		}
+		release, err = r.prepare()
 		return err
-	}
-	release, err := r.prepare()
+	}()
 	if err != nil {
-		return err
+		return r.close(append(failures, err))
 	}
 	defer release()
 
-	if only == "" || only == "^matrix$" {
-		if err := r.matrix(ctx); err != nil {
-			return fmt.Errorf("clients and servers of all versions: %w", err)
-		}
-	}
-	if only == "" || only == "^managers$" {
+	part("^matrix$", "clients and servers of all versions", func() error { return r.matrix(ctx) })
+	part("^managers$", "stap-server of SystemTap 4.8 and of this program", func() error {
 		old, err := l.FetchOldPeer(setup)
-		if err == nil {
-			err = Managers(ctx, l, old, programs, out)
-		}
 		if err != nil {
-			return fmt.Errorf("stap-server of SystemTap 4.8 and of this program: %w", err)
+			return err
 		}
+		return Managers(ctx, l, old, programs, out)
+	})
+	if ends("^matrix$", "^managers$") {
+		return r.close(failures)
 	}
-	if only == "^matrix$" || only == "^managers$" {
-		return r.close()
+	if err := r.scripts(ctx, only, scripts); err != nil {
+		r.say("FAILED: %v", err)
+		failures = append(failures, err)
 	}
+	return r.close(failures)
+}
+
+// scripts compares what scripts and sessions do in a guest with the peer's
+// kernel, and the servers there.
+func (r *run) scripts(ctx context.Context, only string, scripts []*Script) error {
 	if only != "" {
 		pattern, err := regexp.Compile(only)
 		if err != nil {
@@ -160,7 +184,7 @@ func Run(ctx context.Context, l *lab.Lab, programs *lab.Programs, out io.Writer)
 	}
 	r.compareSessions(ctx, runs)
 	r.runExchanged(exchanged)
-	return r.close()
+	return nil
 }
 
 func (r *run) say(format string, args ...any) { fmt.Fprintf(r.out, "interop: "+format+"\n", args...) }
@@ -427,7 +451,7 @@ func (r *run) hello(name string, p Pair, file string) {
 }
 
 // close prints the table and says whether all is well.
-func (r *run) close() error {
+func (r *run) close(failures []error) error {
 	counts := map[string]int{}
 	width := 0
 	for _, x := range r.rows {
@@ -435,7 +459,7 @@ func (r *run) close() error {
 		width = max(width, len(x.name))
 	}
 	if len(r.rows) == 0 {
-		return nil // the matrix alone, with nothing to say
+		return errors.Join(failures...) // the matrix alone, with nothing to say
 	}
 	fmt.Fprintf(r.out, "\n%-*s  result\n%s  ---------\n", width, "comparison with SystemTap "+r.peer.Version, strings.Repeat("-", width))
 	for _, x := range r.rows {
@@ -444,7 +468,7 @@ func (r *run) close() error {
 	bad := counts[different] + counts[failed]
 	fmt.Fprintf(r.out, "\n%d scripts the same, %d exchanges worked, %d different, %d failed\n", counts[same], counts[ok], counts[different], counts[failed])
 	if bad > 0 {
-		return fmt.Errorf("%d of %d comparisons with upstream did not hold", bad, len(r.rows))
+		failures = append(failures, fmt.Errorf("%d of %d comparisons with upstream did not hold", bad, len(r.rows)))
 	}
-	return nil
+	return errors.Join(failures...)
 }

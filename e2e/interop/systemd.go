@@ -109,6 +109,15 @@ systemctl stop stap-server; echo "status=$?"; systemctl is-active $units`,
 			`^status=0\nactive\nactive\nactive\nstatus=0\nactive\nactive\nactive\nstatus=0\n1\nstatus=0\ninactive\ninactive\ninactive\n$`,
 		},
 		{
+			"stopped right after a reload, no unit fails",
+			`for delay in 0 0 0.02 0.05 0.1 0.2; do
+	systemctl start stap-server; systemctl reload stap-server; sleep $delay; systemctl stop stap-server; echo "status=$?"
+	systemctl start stap-server@default; systemctl reload --no-block stap-server@default; sleep $delay; systemctl stop stap-server@default; echo "status=$?"
+done
+systemctl is-active stap-server stap-server@default stap-server@second; systemctl --failed --no-legend --no-pager; journalctl -o cat -u 'stap-server*' --no-pager | grep -E 'Failed with result'`,
+			`^(?:status=0\n){12}inactive\ninactive\ninactive\n$`,
+		},
+		{
 			"a server that cannot start says why, and is failed",
 			`echo USER=nobody >>/etc/stap-server/conf.d/second.conf; systemctl start stap-server@second 2>/dev/null; echo "status=$?"
 touch '/etc/stap-server/conf.d/a b.conf'; systemctl start stap-server 2>/dev/null; echo "status=$?"; rm '/etc/stap-server/conf.d/a b.conf'

@@ -28,11 +28,7 @@ func (l *Lab) FetchAvahi() (*Avahi, error) {
 	if a.complete() == nil {
 		return a, nil
 	}
-	if err := l.updateLists(); err != nil {
-		return nil, err
-	}
-	l.say("fetching %s", strings.Join(avahiPackages, " "))
-	if err := l.unpack(a.root, avahiPackages); err != nil {
+	if err := l.unpackThese(a.root, avahiPackages...); err != nil {
 		return nil, err
 	}
 	return a, a.complete()

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -99,10 +100,40 @@ func (p *Programs) StartServer(n *Network, dir string, kernels []*Kernel, args .
 	for _, k := range kernels {
 		argv = append(argv, "-r", k.Headers)
 	}
-	s := &Server{Dir: dir, done: make(chan struct{})}
-	s.cmd = n.Command(ServerUID, []string{
+	return startServer(n.Command(ServerUID, []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "SYSTEMTAP_DIR=" + dir, "TMPDIR=" + filepath.Join(dir, "tmp"),
-	}, append(argv, args...)...)
+	}, append(argv, args...)...), dir)
+}
+
+// StartServerIn starts a compile server in the peer's tree, which has the
+// compiler for its kernel. The server's data directory is below dir.
+func (p *Programs) StartServerIn(ctx context.Context, peer *Peer, n *Network, dir string) (*Server, error) {
+	data := filepath.Join(dir, "data")
+	for _, d := range []string{filepath.Join(data, "tmp"), filepath.Join(dir, "bin")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range []string{data, filepath.Join(data, "tmp")} {
+		if err := os.Chown(d, ServerUID, ServerUID); err != nil {
+			return nil, err
+		}
+	}
+	b, err := os.ReadFile(p.Box)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bin", "stap-serverd"), b, 0o755); err != nil {
+		return nil, err
+	}
+	return startServer(peer.Command(ctx, Inside{
+		Net: n, UID: ServerUID, Work: dir, Env: []string{"HOME=/mnt/data", "SYSTEMTAP_DIR=/mnt/data", "TMPDIR=/mnt/data/tmp", "USER=nobody"},
+	}, "/mnt/bin/stap-serverd", "-r", peer.Kernel.Release), data)
+}
+
+// startServer starts a server's command and waits until it accepts connections.
+func startServer(cmd *exec.Cmd, dir string) (*Server, error) {
+	s := &Server{Dir: dir, cmd: cmd, done: make(chan struct{})}
 	s.cmd.Stderr = s
 	s.cmd.Stdout = s
 	if err := startLocked(s.cmd); err != nil {

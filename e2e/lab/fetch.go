@@ -4,8 +4,6 @@
 package lab
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,8 +16,9 @@ import (
 
 // Lab is the place where fetched and built things are kept between runs.
 type Lab struct {
-	Dir string    // the cache directory
-	Log io.Writer // progress for people
+	Dir     string    // the cache directory
+	Log     io.Writer // progress for people
+	Sources string    // a sources.list(5) in place of the machine's
 }
 
 // Open finds the cache: $STAPBOX_LAB, else /var/cache/stapbox for root, else the
@@ -37,7 +36,7 @@ func Open(log io.Writer) (*Lab, error) {
 		}
 		dir = filepath.Join(base, "stapbox")
 	}
-	return &Lab{dir, log}, os.MkdirAll(dir, 0o755)
+	return &Lab{Dir: dir, Log: log}, os.MkdirAll(dir, 0o755)
 }
 
 func (l *Lab) say(format string, args ...any) { fmt.Fprintf(l.Log, "lab: "+format+"\n", args...) }
@@ -57,8 +56,15 @@ var kernelPackages = map[string][2]string{
 	"6.12": {"linux-image-6.12-cloud-amd64", "linux-headers-6.12-cloud-amd64"},
 }
 
-// Versions of the matrix, oldest first.
-func Versions() []string { return []string{"6.1", "6.12"} }
+// Versions of the matrix, oldest first. STAPBOX_KERNELS may name one of them, for
+// a quick look.
+func Versions() []string {
+	versions := []string{"6.1", "6.12"}
+	if v := os.Getenv("STAPBOX_KERNELS"); slices.Contains(versions, v) {
+		return []string{v}
+	}
+	return versions
+}
 
 // tools that tests and demo need, programs or files, and the packages that have
 // them.
@@ -91,24 +97,12 @@ func (l *Lab) EnsureTools() error {
 	if len(missing) == 0 {
 		return nil
 	}
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("these packages are missing: sudo apt-get install %s", strings.Join(missing, " "))
-	}
-	l.say("installing %s (some 100 MB with QEMU)", strings.Join(missing, " "))
-	if err := l.updateLists(); err != nil {
-		return err
-	}
-	return l.run("", "apt-get", append([]string{"install", "-y", "-q", "--no-install-recommends"}, missing...)...)
+	return l.install(missing...)
 }
 
-// updateLists runs apt-get update unless package lists are there.
-func (l *Lab) updateLists() error {
-	if exec.Command("apt-cache", "show", "linux-image-cloud-amd64").Run() == nil {
-		return nil
-	}
-	l.say("updating package lists")
-	return l.run("", "apt-get", "update", "-q")
-}
+// wanted are the dependencies of kernel packages that matter for building
+// modules; gcc itself is installed by EnsureTools.
+var wanted = regexp.MustCompile(`^linux-(image|headers|kbuild|compiler)-`)
 
 // FetchKernel unpacks a kernel of the matrix, its headers and what they need.
 func (l *Lab) FetchKernel(version string) (*Kernel, error) {
@@ -120,15 +114,8 @@ func (l *Lab) FetchKernel(version string) (*Kernel, error) {
 	if k, err := FindKernel(version, root); err == nil {
 		return k, nil
 	}
-	if err := l.updateLists(); err != nil {
-		return nil, err
-	}
-	packages, err := closure(names[:])
+	err := l.unpack(root, "kernel "+version+" with headers", func() ([]string, error) { return l.closure(names[:], wanted) })
 	if err != nil {
-		return nil, err
-	}
-	l.say("fetching kernel %s with headers: %s", version, strings.Join(packages, " "))
-	if err := l.unpack(root, packages); err != nil {
 		return nil, err
 	}
 	return FindKernel(version, root)
@@ -138,14 +125,15 @@ func (l *Lab) FetchKernel(version string) (*Kernel, error) {
 func (l *Lab) FetchBusybox() (string, error) {
 	root := filepath.Join(l.Dir, "busybox")
 	path := filepath.Join(root, "bin/busybox")
-	if _, err := os.Stat(path); err == nil {
+	if exists(path) {
 		return path, nil
 	}
-	if err := l.updateLists(); err != nil {
-		return "", err
-	}
-	l.say("fetching busybox-static")
-	return path, l.unpack(root, []string{"busybox-static"})
+	return path, l.unpackThese(root, "busybox-static")
+}
+
+// unpackThese unpacks packages by their names.
+func (l *Lab) unpackThese(root string, packages ...string) error {
+	return l.unpack(root, strings.Join(packages, " "), func() ([]string, error) { return packages, nil })
 }
 
 // FindKernel looks at an unpacked tree.
@@ -175,90 +163,9 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// wanted are the dependencies of kernel packages that matter for building
-// modules; gcc itself is installed by EnsureTools.
-var wanted = regexp.MustCompile(`^linux-(image|headers|kbuild|compiler)-`)
-
-// closure follows the dependencies of kernel packages.
-func closure(names []string) ([]string, error) {
-	var out []string
-	queue := slices.Clone(names)
-	for len(queue) > 0 {
-		name := queue[0]
-		queue = queue[1:]
-		if slices.Contains(out, name) {
-			continue
-		}
-		b, err := exec.Command("apt-cache", "depends", "--important", "--no-suggests", name).Output()
-		if err != nil {
-			return nil, fmt.Errorf("package %q is not known to apt: %w", name, err)
-		}
-		out = append(out, name)
-		alternative := false
-		for _, line := range strings.Split(string(b), "\n") {
-			line = strings.TrimSpace(line)
-			dep, ok := strings.CutPrefix(strings.TrimPrefix(line, "|"), "Depends: ")
-			skip := alternative
-			alternative = strings.HasPrefix(line, "|")
-			if ok && !skip && wanted.MatchString(dep) {
-				queue = append(queue, dep)
-			}
-		}
-	}
-	return out, nil
-}
-
-// unpack downloads packages and unpacks them below root, all or nothing.
-func (l *Lab) unpack(root string, packages []string) error {
-	if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
-		return err
-	}
-	work, err := os.MkdirTemp(filepath.Dir(root), ".unpacking-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(work)
-	if err := os.Chmod(work, 0o755); err != nil {
-		return err
-	}
-	debs := filepath.Join(work, "debs")
-	tree := filepath.Join(work, "tree")
-	for _, d := range []string{debs, tree} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return err
-		}
-	}
-	args := []string{"download", "-q"}
-	if os.Geteuid() == 0 {
-		args = append([]string{"-o", "APT::Sandbox::User=root"}, args...)
-	}
-	if err := l.run(debs, "apt-get", append(args, packages...)...); err != nil {
-		return err
-	}
-	files, err := filepath.Glob(filepath.Join(debs, "*.deb"))
-	if err != nil || len(files) == 0 {
-		return errors.Join(err, fmt.Errorf("apt-get downloaded nothing for %v", packages))
-	}
-	for _, f := range files {
-		if err := l.run(work, "dpkg", "-x", f, tree); err != nil {
-			return err
-		}
-	}
-	if err := os.RemoveAll(root); err != nil {
-		return err
-	}
-	return os.Rename(tree, root)
-}
-
 // run runs a program and shows what it said only when it fails.
 func (l *Lab) run(dir, name string, args ...string) error {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = dir
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("running %s %s: %w\n%s", name, strings.Join(args, " "), err, out.Bytes())
-	}
-	return nil
+	return shown(cmd)
 }

@@ -31,11 +31,7 @@ func (l *Lab) FetchFirmware() (*Firmware, error) {
 	if exists(f.Code) && exists(f.Vars) {
 		return f, nil
 	}
-	if err := l.updateLists(); err != nil {
-		return nil, err
-	}
-	l.say("fetching ovmf")
-	return f, l.unpack(root, []string{"ovmf"})
+	return f, l.unpackThese(root, "ovmf")
 }
 
 // Modinfo runs modinfo of package kmod on a module file.
@@ -48,11 +44,7 @@ func (l *Lab) Modinfo(path string) ([]byte, error) {
 		}
 	}
 	if program == "" {
-		if err := l.updateLists(); err != nil {
-			return nil, err
-		}
-		l.say("fetching kmod")
-		if err := l.unpack(root, []string{"kmod", "libkmod2"}); err != nil {
+		if err := l.unpackThese(root, "kmod", "libkmod2"); err != nil {
 			return nil, err
 		}
 		return l.Modinfo(path)

@@ -39,6 +39,14 @@ var (
 
 var accounts = []User{Root, Dev, Usr, Usr2, Sys, Nobody}
 
+// Home is a user's home directory in the guest.
+func Home(u User) string {
+	if u.UID == 0 {
+		return "/root"
+	}
+	return "/home/" + u.Name
+}
+
 // GuestConfig says what a guest is made of.
 type GuestConfig struct {
 	Kernel *Kernel
@@ -68,6 +76,7 @@ type Guest struct {
 	agent   net.Conn
 	next    int
 	waiting map[int]chan request.Answer
+	parts   map[int]func(request.Answer) // of streamed commands
 }
 
 // networkModules are what a Debian cloud kernel needs for a network card and the
@@ -124,10 +133,7 @@ func (l *Lab) baseImage(k *Kernel, modules []string) (*Image, error) {
 	im.File("init", 0o755, []byte(initScript))
 	var passwd, shadow strings.Builder
 	for _, u := range accounts {
-		home := "/home/" + u.Name
-		if u.UID == 0 {
-			home = "/root"
-		}
+		home := Home(u)
 		im.DirOf(home, 0o755, uint32(u.UID), uint32(u.GID))
 		fmt.Fprintf(&passwd, "%s:x:%d:%d::%s:/bin/sh\n", u.Name, u.UID, u.GID, home)
 		fmt.Fprintf(&shadow, "%s::19000:0:99999:7:::\n", u.Name)
@@ -202,8 +208,18 @@ func moduleBytes(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
+// boots is how often a guest is booted that dies, or stands still, before our
+// code runs: with no probe armed yet that is the emulator's or the kernel's doing.
+const boots = 3
+
+// Rebooted begins the line that tells of a guest that is booted again.
+const Rebooted = "a guest died before our code ran, and is booted again: "
+
+// errEarly is a guest that died before our code ran.
+var errEarly = errors.New("the guest died before our code ran")
+
 // Boot builds the image and starts the guest. It returns when the agent is
-// ready, or, without an agent, at once.
+// ready, or, without an agent, when a shell waits for a command.
 func (l *Lab) Boot(c GuestConfig) (*Guest, error) {
 	modules := networkModules
 	if c.Firmware != nil {
@@ -216,16 +232,23 @@ func (l *Lab) Boot(c GuestConfig) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "stapbox-guest-")
-	if err != nil {
-		return nil, err
-	}
-	g := &Guest{Kernel: c.Kernel, dir: dir, exited: make(chan struct{}), waiting: map[int]chan request.Answer{}}
-	if err := l.boot(g, im, c); err != nil {
+	for i := 1; ; i++ {
+		dir, err := os.MkdirTemp("", "stapbox-guest-")
+		if err != nil {
+			return nil, err
+		}
+		g := &Guest{Kernel: c.Kernel, dir: dir, exited: make(chan struct{}), waiting: map[int]chan request.Answer{}, parts: map[int]func(request.Answer){}}
+		err = l.boot(g, im, c)
+		if err == nil {
+			return g, nil
+		}
 		g.Kill()
-		return nil, fmt.Errorf("booting kernel %s: %w", c.Kernel.Release, err)
+		err = fmt.Errorf("booting kernel %s: %w", c.Kernel.Release, err)
+		if !errors.Is(err, errEarly) || i == boots {
+			return nil, err
+		}
+		l.say("%s%v", Rebooted, err)
 	}
-	return g, nil
 }
 
 func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
@@ -263,7 +286,7 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 	}
 	defer agent.Close()
 	args := []string{
-		"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max",
+		"qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "max",
 		"-smp", fmt.Sprint(max(c.CPUs, 2)), "-m", fmt.Sprint(max(c.Memory, 1024)),
 		"-kernel", c.Kernel.Image, "-initrd", initrd,
 		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 net.ifnames=0 " + c.Append),
@@ -316,21 +339,34 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 	if g.agent, err = accept(agent); err != nil {
 		return err
 	}
-	if c.Agent == "" {
-		return nil
-	}
 	ready := make(chan request.Answer, 1)
-	g.waiting[0] = ready
-	go g.receive()
+	if c.Agent == "" {
+		go func() {
+			for !strings.Contains(g.Console.Text(), shellPrompt) {
+				select {
+				case <-g.exited:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+			ready <- request.Answer{Ready: true}
+		}()
+	} else {
+		g.waiting[0] = ready
+		go g.receive()
+	}
 	select {
 	case <-ready:
 		return nil
 	case <-g.exited:
-		return fmt.Errorf("QEMU ended: %s\n%s", errs.String(), g.Console.Text())
+		return fmt.Errorf("%w: QEMU ended: %s\n%s", errEarly, errs.String(), g.Console.Text())
 	case <-time.After(wait):
-		return fmt.Errorf("no agent after %v; console:\n%s", wait, g.Console.Text())
+		return fmt.Errorf("%w: nothing for %v; console:\n%s", errEarly, wait, g.Console.Text())
 	}
 }
+
+// shellPrompt is what root's shell on the console shows.
+const shellPrompt = "root@production$ "
 
 // installBox runs stapbox install --root for a tree that becomes part of the
 // image, as an administrator would.
@@ -365,8 +401,16 @@ func (g *Guest) receive() {
 			continue
 		}
 		g.mu.Lock()
+		if part := g.parts[a.ID]; a.Part {
+			g.mu.Unlock()
+			if part != nil {
+				part(a)
+			}
+			continue
+		}
 		c := g.waiting[a.ID]
 		delete(g.waiting, a.ID)
+		delete(g.parts, a.ID)
 		g.mu.Unlock()
 		if c != nil {
 			c <- a
@@ -384,10 +428,7 @@ func (g *Guest) Do(r request.Request) (request.Answer, error) {
 	g.next++
 	r.ID = g.next
 	g.waiting[r.ID] = c
-	b, err := json.Marshal(r)
-	if err == nil {
-		_, err = g.agent.Write(append(b, '\n'))
-	}
+	err := g.send(r)
 	g.mu.Unlock()
 	if err != nil {
 		return request.Answer{}, err
@@ -408,10 +449,7 @@ func (g *Guest) Do(r request.Request) (request.Answer, error) {
 // Command is a request to run argv as a user in his home directory. argv[0] is a
 // path or a name in the guest's /usr/bin or /bin.
 func Command(u User, argv ...string) request.Request {
-	home := "/home/" + u.Name
-	if u.UID == 0 {
-		home = "/root"
-	}
+	home := Home(u)
 	path := argv[0]
 	if !strings.Contains(path, "/") {
 		path = "/usr/bin/" + path

@@ -27,6 +27,9 @@ type Peer struct {
 	packages []string
 }
 
+// PeerVersion is the peer's kernel, by the name tests use.
+const PeerVersion = "7.2"
+
 // peerPackages are installed in the tree beside the base system.
 var peerPackages = []string{
 	"systemtap", "systemtap-server", "systemtap-client", "systemtap-runtime", "gcc", "make",
@@ -71,11 +74,7 @@ const bootstrapLog = "debootstrap.log"
 // complain about, if the tree is there all the same.
 func (l *Lab) debootstrap(ctx context.Context, dir, root, suite string, packages []string) (warning, err error) {
 	if _, err := exec.LookPath("debootstrap"); err != nil {
-		l.say("installing debootstrap")
-		if err := l.updateLists(); err != nil {
-			return nil, err
-		}
-		if err := l.run("", "apt-get", "install", "-y", "-q", "--no-install-recommends", "debootstrap", "debian-archive-keyring"); err != nil {
+		if err := l.install("debootstrap", "debian-archive-keyring"); err != nil {
 			return nil, err
 		}
 	}

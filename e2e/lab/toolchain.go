@@ -15,11 +15,7 @@ func (l *Lab) FetchPackages(name string, packages []string) (string, error) {
 	if b, err := os.ReadFile(list); err == nil && string(b) == want && exists(root) {
 		return root, nil
 	}
-	if err := l.updateLists(); err != nil {
-		return "", err
-	}
-	l.say("fetching %s", strings.Join(packages, " "))
-	if err := l.unpack(root, packages); err != nil {
+	if err := l.unpackThese(root, packages...); err != nil {
 		return "", err
 	}
 	return root, os.WriteFile(list, []byte(want), 0o644)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -15,8 +16,9 @@ var commands = []struct {
 }{
 	{"build", "the one static file, ./stapbox or another PATH", build},
 	{"image", "images for containers, stapbox-{client,server}.oci.tar, into DIR", images},
-	{"demo", "the main job, end to end, as a transcript (root)", demo},
-	{"test", "all tests: unit, fuzz seeds, testscript, guests (root)", test},
+	{"demo", "the main job, end to end, as a transcript; --short: up to Hello (root)", demo},
+	{"test", "all tests: unit, fuzz seeds, testscript, guests (root); test quick: the main walk and what is fast", test},
+	{"guest", "a production host for one's own scripts: -k KERNEL -u USER --server -- COMMAND (root)", guest},
 	{"interop", "with upstream SystemTap 5.6 on its own kernel, and 4.8 over the wire (root, 4 GB, minutes)", interoperate},
 	{"bench", "side by side with upstream: medians, ratios, budgets (root, 2 GB, minutes)", benchmark},
 	{"fuzz", "every fuzz target for a TIME such as 30s", fuzz},
@@ -37,11 +39,18 @@ func main() {
 		if c.name != name {
 			continue
 		}
-		if err := c.run(l, os.Args[2:]); err != nil {
-			fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", name, err)
-			os.Exit(1)
+		err := c.run(l, os.Args[2:])
+		var status exitStatus
+		switch {
+		case err == nil:
+			return
+		case errors.As(err, &status):
+			os.Exit(int(status))
+		case errors.Is(err, errUsage):
+			os.Exit(2)
 		}
-		return
+		fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", name, err)
+		os.Exit(1)
 	}
 	fmt.Println("usage: ./e2e/run COMMAND")
 	for _, c := range commands {

@@ -27,6 +27,17 @@ type Request struct {
 
 	Break *Break // stop the command at a system call
 
+	// A command that is watched while it runs: what it prints comes in answers
+	// with Part set, and requests with To set go to it.
+	Stream   bool
+	Terminal bool // gives it a terminal of Rows and Columns as its controlling one
+	Rows     int
+	Columns  int
+
+	To     int  // the ID of a running streamed command: it gets Data, Signal, or a terminal of another size
+	EOF    bool // end of its standard input
+	Signal int
+
 	WritePath string // write Data there, with Mode and owner UID, GID
 	Mode      uint32
 	ReadPath  string // answer with the file in Stdout
@@ -54,6 +65,7 @@ type Signal struct {
 type Answer struct {
 	ID       int
 	Ready    bool // sent once, when the agent starts
+	Part     bool // Stdout and Stderr are what a streamed command has just printed
 	Status   int  // exit status, or 128 and the signal's number
 	Stdout   []byte
 	Stderr   []byte

@@ -1,0 +1,117 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// runGuest is ./e2e/run guest with the files of a directory.
+func runGuest(t *testing.T, dir string, args ...string) *exec.Cmd {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("guests need root, for a network namespace with a tap device")
+	}
+	runner := filepath.Join(t.TempDir(), "runner")
+	if out, err := exec.Command("go", "build", "-o", runner, "stapbox/e2e/runner").CombinedOutput(); err != nil {
+		t.Fatalf("building the runner: %v\n%s", err, out)
+	}
+	cmd := exec.Command(runner, append([]string{"guest"}, args...)...)
+	cmd.Env = append(os.Environ(), "STAPBOX_CWD="+dir)
+	return cmd
+}
+
+// A command's output and exit status are those of ./e2e/run guest; the scripts
+// are in the current directory or in the command, and a server compiles them.
+func TestGuestCommand(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "own.stp"), []byte(`probe begin { printf("from a file, %d\n", uid()) exit() }`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, ".hidden"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := runGuest(t, dir, "-k", "6.12", "-u", "usr", "--server", "--", "sh", "-c",
+		`stap -e 'probe begin { println("hi") exit() }' && stap own.stp && stap - && echo to stderr >&2; exit 3`)
+	cmd.Stdin = strings.NewReader(`probe begin { println("from standard input") exit() }`)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if got := cmd.ProcessState.ExitCode(); got != 3 {
+		t.Errorf("status %d, %v, want 3", got, err)
+	}
+	if want := "hi\nfrom a file, 1002\nfrom standard input\n"; stdout.String() != want {
+		t.Errorf("stdout %q, want %q", &stdout, want)
+	}
+	for _, w := range []string{"left out", ".hidden", "to stderr\n"} {
+		if !strings.Contains(stderr.String(), w) {
+			t.Errorf("stderr %q lacks %q", &stderr, w)
+		}
+	}
+}
+
+// Without a command there is a shell on this terminal: with its size, ^C that
+// ends what runs, and the shell's exit status.
+func TestGuestDialogue(t *testing.T) {
+	x := newTerminal(t)
+	cmd := runGuest(t, "", "-k", "6.1", "-u", "dev")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = x.slave, x.slave, x.slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	say := func(keys, shows string) {
+		t.Helper()
+		x.press(keys)
+		for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(x.text.String(), shows); time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%q is not on the terminal after %q:\n%s", shows, keys, x.text.String())
+			}
+		}
+	}
+	say("", "dev@production$ ")
+	say("id -un; stty size; tty\r", "\r\ndev\r\n24 80\r\n/dev/pts/0\r\n")
+	say("sh -c 'echo sleeps; exec sleep 1000'\r", "\r\nsleeps\r\n")
+	say("\x03", "^C")
+	say("echo status $?\r", "\r\nstatus 130\r\n")
+	x.press("exit 5\r")
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 5 {
+			t.Errorf("ended with %v, want status 5; the terminal:\n%s", err, x.text.String())
+		}
+	case <-time.After(time.Minute):
+		t.Fatalf("no end after exit; the terminal:\n%s", x.text.String())
+	}
+	if after := x.settings(t); after != x.before {
+		t.Errorf("the terminal's settings are %+v, were %+v", after, x.before)
+	}
+}
+
+// What the command line says wrong is named, before anything is booted.
+func TestGuestRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-k", "5.10"}, "-k 5.10: kernels are 6.1, 6.12, 7.2\n"},
+		{[]string{"-u", "alice"}, "-u alice: users are usr, sys, dev and root\n"},
+		{[]string{"--frobnicate"}, "flag provided but not defined: -frobnicate\n"},
+	} {
+		cmd := runGuest(t, "", tt.args...)
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), tt.want) {
+			t.Errorf("%v: %v, %q; want %q", tt.args, err, out, tt.want)
+		}
+	}
+}
