@@ -341,6 +341,12 @@ func (c *client) translateAndRun(ctx context.Context) int {
 	if out.module == "" {
 		return 1
 	}
+	if out.server { // which is not told of -G
+		if err := c.checkGlobals(out.module); err != nil {
+			c.say("ERROR: %v", err)
+			return 1
+		}
+	}
 	if c.opts.SignModule && !out.server {
 		if err := c.signModule(out); err != nil {
 			c.say("%v", err)

@@ -67,6 +67,28 @@ func (c *client) staprunArgs(out outcome) []string {
 	return append(append(args, out.module), c.opts.Globals...)
 }
 
+// checkGlobals holds -G against a module: staprun would set them, and names the
+// module, not the option.
+func (c *client) checkGlobals(module string) error {
+	if len(c.opts.Globals) == 0 {
+		return nil
+	}
+	image, err := os.ReadFile(module)
+	if err != nil {
+		return err
+	}
+	known, err := kmod.Parameters(image)
+	if err != nil {
+		return nil // no module: staprun says so
+	}
+	for _, g := range c.opts.Globals {
+		if name, _, _ := strings.Cut(g, "="); !slices.Contains(known, name) {
+			return fmt.Errorf("-G %s: the script has no global scalar %q", g, name)
+		}
+	}
+	return nil
+}
+
 // renames reports whether staprun gives the module a name of its own. A module
 // that is signed for the kernel would not be what was signed any more.
 func (c *client) renames() bool { return c.opts.Module == "" && !c.kernel.required }

@@ -71,6 +71,10 @@ func (l *loader) load() int {
 		}
 		return exitRefused
 	}
+	if err := checkParams(m.image, l.opts.Params); err != nil {
+		l.report.Errorf("Couldn't insert module '%s': %v", l.opts.Module, err)
+		return exitError
+	}
 	if l.fipsRefuses() {
 		l.report.Errorf("Couldn't insert module in FIPS mode '%s': Operation not permitted", l.opts.Module)
 		return exitError

@@ -331,3 +331,27 @@ func TestClip(t *testing.T) {
 		}
 	}
 }
+
+// Who holds a module is told from the links below /proc/PID/fd.
+func TestHolders(t *testing.T) {
+	proc := t.TempDir()
+	for link, target := range map[string]string{
+		"12/fd/3": "/proc/systemtap/m/x", "12/fd/4": "/proc/systemtap/m/y", "13/fd/0": "/proc/systemtap/m2/x",
+		"14/fd/9": "/sys/kernel/debug/systemtap/m/trace0", "self/fd/1": "/proc/systemtap/m/x",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(proc, link)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, filepath.Join(proc, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for pid, comm := range map[string]string{"12": "cat\n", "14": "a\x1bb\n"} {
+		if err := os.WriteFile(filepath.Join(proc, pid, "comm"), []byte(comm), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := holders(proc, "m"), []string{`process 12 ("cat")`, `process 14 ("a\x1bb")`}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

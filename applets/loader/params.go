@@ -2,8 +2,11 @@ package loader
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
+
+	"stapbox/core/kmod"
 )
 
 // maxParamBytes bounds all parameters together, joined as the kernel gets them.
@@ -55,6 +58,25 @@ func quoteParam(word string) (string, error) {
 		return word, nil
 	}
 	return name + `="` + value + `"`, nil
+}
+
+// checkParams refuses what the kernel would ignore: a parameter that the module
+// does not have. To the kernel '-' in a name is '_'.
+func checkParams(image []byte, words []string) error {
+	if len(words) == 0 {
+		return nil
+	}
+	known, err := kmod.Parameters(image)
+	if err != nil {
+		return err
+	}
+	for _, w := range words {
+		name, _, _ := strings.Cut(w, "=")
+		if !slices.Contains(known, strings.ReplaceAll(name, "-", "_")) {
+			return fmt.Errorf("the script has no global scalar %q, which %q is to set", name, w)
+		}
+	}
+	return nil
 }
 
 // hasSpace finds white space as the kernel sees it: bytes, in Latin-1, so that

@@ -6,6 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +34,7 @@ func (l *loader) remove() int {
 		l.report.Errorf("%v", err)
 		return exitError
 	}
+	uid := os.Getuid()
 	switch err := l.removeModule(name); {
 	case err == nil:
 		return exitOK
@@ -47,8 +51,52 @@ func (l *loader) remove() int {
 		return exitNotAttached
 	default:
 		l.report.Errorf("Couldn't remove module '%s': %s.", name, kmod.Strerror(err))
+		if errors.Is(err, unix.EAGAIN) {
+			l.explainHold(uid, name)
+		}
 		return exitError
 	}
+}
+
+// explainHold names the processes that have files of a module open, which holds
+// it. Nothing is left to do that needs privilege: the caller sees what he may see.
+func (l *loader) explainHold(uid int, names ...string) {
+	if err := unix.Setresuid(uid, uid, uid); err != nil {
+		l.report.Errorf("Giving up privilege: %v", err)
+		return
+	}
+	for _, name := range names {
+		if who := holders("/proc", name); len(who) > 0 {
+			l.report.Hintf("files of module %s are open: %s", name, strings.Join(who, ", "))
+		} else {
+			l.report.Hintf("files of module %s are open in a process that you may not look into", name)
+		}
+	}
+}
+
+// holders lists the processes below proc that have files of a module open, as far
+// as the caller may see their descriptors: process 123 ("sh").
+func holders(proc, module string) (list []string) {
+	links, err := filepath.Glob(filepath.Join(proc, "[1-9]*", "fd", "*"))
+	if err != nil {
+		return nil
+	}
+	for _, link := range links {
+		target, err := os.Readlink(link)
+		if err != nil || !slices.ContainsFunc(transport.Dirs, func(dir string) bool { return strings.HasPrefix(target, filepath.Join(dir, module)+"/") }) {
+			continue
+		}
+		process := filepath.Dir(filepath.Dir(link))
+		comm, err := os.ReadFile(filepath.Join(process, "comm"))
+		if err != nil {
+			continue // it has ended
+		}
+		who := fmt.Sprintf("process %s (%q)", filepath.Base(process), strings.TrimSuffix(string(comm), "\n"))
+		if !slices.Contains(list, who) {
+			list = append(list, who)
+		}
+	}
+	return list
 }
 
 // removeAll is staprun -d '*': every module in either place that proves to be the
@@ -60,6 +108,7 @@ func (l *loader) removeAll() int {
 		return exitOK
 	}
 	uid := os.Getuid()
+	var held []string
 	for _, m := range modules {
 		err := l.removeModule(m.Name)
 		// The proof for the next one needs the caller's own id again.
@@ -72,9 +121,15 @@ func (l *loader) removeAll() int {
 			fmt.Fprintf(l.Stdout, "Module %s removed.\n", m.Name)
 		case !errors.Is(err, errNotProven):
 			l.report.Errorf("Couldn't remove module '%s': %s.", m.Name, kmod.Strerror(err))
+			if errors.Is(err, unix.EAGAIN) {
+				held = append(held, m.Name)
+			}
 		case l.opts.Verbose > 0:
 			fmt.Fprintf(l.Stderr, "Module %s is not removed: %v\n", m.Name, err)
 		}
+	}
+	if len(held) > 0 {
+		l.explainHold(uid, held...)
 	}
 	return exitOK
 }

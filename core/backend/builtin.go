@@ -133,7 +133,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 		fmt.Fprintf(r.Stderr, "ERROR: %v\nhint: install the package with the headers of that kernel (Debian: linux-headers-%s), or name its build directory with -r /DIR\nPass 4: compilation failed.  [man error::pass4]\n", missing, r.kernel.Release)
 		return Artifact{}, errShown
 	}
-	path, err := r.build(ctx, kbuild.Unit{Name: name, Source: unit, KernelHeaders: translate.KernelHeaders(prog)})
+	path, err := r.build(ctx, kbuild.Unit{Name: name, Source: unit, KernelHeaders: translate.KernelHeaders(prog), Flags: translate.Flags})
 	if err != nil {
 		if ctx.Err() == nil && translate.KernelHeaders(prog) {
 			r.lack = &LackError{err} // C that is written for SystemTap's runtime

@@ -24,6 +24,8 @@ type Unit struct {
 	Source []byte
 	// KernelHeaders: the source includes them. It takes ten times as long.
 	KernelHeaders bool
+	// Flags are for the compiler, behind the kernel's own.
+	Flags []string
 }
 
 // Build makes NAME.ko in dir, which must be empty and private. Errors of the
@@ -43,6 +45,7 @@ func (p *Prepared) Build(ctx context.Context, u Unit, dir string) (string, error
 		// The kernel's headers are named relative to its build directory.
 		compile, at = append(slices.Clone(p.recipe.Compile), "-Wno-unused", "-Wno-declaration-after-statement", "-I"+include), build
 	}
+	compile = append(slices.Clip(compile), u.Flags...)
 	if err := command(ctx, at, expand(compile, map[string]string{varSource: path(".c"), varObject: path(".unit.o"), varName: u.Name})...); err != nil {
 		return "", err
 	}
@@ -103,19 +106,34 @@ func (p *Prepared) moduleObject(ctx context.Context, object string) (string, err
 	return own, command(ctx, build, words...)
 }
 
-// nameModule overwrites the nameSlot everywhere in a finished module: in
-// struct module and in .modinfo, where padding zeroes are skipped.
+// nameModule overwrites the nameSlot where module.o has it: in struct module and
+// in the entry "name=" of .modinfo, whose padding zeroes are skipped. Elsewhere
+// it is a string of the script.
 func nameModule(path, name string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
+	f, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil {
+		return fmt.Errorf("naming module %q: %w", name, err)
+	}
 	padded := make([]byte, len(nameSlot))
 	copy(padded, name)
-	if n := bytes.Count(b, []byte(nameSlot)); n < 2 {
-		return fmt.Errorf("naming module %q: its name has %d places in the file, not 2 or more", name, n)
+	for section, before := range map[string]string{".modinfo": "name=", ".gnu.linkonce.this_module": ""} {
+		s := f.Section(section)
+		if s == nil || s.Type == elf.SHT_NOBITS || s.Offset+s.Size > uint64(len(b)) {
+			return fmt.Errorf("naming module %q: no section %q", name, section)
+		}
+		data := b[s.Offset : s.Offset+s.Size]
+		// Zeroes separate entries, and fill the struct.
+		at := bytes.Index(append([]byte{0}, data...), []byte("\x00"+before+nameSlot+"\x00"))
+		if at < 0 {
+			return fmt.Errorf("naming module %q: its name has no place in %q", name, section)
+		}
+		copy(data[at+len(before):], padded)
 	}
-	return os.WriteFile(path, bytes.ReplaceAll(b, []byte(nameSlot), padded), 0o644)
+	return os.WriteFile(path, b, 0o644)
 }
 
 // undefined lists the symbols that an object takes from elsewhere.

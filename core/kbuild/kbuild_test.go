@@ -172,6 +172,19 @@ func TestPrepareAndBuild(t *testing.T) {
 				t.Fatal(err)
 			}
 			checkModule(t, ko, "hello_unit", k.Release)
+			// The text that stands for a name in what is prepared is the script's
+			// own where a script has it.
+			ko, err = build("with_slot", "#include \"tiny.h\"\nconst char *tiny_text(void) { return \"name="+nameSlot+"\"; }\n")
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkModule(t, ko, "with_slot", k.Release)
+			if slot, err := os.ReadFile(ko); err != nil || !bytes.Contains(slot, []byte("name="+nameSlot+"\x00")) {
+				t.Errorf("a string of the script was changed, error %v", err)
+			}
+			if ko, err = build("hello_unit", "#include \"tiny.h\"\nconst char *tiny_text(void) { return \"hi\"; }\n"); err != nil {
+				t.Fatal(err)
+			}
 			small, err := os.ReadFile(ko)
 			if err != nil {
 				t.Fatal(err)

@@ -131,6 +131,23 @@ func Info(image []byte, field string) (value string, ok bool, err error) {
 	return "", false, nil
 }
 
+// Parameters are the names of a module's parameters: the kernel has an entry
+// "parmtype=NAME:TYPE" in .modinfo for each.
+func Parameters(image []byte) ([]string, error) {
+	s, ok, err := find(image, ".modinfo")
+	if err != nil || !ok {
+		return nil, err
+	}
+	var names []string
+	for f := range bytes.SplitSeq(image[s.offset:s.offset+s.size], []byte{0}) {
+		if v, ok := bytes.CutPrefix(f, []byte("parmtype=")); ok {
+			name, _, _ := bytes.Cut(v, []byte(":"))
+			names = append(names, string(name))
+		}
+	}
+	return names, nil
+}
+
 // Name is the name that the kernel will know the module by: the string
 // "name=..." of its .modinfo, checked to stand in its struct module too.
 func Name(image []byte) (string, error) {

@@ -288,6 +288,7 @@ func FuzzImage(f *testing.F) {
 		before := bytes.Clone(image)
 		RequiredLevel(image)
 		Name(image)
+		Parameters(image)
 		Own(image)
 		if !bytes.Equal(image, before) {
 			t.Fatal("reading changed the image")

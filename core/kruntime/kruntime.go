@@ -32,7 +32,7 @@ const HeaderName = "stp.h"
 const EmbedHeaderName = "embed.h"
 
 // always are the sources whose objects every module needs.
-var always = []string{"control.c", "data.c", "files.c", "main.c", "print.c", "probe.c"}
+var always = []string{"control.c", "data.c", "files.c", "limit.c", "main.c", "print.c", "probe.c"}
 
 // Probe is a question about a kernel that a compilation answers: when Snippet
 // compiles, -D of Name is given for the runtime's sources.

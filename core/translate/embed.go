@@ -113,7 +113,7 @@ func (b *body) access(e *ast.EmbedC, write func()) {
 				get = "stp_map_get_str"
 			}
 			params, keys := parts(v)
-			define(macro, strings.Join(params, ", "), fmt.Sprintf("({ %s %s(%s, stp_k); })", keys, get, name))
+			define(macro, strings.Join(params, ", "), fmt.Sprintf("({ %s %s(c, %s, stp_k); })", keys, get, name))
 		default:
 			define(macro, "", "("+name+")")
 		}

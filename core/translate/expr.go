@@ -70,7 +70,8 @@ func (b *body) keep(t ast.Type, value string) string {
 			return value
 		}
 		to := b.strTemp()
-		b.line("stp_strcpy(%s, %s);", to, value)
+		b.line("stp_assign(c, %s, %s);", to, value)
+		b.cost += costCall
 		return to
 	}
 	if strings.HasPrefix(value, "t") || strings.HasPrefix(value, "l->i") {
@@ -116,6 +117,7 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 		if any != "0" {
 			b.check()
 		}
+		b.work(costCall, x.Tok)
 		return t
 	case *ast.Index:
 		if h, ok := x.Array.(*ast.Hist); ok {
@@ -129,6 +131,7 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 		if any != "0" {
 			fail(x.Tok, "'*' is not an index that has a value")
 		}
+		b.work(costCall, x.Tok)
 		return b.get(v, keys)
 	case *ast.Call:
 		return b.call(x, wanted)
@@ -208,11 +211,11 @@ func (b *body) keys(v *ast.Var, xs []ast.Expr, stay bool) (keys, any string) {
 func (b *body) get(v *ast.Var, keys string) string {
 	if v.Type == ast.String {
 		to := b.strTemp()
-		b.withKeys(keys, "stp_strcpy(%s, stp_map_get_str(%s, k));", to, b.name(v))
+		b.withKeys(keys, "stp_assign(c, %s, stp_map_get_str(c, %s, k));", to, b.name(v))
 		return to
 	}
 	to := b.intTemp()
-	b.withKeys(keys, "%s = stp_map_get(%s, k);", to, b.name(v))
+	b.withKeys(keys, "%s = stp_map_get(c, %s, k);", to, b.name(v))
 	return to
 }
 
@@ -221,11 +224,13 @@ func (b *body) put(x *ast.Index, v *ast.Var, keys, value string) {
 	if v.Type == ast.String {
 		f = "stp_map_set_str"
 	}
+	b.work(costCall, x.Tok)
 	b.withKeys(keys, "if (!%s(c, %s, k, %s, %s))\n%s\t%s", f, b.name(v), value, quote(where(x.Tok)), strings.Repeat("\t", b.indent+1), b.goTo(b.onError))
 }
 
 // arith computes l op r for an integer operator.
 func (b *body) arith(op, l, r string, x ast.Expr) string {
+	b.work(costOperator, x.Token())
 	switch op {
 	case "+":
 		return fmt.Sprintf("stp_add(%s, %s)", l, r)
@@ -259,14 +264,17 @@ func (b *body) binary(x *ast.Binary) string {
 	}
 	v := b.values(x.L, x.R)
 	l, r := v[0], v[1]
+	if x.L.Type() == ast.String {
+		b.work(costCall, x.Tok)
+	}
 	switch x.Op {
 	case ".":
 		t := b.strTemp()
-		b.line("stp_concat(%s, %s, %s);", t, l, r)
+		b.line("stp_concat(c, %s, %s, %s);", t, l, r)
 		return t
 	case "<", ">", "<=", ">=", "==", "!=":
 		if x.L.Type() == ast.String {
-			return fmt.Sprintf("(stp_strcmp(%s, %s) %s 0)", l, r, x.Op)
+			return fmt.Sprintf("(stp_strcmp(c, %s, %s) %s 0)", l, r, x.Op)
 		}
 		return fmt.Sprintf("(%s %s %s)", l, x.Op, r)
 	}
@@ -299,6 +307,7 @@ func (b *body) logical(x *ast.Binary) string {
 
 func (b *body) unary(x *ast.Unary) string {
 	v := b.value(x.X)
+	b.work(costOperator, x.Tok)
 	switch x.Op {
 	case "-":
 		return fmt.Sprintf("stp_neg(%s)", v)
@@ -341,7 +350,7 @@ func (b *body) ternary(x *ast.Ternary, wanted bool) string {
 		b.buf.WriteString(text)
 		b.indent++
 		if str {
-			b.line("stp_strcpy(%s, %s);", t, v)
+			b.line("stp_assign(c, %s, %s);", t, v)
 		} else {
 			b.line("%s = %s;", t, v)
 		}
@@ -352,6 +361,7 @@ func (b *body) ternary(x *ast.Ternary, wanted bool) string {
 	b.line("} else {")
 	set(otherText, other)
 	b.line("}")
+	b.work(costCall, x.Tok)
 	return t
 }
 
@@ -410,7 +420,8 @@ func (b *body) assign(x *ast.Assign, wanted bool) string {
 	case op == "":
 		b.store(s, v)
 	case op == ".":
-		b.line("stp_strcat(%s, %s);", name, v)
+		b.line("stp_strcat(c, %s, %s);", name, v)
+		b.work(costCall, x.Tok)
 	default:
 		b.line("%s = %s;", name, b.arith(op, name, v, x.R)) // upstream blames the divisor
 	}
@@ -439,7 +450,7 @@ func (b *body) assignIndex(x *ast.Assign, i *ast.Index, op string) string {
 	switch {
 	case op == ".":
 		t := b.strTemp()
-		b.withKeys(keys, "stp_concat(%s, stp_map_get_str(%s, k), %s);", t, b.name(v), value)
+		b.withKeys(keys, "stp_concat(c, %s, stp_map_get_str(c, %s, k), %s);", t, b.name(v), value)
 		value = t
 	case op != "":
 		value = b.arith(op, b.get(v, keys), value, x.R)
@@ -542,10 +553,20 @@ func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []strin
 	switch {
 	case f.C == nil || embedded(f):
 		b.check()
-	case f.Name == "error", f.Name == "stringat", f.Name == "ctime", f.Name == "randint":
-		b.line("c->where = %s;", quote(where(x.Tok)))
-		b.check()
+	case failing(f.Name):
+		b.failedAt(x.Tok)
 	}
+	b.work(costCall, x.Tok)
+}
+
+// failing are the kernelFunctions that raise an error, or stop when a limit is
+// used up.
+func failing(s string) bool {
+	switch s {
+	case "error", "stringat", "ctime", "randint", "isinstr", "str_replace", "text_str", "text_strn":
+		return true
+	}
+	return false
 }
 
 func (b *body) print(x *ast.Print) string {
@@ -576,6 +597,7 @@ func (b *body) part(x *ast.Print, p ast.FormatPart, args []string) {
 	if p.Conv == 0 {
 		if p.Literal != "" {
 			b.line("stp_put(c, %s, %d);", quote(p.Literal), len(p.Literal))
+			b.work(costOperator*(4+len(p.Literal)/4), x.Tok)
 		}
 		return
 	}
@@ -602,6 +624,7 @@ func (b *body) part(x *ast.Print, p ast.FormatPart, args []string) {
 			flags = append(flags, f.name)
 		}
 	}
+	b.work(costCall, x.Tok)
 	plain := len(flags) == 0 && width == "-1" && prec == "-1"
 	if len(flags) == 0 {
 		flags = []string{"0"}

@@ -14,6 +14,7 @@ import (
 type limits struct {
 	stringLen, mapEntries, nesting         int64
 	action, actionInterruptible            int64
+	time                                   [3]int64 // ms: of timers, of other events, of begin, end and error; 0: none
 	errors, skipped, trylock, trylockDelay int64
 	minStack                               int64
 	overloadInterval, overloadThreshold    int64
@@ -30,6 +31,7 @@ func parseLimits(o Options) (*limits, error) {
 	l := &limits{
 		stringLen: 512, mapEntries: 2048, action: 1000, skipped: 100, trylock: 1000, trylockDelay: 10,
 		minStack: 1024, overloadInterval: 1000000000, overloadThreshold: 500000000, bufferSize: 8192,
+		time:     [3]int64{10, 100, 1000},
 		suppress: o.SuppressHandlerErrors,
 	}
 	const unlimited = 1<<63 - 1
@@ -42,6 +44,9 @@ func parseLimits(o Options) (*limits, error) {
 		"MAXNESTING":              {&l.nesting, 1, 10000},
 		"MAXACTION":               {&l.action, 0, unlimited / 10},
 		"MAXACTION_INTERRUPTIBLE": {&l.actionInterruptible, 0, unlimited},
+		"MAXTIME":                 {&l.time[0], 0, 1 << 31},
+		"MAXTIME_INTERRUPTIBLE":   {&l.time[1], 0, 1 << 31},
+		"MAXTIME_SESSION":         {&l.time[2], 0, 1 << 31},
 		"MAXERRORS":               {&l.errors, 0, 1<<31 - 1},
 		"MAXSKIPPED":              {&l.skipped, 0, 1<<31 - 1},
 		"MAXTRYLOCK":              {&l.trylock, 0, 1 << 20},
@@ -110,9 +115,23 @@ func parseLimits(o Options) (*limits, error) {
 		l.actionInterruptible = l.action * 10
 	}
 	if o.SuppressTimeLimits {
-		l.action, l.actionInterruptible, l.trylock, l.overloadThreshold = 0, 0, unlimited, 0
+		l.action, l.actionInterruptible, l.time = 0, 0, [3]int64{}
+		l.trylock, l.overloadThreshold = unlimited, 0
 	}
 	return l, nil
+}
+
+// classes writes the limits of a handler for each enum stp_class.
+func (l *limits) classes() string {
+	var out strings.Builder
+	for i, name := range []string{"MAXTIME", "MAXTIME_INTERRUPTIBLE", "MAXTIME_SESSION"} {
+		actions := l.actionInterruptible
+		if i == 0 {
+			actions = l.action
+		}
+		fmt.Fprintf(&out, "\t\t{ %d, %dLL, %s },\n", actions, l.time[i]*1000000, quote(fmt.Sprintf("%s exceeded (%d ms)", name, l.time[i])))
+	}
+	return out.String()
 }
 
 // relayName reports whether s can name a host of records.

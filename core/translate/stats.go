@@ -101,6 +101,7 @@ func (b *body) accumulate(x *ast.Assign) string {
 		}
 		b.line("stp_stat_add(%s, %s, %s);", stat, kind, v)
 	})
+	b.work(costCall, x.Tok)
 	return v
 }
 
@@ -128,6 +129,7 @@ func (b *body) extract(x *ast.Stat) string {
 	if x.Op != "count" && x.Op != "sum" {
 		b.check()
 	}
+	b.work(costCall, x.Tok)
 	return t
 }
 
@@ -150,6 +152,7 @@ func (b *body) bucket(x *ast.Index, h *ast.Hist) string {
 		b.line("%s = stp_hist_get(c, %s, %s, %d, %s, %s);", t, stat, kind, isLog(h), n, at)
 	})
 	b.check()
+	b.work(costCall, x.Tok)
 	return t
 }
 

@@ -33,6 +33,7 @@ type body struct {
 	used              map[string]bool
 	loops             []loop
 	pending           int // statements not counted yet
+	cost              int // of what is not charged yet (cost.go)
 	callees           []*ast.Function
 	calleeSet         map[*ast.Function]bool
 }
@@ -176,11 +177,14 @@ func (g *gen) function(f *ast.Function) string {
 	b.locals(append(append([]*ast.Var(nil), f.Params...), f.Locals...))
 	for i, p := range f.Params {
 		if p.Type == ast.String {
-			b.line("stp_strcpy(%s, a%d);", b.names[p], i)
+			b.line("stp_assign(c, %s, a%d);", b.names[p], i)
+			b.work(costCall, f.Tok)
 		} else {
 			b.line("%s = a%d;", b.names[p], i)
+			b.work(costOperator, f.Tok)
 		}
 	}
+	b.work(costOperator*len(f.Locals), f.Tok)
 	if f.Ret == ast.String {
 		b.line("ret[0] = 0;")
 	}
@@ -225,6 +229,7 @@ func (g *gen) probe(n int, p *check.Probe) (string, int, []*ast.Function) {
 // flush counts the pending statements and n more, and leaves when they are too
 // many.
 func (b *body) flush(n int, tok *token.Token) {
+	b.settle(tok)
 	n += b.pending
 	b.pending = 0
 	if n > 0 {
@@ -384,6 +389,7 @@ func (b *body) round(body ast.Stmt, tok *token.Token, id int, after func()) {
 	}
 	if after != nil {
 		after()
+		b.settle(tok)
 	}
 	b.indent--
 	b.line("}")
@@ -428,7 +434,8 @@ func (b *body) foreach(s *ast.Foreach) {
 	b.used[b.onError] = true // stp_map_first may fail
 	b.loops = append(b.loops, loop{id, m})
 	if len(s.Slice) > 0 {
-		b.line("if (!stp_node_match(%s, %s, k%d, %s))\n%s\tcontinue;", m, node, id, any, strings.Repeat("\t", b.indent))
+		b.line("if (stp_charge_at(c, 1, %s))\n%s\t%s", quote(where(s.Token())), strings.Repeat("\t", b.indent), b.goTo(b.onError))
+		b.line("if (!stp_node_match(c, %s, %s, k%d, %s))\n%s\tcontinue;", m, node, id, any, strings.Repeat("\t", b.indent))
 	}
 	if limit != "" {
 		b.line("if (%s-- <= 0)\n%s\tbreak;", limit, strings.Repeat("\t", b.indent))
@@ -464,9 +471,11 @@ func (b *body) store(to *ast.Symbol, value string) {
 		fail(to.Tok, "unresolved variable '%s'", to.Name)
 	}
 	if to.Var.Type == ast.String {
-		b.line("stp_strcpy(%s, %s);", b.name(to.Var), value)
+		b.line("stp_assign(c, %s, %s);", b.name(to.Var), value)
+		b.work(costCall, to.Tok)
 	} else {
 		b.line("%s = %s;", b.name(to.Var), value)
+		b.work(costOperator, to.Tok)
 	}
 }
 
@@ -478,7 +487,8 @@ func (b *body) ret(s *ast.Return) {
 		v := b.value(s.Value)
 		switch {
 		case b.fn.Ret == ast.String:
-			b.line("stp_strcpy(ret, %s);", v)
+			b.line("stp_assign(c, ret, %s);", v)
+			b.work(costCall, s.Token())
 		case s.Value.Type() != ast.String:
 			b.line("ret = %s;", v)
 		}
@@ -496,7 +506,7 @@ func (b *body) del(s *ast.Delete) {
 			b.line("if (!stp_map_clear(c, %s, %s))\n%s\t%s", b.name(x.Var), quote(where(x.Tok)), strings.Repeat("\t", b.indent), b.goTo(b.onError))
 		case x.Var.Type == ast.Stats:
 			name := b.name(x.Var)
-			b.line("stp_stat_clear((struct stp_aggr *)%s, &k%s);", name, name)
+			b.line("stp_stat_clear(c, (struct stp_aggr *)%s, &k%s);", name, name)
 		case x.Var.Type == ast.String:
 			b.line("%s[0] = 0;", b.name(x.Var))
 		default:

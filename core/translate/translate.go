@@ -16,7 +16,10 @@
 //
 // Counting of statements (MAXACTION) follows what upstream 5.6 is seen to do:
 // simple statements are counted when control flow is next reached, and the
-// error names the statement there.
+// error names the statement there. Other work - calls, conversions, operators -
+// is charged apart from it (core/kruntime/c/stp.h, "limits"), so that it does not
+// change that count: by the runtime where it depends on lengths, by charges in the
+// unit for what an expression costs in any case (cost.go).
 package translate
 
 import (
@@ -55,8 +58,8 @@ type Options struct {
 	Defines []string
 	// SuppressHandlerErrors is --suppress-handler-errors.
 	SuppressHandlerErrors bool
-	// SuppressTimeLimits is --suppress-time-limits: no MAXACTION, no MAXTRYLOCK and
-	// no overload.
+	// SuppressTimeLimits is --suppress-time-limits, which guru mode alone may
+	// have: no MAXACTION, MAXTIME, MAXTRYLOCK and STP_OVERLOAD.
 	SuppressTimeLimits bool
 }
 
@@ -73,6 +76,11 @@ const (
 	maxFrame     = 2048
 	stackReserve = 4096
 )
+
+// Flags are for the compiler of a unit. Where a script makes the flow of control
+// branch often, gcc moves the end of a block's variables to a later place, and
+// then has hundreds of short lists of indexes on the stack at once.
+var Flags = []string{"-fno-tree-sink"}
 
 // gen writes one unit.
 type gen struct {
@@ -495,7 +503,8 @@ func (g *gen) probes() {
 	.frame_size = %d,
 	.max_nesting = %d,
 	.buffer_size = %d,
-	.max_action = %d,
+	.limits = {
+%s	},
 	.max_errors = %d,
 	.max_skipped = %d,
 	.max_trylock = %d,
@@ -506,7 +515,7 @@ func (g *gen) probes() {
 	.suppress_errors = %d,
 	.bulk = %d,
 };
-`, count, nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.actionInterruptible,
+`, count, nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.classes(),
 		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack+stackReserve, l.overloadInterval, l.overloadThreshold, bit[l.suppress], bit[l.bulk])
 	if len(g.files) > 0 || g.limits.timing { // the object that times probes knows files, too
 		g.procfs()

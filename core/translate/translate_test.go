@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,7 +65,7 @@ func newToolchain(t *testing.T) *toolchain {
 	}
 	sources := kruntime.Sources()
 	files := []string{"harness.c"}
-	for _, name := range []string{"context.c", "print.c", "number.c", "format.c", "string.c", "text.c", "map.c", "stat.c", "log.c"} {
+	for _, name := range []string{"context.c", "limit.c", "print.c", "number.c", "format.c", "string.c", "text.c", "map.c", "stat.c", "log.c"} {
 		if err := os.WriteFile(filepath.Join(tc.dir, name), sources[name], 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -101,7 +102,7 @@ func (tc *toolchain) build(t *testing.T, c string) string {
 	if err := os.WriteFile(filepath.Join(tc.dir, "unit.c"), []byte(c), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tc.run(t, "-O2", "-Wall", "-Werror", "-I.", "-o", "unit", "unit.c", "runtime.o")
+	tc.run(t, append(slices.Clone(Flags), "-O2", "-Wall", "-Werror", "-I.", "-o", "unit", "unit.c", "runtime.o")...)
 	return filepath.Join(tc.dir, "unit")
 }
 
@@ -213,8 +214,11 @@ func TestInjection(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	for _, tt := range []struct{ define, want string }{
-		{"MAXACTION=7", ".max_action = 70,"},
-		{"MAXACTION_INTERRUPTIBLE=7", ".max_action = 7,"},
+		{"MAXACTION=7", "\t\t{ 7, 10000000LL, \"MAXTIME exceeded (10 ms)\" },\n\t\t{ 70, 100000000LL, \"MAXTIME_INTERRUPTIBLE exceeded (100 ms)\" },\n\t\t{ 70, 1000000000LL, \"MAXTIME_SESSION exceeded (1000 ms)\" },\n"},
+		{"MAXACTION_INTERRUPTIBLE=7", "\t\t{ 1000, 10000000LL, \"MAXTIME exceeded (10 ms)\" },\n\t\t{ 7, 1"},
+		{"MAXTIME=20", "\t\t{ 1000, 20000000LL, \"MAXTIME exceeded (20 ms)\" },"},
+		{"MAXTIME_INTERRUPTIBLE=0", "\t\t{ 10000, 0LL, \"MAXTIME_INT"},
+		{"MAXTIME_SESSION=3", "\t\t{ 10000, 3000000LL, \"MAXTIME_SESSION exceeded (3 ms)\" },"},
 		{"MAXSTRINGLEN=64", "#define STP_MAXSTRINGLEN 64\n"},
 		{"MAXERRORS=0x10", ".max_errors = 16,"},
 		{"MAXSKIPPED=5UL", ".max_skipped = 5,"},
@@ -225,13 +229,19 @@ func TestLimits(t *testing.T) {
 		{"STP_OVERLOAD_INTERVAL=8LL", ".overload_interval = 8,"},
 		{"STP_NO_OVERLOAD", ".overload_threshold = 0,"},
 		{"MINSTACKSPACE=2048", ".min_stack = 6144,"},
-		{"SOMETHING_ELSE=x", ".max_action = 10000,"},
+		{"SOMETHING_ELSE=x", "\t\t{ 1000, 1"},
 	} {
 		if got := unit(t, "probe begin { println(1) }", Options{Defines: []string{tt.define}}); !strings.Contains(got, tt.want) {
 			t.Errorf("-D %s: no %q", tt.define, tt.want)
 		}
 	}
-	for _, d := range []string{"MAXACTION=x", "MAXSTRINGLEN=0", "MAXSTRINGLEN=1000000", "MAXNESTING=-1", "MAXNESTING=100000",
+	got := unit(t, "probe begin { println(1) }", Options{SuppressTimeLimits: true, Defines: []string{"MAXACTION=5", "MAXTIME=5"}})
+	for _, want := range []string{"\t\t{ 0, 0LL, ", ".max_trylock = 9223372036854775807,", ".overload_threshold = 0,"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("--suppress-time-limits: no %q", want)
+		}
+	}
+	for _, d := range []string{"MAXACTION=x", "MAXTIME=-1", "MAXSTRINGLEN=0", "MAXSTRINGLEN=1000000", "MAXNESTING=-1", "MAXNESTING=100000",
 		"MAXMAPENTRIES=0", "STP_BUFFER_SIZE=1", "MAXERRORS=99999999999999999999"} {
 		p, err := load(t, "t.stp", "probe begin { println(1) }")
 		if err != nil {
@@ -260,10 +270,12 @@ func TestScriptCannotExceedTheKernelStack(t *testing.T) {
 		{"deletion", "global a probe begin { x = 1 a[x, 2] = 1 " + many("delete a[x, x]", " ", 600) + " println([1, 2] in a) }", "1\n"},
 		{"divisions", "global g = 1 probe begin { println(" + many("8/g", ",", 2000) + ") }", strings.Repeat("8", 2000) + "\n"},
 	} {
-		got, err := exec.Command(tc.build(t, unit(t, tt.script, Options{Defines: []string{"MAXACTION=100000"}}))).Output()
-		if err != nil || !strings.HasPrefix(string(got), tt.want) {
-			t.Errorf("%s: got %q, error %v", tt.name, got, err)
-		}
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := exec.Command(tc.build(t, unit(t, tt.script, Options{Defines: []string{"MAXACTION=100000"}}))).Output()
+			if err != nil || !strings.HasPrefix(string(got), tt.want) {
+				t.Errorf("got %q, error %v", got, err)
+			}
+		})
 	}
 	// What still needs too much is refused by the compiler.
 	c := unit(t, "probe begin { println(1) }", Options{}) +

@@ -46,6 +46,14 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) == 4 && os.Args[1] == "stall" {
+		fmt.Fprintf(os.Stderr, "agent: %v\n", stall(os.Args[2], os.Args[3]))
+		os.Exit(1)
+	}
+	if len(os.Args) == 3 && os.Args[1] == "late" {
+		fmt.Fprintf(os.Stderr, "agent: %v\n", late(os.Args[2]))
+		os.Exit(1)
+	}
 	if len(os.Args) > 2 && os.Args[1] == "terminal" {
 		status, err := terminal(os.Args[2:])
 		if err != nil {

@@ -61,6 +61,10 @@ type GuestConfig struct {
 	Variables []Variable
 	Append    string // to the kernel's command line
 	Disk      string // a file that is its first disk, and stays as it is
+
+	// Counted: one CPU whose clock counts instructions, one a nanosecond, and
+	// jumps ahead when it idles. Times are then the same on every machine.
+	Counted bool
 }
 
 // Guest is a running virtual machine.
@@ -294,6 +298,9 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 		"-chardev", "socket,id=con,path=" + filepath.Join(g.dir, "console"), "-serial", "chardev:con",
 		"-chardev", "socket,id=agt,path=" + filepath.Join(g.dir, "agent"),
 		"-device", "virtio-serial-pci,romfile=", "-device", "virtserialport,chardev=agt,name=agent",
+	}
+	if c.Counted {
+		args = append(args, "-icount", "shift=0,sleep=off", "-smp", "1")
 	}
 	if c.Firmware != nil {
 		more, err := c.Firmware.arguments(g.dir, c.Variables)

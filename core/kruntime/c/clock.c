@@ -34,6 +34,7 @@ int64_t stp_fn_randint(struct stp_context *c, int64_t n)
 {
 	u64 r = (u64)get_random_u32() << 32 | get_random_u32();
 
+	stp_charge(c, 8);	/* new random bytes now and then */
 	if (n < 0 || n > 1 << 20) {
 		c->error = "range too wide";
 		return 0;
@@ -47,6 +48,7 @@ void stp_fn_ctime(struct stp_context *c, char *out, int64_t seconds)
 	static const char days[] = "SunMonTueWedThuFriSat", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
 	struct tm tm;
 
+	stp_charge(c, 8);
 	out[0] = 0;
 	if (seconds > S32_MAX) {
 		c->error = "Time too far in the future to be converted";

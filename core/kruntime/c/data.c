@@ -8,7 +8,6 @@
  */
 #include "runtime.h"
 #include <linux/mm.h>
-#include <linux/log2.h>
 
 static int _stp_bufsize;
 module_param(_stp_bufsize, int, 0);
@@ -40,8 +39,15 @@ STP_COLD void *stp_alloc(unsigned long size)
 	return __vmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN);
 }
 
-/* Megabytes per CPU as asked for, else 16 but no more than a quarter of the
- * free memory for all CPUs together; rounded down to a power of two. */
+#define MEGABYTE (1UL << 20)
+
+STP_COLD static unsigned long stp_ring_asked(void)
+{
+	return _stp_bufsize > 0 && _stp_bufsize <= 4095 ? _stp_bufsize : 0;
+}
+
+/* Megabytes per CPU as asked for, but no more than three eighths of the free
+ * memory for all CPUs together; else 16, but no more than a quarter. */
 STP_COLD unsigned long stp_ring_size(void)
 {
 	static unsigned long size;
@@ -51,12 +57,21 @@ STP_COLD unsigned long stp_ring_size(void)
 		return size;
 	free = (unsigned long)max(si_mem_available(), 0L) << PAGE_SHIFT;
 	quarter = free / 4 / num_online_cpus();
-	if (_stp_bufsize > 0 && _stp_bufsize <= 4095)
-		size = min((unsigned long)_stp_bufsize << 20, 2 * quarter);
+	if (stp_ring_asked())
+		size = min(stp_ring_asked() * MEGABYTE, quarter + quarter / 2);
 	else
-		size = min(16UL << 20, quarter);
-	size = rounddown_pow_of_two(max(size, 1UL << 20));
+		size = min(16 * MEGABYTE, quarter);
+	size = max(round_down(size, MEGABYTE), MEGABYTE);
 	return size;
+}
+
+/* Who asked for a size is told when it is another one. */
+STP_COLD void stp_rings_announce(void)
+{
+	unsigned long asked = stp_ring_asked(), have = stp_ring_size() >> 20;
+
+	if (asked && have != asked)
+		stp_message("WARNING: buffers of %lu MB per CPU, not %lu: not enough memory\n", have, asked);
 }
 
 static void stp_ring_wake(struct irq_work *w)
@@ -81,9 +96,15 @@ STP_COLD void stp_ring_exit(struct stp_ring *r)
 	vfree(r->data);
 }
 
+/* The size is a number of megabytes: a division of 32 bits is all that takes. */
+static noinline unsigned long stp_ring_offset(const struct stp_ring *r, unsigned long at)
+{
+	return (unsigned long)((u32)(at / MEGABYTE) % (u32)(r->size / MEGABYTE)) * MEGABYTE + at % MEGABYTE;
+}
+
 static noinline void stp_ring_copy(struct stp_ring *r, unsigned long at, const void *from, unsigned long len)
 {
-	unsigned long off = at & (r->size - 1), first = min(len, r->size - off);
+	unsigned long off = stp_ring_offset(r, at), first = min(len, r->size - off);
 
 	memcpy(r->data + off, from, first);
 	memcpy(r->data, from + first, len - first);
@@ -91,12 +112,13 @@ static noinline void stp_ring_copy(struct stp_ring *r, unsigned long at, const v
 
 static noinline unsigned long stp_record_size(struct stp_ring *r, unsigned long at)
 {
+	unsigned long off = stp_ring_offset(r, at + offsetof(struct stp_record, len));
 	unsigned char len[sizeof(u32)];
 	u32 v;
 	unsigned int i;
 
 	for (i = 0; i < sizeof(len); i++)
-		len[i] = r->data[(at + offsetof(struct stp_record, len) + i) & (r->size - 1)];
+		len[i] = r->data[off + i < r->size ? off + i : off + i - r->size];
 	memcpy(&v, len, sizeof(v));
 	return sizeof(struct stp_record) + v;
 }
@@ -210,7 +232,7 @@ STP_COLD static ssize_t stp_trace_read(struct file *f, char __user *buf, size_t 
 			end = next;
 		else
 			n = min(n, end - tail);
-		off = tail & (r->size - 1);
+		off = stp_ring_offset(r, tail);
 		first = min(n, r->size - off);
 		rc = -EFAULT;
 		if (stp_to_user(buf, r->data + off, first) ||
@@ -235,21 +257,9 @@ static __poll_t stp_trace_poll(struct file *f, poll_table *wait)
 	return mask;
 }
 
-/* A waiting poller stays on our wait queue after the call: hold the module. */
-STP_COLD static int stp_trace_open(struct inode *inode, struct file *f)
-{
-	return try_module_get(THIS_MODULE) ? 0 : -ENODEV;
-}
-
-STP_COLD static int stp_trace_release(struct inode *inode, struct file *f)
-{
-	module_put(THIS_MODULE);
-	return 0;
-}
-
 const struct proc_ops stp_trace_ops = {
-	.proc_open = stp_trace_open,
-	.proc_release = stp_trace_release,
+	.proc_open = stp_file_open,
+	.proc_release = stp_file_release,
 	.proc_read = stp_trace_read,
 	.proc_poll = stp_trace_poll,
 };

@@ -27,6 +27,7 @@ void stp_c_printf(struct stp_context *c, const char *fmt, ...)
 			o->len = room - 1; /* longer than the buffer: cut */
 			return;
 		}
+		stp_charge(c, o->len / 64);
 		stp_flush(c);
 	}
 }

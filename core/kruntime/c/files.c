@@ -57,6 +57,19 @@ STP_COLD static bool stp_parent_exists(void)
 	return found;
 }
 
+/* Of every file, trace files too: a waiting poller stays on our wait queue after
+ * the call. What is open holds the module, so that removal says so at once. */
+STP_COLD int stp_file_open(struct inode *inode, struct file *f)
+{
+	return try_module_get(THIS_MODULE) ? 0 : -ENODEV;
+}
+
+STP_COLD int stp_file_release(struct inode *inode, struct file *f)
+{
+	module_put(THIS_MODULE);
+	return 0;
+}
+
 /* A file of the module's directory; NULL when there is no memory. */
 STP_COLD struct proc_dir_entry *stp_file(const char *name, umode_t mode, const struct proc_ops *ops, void *data)
 {

@@ -23,27 +23,6 @@ void stp_fmt_str(struct stp_context *c, int flags, int64_t width, int64_t prec, 
 	stp_field(c, flags, width, s, strnlen(s, max));
 }
 
-static unsigned int stp_escape(char *to, unsigned char ch)
-{
-	static const char from[] = "\a\b\f\n\r\t\v\"\\", names[] = "abfnrtv\"\\";
-	const char *p = ch ? strchr(from, ch) : NULL;
-
-	if (p) {
-		to[0] = '\\';
-		to[1] = names[p - from];
-		return 2;
-	}
-	if (ch >= 0x20 && ch < 0x7f) {
-		to[0] = ch;
-		return 1;
-	}
-	to[0] = '\\';
-	to[1] = '0' + (ch >> 6);
-	to[2] = '0' + (ch >> 3 & 7);
-	to[3] = '0' + (ch & 7);
-	return 4;
-}
-
 /* The width is the number of bytes; zero bytes fill up what is beyond 8. */
 static void stp_fmt_binary(struct stp_context *c, int64_t width, int64_t v)
 {

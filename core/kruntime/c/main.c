@@ -178,6 +178,7 @@ static int __init stp_init(void)
 		rc = stp_script_part(STP_SETUP);
 	if (!rc) {
 		stp_send(STP_MSG_TRANSPORT, NULL, 0);
+		stp_rings_announce();
 		rc = stp_files_init();
 	}
 	if (!rc)

@@ -28,6 +28,8 @@ struct stp_map {
 	unsigned int used;		/* nodes in order */
 	atomic_t iterating;
 	int column, dir, op;		/* of the sort in progress */
+	struct stp_context *c;		/* who sorts */
+	unsigned int compared;
 	unsigned int at[MAX_COLUMNS];	/* offsets in data */
 };
 
@@ -106,21 +108,25 @@ STP_COLD void stp_maps_exit(void)
 	}
 }
 
-static struct hlist_head *stp_bucket(const struct stp_map *m, const union stp_key *k)
+static struct hlist_head *stp_bucket(struct stp_context *c, const struct stp_map *m, const union stp_key *k)
 {
 	u32 h = m->seed;
 	unsigned int i;
 
 	for (i = 0; i < m->a->nkeys; i++) {
-		if (stp_is_str(m, i + 1))
-			h = jhash(k[i].s, strnlen(k[i].s, stp_script.string_size - 1), h);
-		else
+		if (stp_is_str(m, i + 1)) {
+			size_t n = strnlen(k[i].s, stp_script.string_size - 1);
+
+			h = jhash(k[i].s, n, h);
+			stp_charge(c, 1 + n / 64);
+		} else {
 			h = jhash_2words((u32)k[i].i, (u32)(k[i].i >> 32), h);
+		}
 	}
 	return &m->buckets[h & m->mask];
 }
 
-int stp_node_match(struct stp_map *m, struct stp_node *n, const union stp_key *k, unsigned int any)
+int stp_node_match(struct stp_context *c, struct stp_map *m, struct stp_node *n, const union stp_key *k, unsigned int any)
 {
 	unsigned int i;
 
@@ -128,7 +134,7 @@ int stp_node_match(struct stp_map *m, struct stp_node *n, const union stp_key *k
 		if (any >> i & 1)
 			continue;
 		if (stp_is_str(m, i + 1)) {
-			if (strncmp(stp_str(m, n, i + 1), k[i].s, stp_script.string_size - 1))
+			if (stp_compare(c, stp_str(m, n, i + 1), k[i].s, stp_script.string_size - 1))
 				return 0;
 		} else if (*stp_int(m, n, i + 1) != k[i].i) {
 			return 0;
@@ -137,26 +143,31 @@ int stp_node_match(struct stp_map *m, struct stp_node *n, const union stp_key *k
 	return 1;
 }
 
-static struct stp_node *stp_find(struct stp_map *m, const union stp_key *k, struct hlist_head *b)
+static struct stp_node *stp_find(struct stp_context *c, struct stp_map *m, const union stp_key *k, struct hlist_head *b)
 {
 	struct stp_node *n;
 
 	hlist_for_each_entry(n, b, hash)
-		if (stp_node_match(m, n, k, 0))
+		if (stp_node_match(c, m, n, k, 0))
 			return n;
 	return NULL;
 }
 
-int64_t stp_map_get(struct stp_map *m, const union stp_key *k)
+static struct stp_node *stp_lookup(struct stp_context *c, struct stp_map *m, const union stp_key *k)
 {
-	struct stp_node *n = stp_find(m, k, stp_bucket(m, k));
+	return stp_find(c, m, k, stp_bucket(c, m, k));
+}
+
+int64_t stp_map_get(struct stp_context *c, struct stp_map *m, const union stp_key *k)
+{
+	struct stp_node *n = stp_lookup(c, m, k);
 
 	return n ? *stp_int(m, n, 0) : 0;
 }
 
-const char *stp_map_get_str(struct stp_map *m, const union stp_key *k)
+const char *stp_map_get_str(struct stp_context *c, struct stp_map *m, const union stp_key *k)
 {
-	struct stp_node *n = stp_find(m, k, stp_bucket(m, k));
+	struct stp_node *n = stp_lookup(c, m, k);
 
 	return n ? stp_str(m, n, 0) : "";
 }
@@ -168,18 +179,16 @@ static void stp_free_node(struct stp_map *m, struct stp_node *n)
 	m->used--;
 }
 
-/*
- * Looking at every element is one statement to a script, and may be a second
- * with interrupts off: what is more than a small array needs counts against
- * MAXACTION. True, with an error set, when that is used up.
- */
-static int stp_charge(struct stp_context *c, struct stp_map *m, bool sort, const char *where)
+/* Whether n units of work are left: asked before work that cannot stop half way. */
+static bool stp_affords(struct stp_context *c, u64 n, const char *where)
 {
-	u64 n = m->used;
-
-	if (sort && n)
-		n *= ilog2(n);
-	return stp_count(c, n >> 10, where);
+	if (stp_spent(c, where))
+		return false;
+	if (n < (u64)c->work)
+		return true;
+	c->work = 0;
+	stp_spent(c, where);
+	return false;
 }
 
 static int stp_busy(struct stp_context *c, struct stp_map *m, const char *where)
@@ -195,8 +204,8 @@ static int stp_busy(struct stp_context *c, struct stp_map *m, const char *where)
 static struct stp_node *stp_find_or_add(struct stp_context *c, struct stp_map *m, const union stp_key *k,
 					const char *where)
 {
-	struct hlist_head *b = stp_bucket(m, k);
-	struct stp_node *n = stp_find(m, k, b);
+	struct hlist_head *b = stp_bucket(c, m, k);
+	struct stp_node *n = stp_find(c, m, k, b);
 	unsigned int i;
 
 	if (n)
@@ -219,7 +228,7 @@ static struct stp_node *stp_find_or_add(struct stp_context *c, struct stp_map *m
 	hlist_add_head(&n->hash, b);
 	for (i = 0; i < m->a->nkeys; i++) {
 		if (stp_is_str(m, i + 1))
-			stp_strcpy(stp_str(m, n, i + 1), k[i].s);
+			stp_assign(c, stp_str(m, n, i + 1), k[i].s);
 		else
 			*stp_int(m, n, i + 1) = k[i].i;
 	}
@@ -243,19 +252,19 @@ int stp_map_set_str(struct stp_context *c, struct stp_map *m, const union stp_ke
 
 	if (!n)
 		return 0;
-	stp_strcpy(stp_str(m, n, 0), v);
+	stp_assign(c, stp_str(m, n, 0), v);
 	return 1;
 }
 
 struct stp_aggr *stp_map_stat(struct stp_context *c, struct stp_map *m, const union stp_key *k, int add,
 			      const char *where)
 {
-	struct stp_node *n = stp_find(m, k, stp_bucket(m, k));
+	struct stp_node *n = stp_lookup(c, m, k);
 
 	if (!n && add) {
 		n = stp_find_or_add(c, m, k, where);
 		if (n)
-			memset(n->data, 0, stp_stat_size(m->a->stat));
+			stp_stat_clear(c, (struct stp_aggr *)n->data, m->a->stat);
 	}
 	return n ? (struct stp_aggr *)n->data : NULL;
 }
@@ -266,12 +275,10 @@ int64_t stp_map_in(struct stp_context *c, struct stp_map *m, const union stp_key
 	struct stp_node *n;
 
 	if (!any)
-		return stp_find(m, k, stp_bucket(m, k)) != NULL;
-	if (stp_charge(c, m, false, where))
-		return 0;
+		return stp_lookup(c, m, k) != NULL;
 	list_for_each_entry(n, &m->order, order)
-		if (stp_node_match(m, n, k, any))
-			return 1;
+		if (stp_charge_at(c, 1, where) || stp_node_match(c, m, n, k, any))
+			return !c->error;
 	return 0;
 }
 
@@ -282,27 +289,40 @@ int stp_map_del(struct stp_context *c, struct stp_map *m, const union stp_key *k
 	if (stp_busy(c, m, where))
 		return 0;
 	if (!any) {
-		n = stp_find(m, k, stp_bucket(m, k));
+		n = stp_lookup(c, m, k);
 		if (n)
 			stp_free_node(m, n);
 		return 1;
 	}
-	if (stp_charge(c, m, false, where))
-		return 0;
-	list_for_each_entry_safe(n, next, &m->order, order)
-		if (stp_node_match(m, n, k, any))
+	list_for_each_entry_safe(n, next, &m->order, order) {
+		if (stp_charge_at(c, 1, where))
+			return 0;
+		if (stp_node_match(c, m, n, k, any))
 			stp_free_node(m, n);
+	}
 	return 1;
 }
 
+/* All at once: a huge array is not walked through, its elements are not looked
+ * at. */
 int stp_map_clear(struct stp_context *c, struct stp_map *m, const char *where)
 {
 	struct stp_node *n, *next;
 
-	if (stp_busy(c, m, where) || stp_charge(c, m, false, where))
+	if (stp_busy(c, m, where))
 		return 0;
-	list_for_each_entry_safe(n, next, &m->order, order)
-		stp_free_node(m, n);
+	if (m->used < m->mask / 32) {
+		if (!stp_affords(c, m->used / 2, where))
+			return 0;
+		list_for_each_entry_safe(n, next, &m->order, order)
+			stp_free_node(m, n);
+		return 1;
+	}
+	if (stp_charge_at(c, m->mask / 32, where))
+		return 0;
+	memset(m->buckets, 0, (m->mask + 1UL) * sizeof(*m->buckets));
+	list_splice_init(&m->order, &m->free);
+	m->used = 0;
 	return 1;
 }
 
@@ -314,9 +334,15 @@ static int stp_order(void *priv, const struct list_head *a, const struct list_he
 	int64_t i, j;
 	int d;
 
+	/* list_sort does not stop half way: without a budget all are equal. */
+	if (m->c->spent)
+		return 0;
 	if (stp_is_str(m, m->column)) {
-		d = strcmp(stp_str(m, x, m->column), stp_str(m, y, m->column));
+		stp_charge(m->c, 1);
+		d = stp_compare(m->c, stp_str(m, x, m->column), stp_str(m, y, m->column), stp_script.string_size);
 	} else {
+		if (!(++m->compared & 7))
+			stp_charge(m->c, 1);
 		if (!m->column && m->a->types[0] == STP_STATS) {
 			i = stp_stat_value((struct stp_aggr *)x->data, m->op);
 			j = stp_stat_value((struct stp_aggr *)y->data, m->op);
@@ -332,13 +358,18 @@ static int stp_order(void *priv, const struct list_head *a, const struct list_he
 struct stp_node *stp_map_first(struct stp_context *c, struct stp_map *m, int column, int dir, const char *where)
 {
 	atomic_inc(&m->iterating);
-	if (stp_charge(c, m, dir, where))
-		return NULL;
-	if (dir) {
+	if (dir && m->used) {
+		if (!stp_affords(c, (u64)m->used * ilog2(m->used) / 8, where))
+			return NULL;
 		m->column = column < 0 ? 0 : column;
 		m->op = -column;
 		m->dir = dir;
+		m->c = c;
 		list_sort(m, &m->order, stp_order);
+		if (c->spent) {
+			stp_spent(c, where);
+			return NULL;
+		}
 	}
 	return list_first_entry_or_null(&m->order, struct stp_node, order);
 }

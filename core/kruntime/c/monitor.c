@@ -141,8 +141,10 @@ STP_COLD static void stp_json_text(struct stp_json *j, const char *s)
 			stp_json_add(j, "\\%c", ch);
 		else if (ch < ' ' || ch > '~')
 			stp_json_add(j, "\\u%04x", ch);
+		else if (j->len + 1 < j->cap)
+			j->buf[j->len++] = ch;
 		else
-			stp_json_add(j, "%c", ch);
+			j->full = true;
 	}
 }
 
@@ -265,7 +267,9 @@ STP_COLD static void stp_monitor_clear(struct stp_context *c)
 {
 	unsigned int i;
 
-	c->actions = S64_MAX;	/* clearing counts */
+	/* The script's limits are for its own handlers; the time limit stays. */
+	stp_spent(c, NULL);
+	c->actions = c->work = S64_MAX;
 	for (i = 0; i < stp_script.nglobals; i++) {
 		const struct stp_global *g = &stp_globals[i];
 

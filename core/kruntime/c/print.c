@@ -17,20 +17,25 @@ void stp_sprint_begin(struct stp_context *c, char *out)
 
 void stp_print_end(struct stp_context *c)
 {
-	if (c->out == &c->string)
+	if (c->out == &c->string) {
 		c->string.buf[c->string.len] = 0;
+		stp_charge(c, c->string.len / 64);
+	}
 	c->out = &c->print;
 }
 
-/* Text that does not fit goes to the next record; a string is cut. */
+/* Text that does not fit goes to the next record; a string is cut. The charge is
+ * one for a full buffer: text that fits costs a handler nothing extra. */
 void stp_put(struct stp_context *c, const char *text, unsigned int len)
 {
 	struct stp_out *o = c->out;
 	unsigned int n;
 
 	while (len) {
-		if (o == &c->print && len > o->cap - o->len)
+		if (o == &c->print && len > o->cap - o->len) {
+			stp_charge(c, o->len / 64);
 			stp_flush(c);
+		}
 		n = min(len, o->cap - o->len);
 		memcpy(o->buf + o->len, text, n);
 		o->len += n;

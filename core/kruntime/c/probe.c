@@ -72,15 +72,20 @@ static void stp_unlock(const unsigned int *locks, unsigned int n)
 	}
 }
 
-/* All or none, in ascending order, giving up after MAXTRYLOCK attempts. */
-static bool stp_lock(const unsigned int *locks, unsigned int n)
+/* All or none, in ascending order, giving up after MAXTRYLOCK attempts, or when
+ * half of the time has passed that the handler itself may take. */
+static bool stp_lock(const unsigned int *locks, unsigned int n, int64_t time)
 {
 	int64_t left = stp_script.max_trylock;
+	u64 end = 0, now;
 	unsigned int i;
 
 	for (i = 0; i < n; i++) {
 		while (!stp_trylock(locks[i])) {
-			if (left-- <= 0) {
+			now = stp_now();
+			if (!end)
+				end = time > 0 ? now + time / 2 : ~0ULL;
+			if (left-- <= 0 || now >= end) {
 				stp_unlock(locks, i);
 				return false;
 			}
@@ -119,13 +124,18 @@ static unsigned long stp_stack_low(unsigned long sp)
 	return sp - 4096;
 }
 
+static enum stp_class stp_class(const struct stp_probe *p)
+{
+	if (p->kind == STP_TIMER)
+		return STP_IRQS_OFF;
+	return p->kind <= STP_ERROR ? STP_SESSION : STP_EVENT;
+}
+
 /* Accounts the cycles of a handler; too many in an interval end the session. */
 static void stp_overload(struct stp_cpu *k, u64 start)
 {
 	u64 now = get_cycles(), interval = stp_script.overload_interval;
 
-	if (!stp_script.overload_threshold)
-		return;
 	k->overload_cycles += now - start;
 	if (k->overload_start && now - k->overload_start < interval)
 		return;
@@ -146,8 +156,10 @@ void stp_run_probe(unsigned int n, int state)
 	const unsigned int *locks = stp_script.locks + p->lock0;
 	unsigned long sp = (unsigned long)__builtin_frame_address(0);
 	struct stp_cpu *k = stp_cpus[get_cpu()];
+	bool overload = p->kind == STP_TIMER && stp_script.overload_threshold;
+	enum stp_class class = stp_class(p);
 	struct stp_context *c;
-	u64 start;
+	u64 start = 0;
 
 	if (!k || atomic_read(&stp_state) != state || (p->kind == STP_TIMER && stp_exiting()))
 		goto out;
@@ -155,7 +167,8 @@ void stp_run_probe(unsigned int n, int state)
 		atomic_inc(&stp_skipped_busy);
 		goto out;
 	}
-	start = get_cycles();
+	if (overload)
+		start = get_cycles();
 	c = &k->c;
 	c->stack_low = stp_stack_low(sp);
 	if (sp < c->stack_low) {
@@ -163,11 +176,11 @@ void stp_run_probe(unsigned int n, int state)
 		stp_skip();
 		goto idle;
 	}
-	if (!stp_lock(locks, p->nlocks)) {
+	if (!stp_lock(locks, p->nlocks, stp_script.limits[class].time)) {
 		stp_skip();
 		goto idle;
 	}
-	c->actions = stp_script.max_action > 0 ? stp_script.max_action : S64_MAX;
+	stp_begin(c, class);
 	c->error = NULL;
 	c->where = NULL;
 	c->nesting = 0;
@@ -181,7 +194,7 @@ void stp_run_probe(unsigned int n, int state)
 	stp_flush(c);
 	if (c->error)
 		stp_report(k, p);
-	if (p->kind == STP_TIMER)
+	if (overload)
 		stp_overload(k, start);
 idle:
 	atomic_set_release(&k->busy, 0);

@@ -4,9 +4,15 @@
  * handlers. They are there while the session runs. Nothing is kept per open
  * file: a read from the start runs the handlers, later reads go on with the text
  * they made last.
+ *
+ * A call may never end: the memory that is read or written may be a page of a file
+ * system that does not answer. So an open file holds the module, and what ends a
+ * session or removes a module does not wait for the call.
  */
 #include "runtime.h"
+#include <linux/delay.h>
 #include <linux/fs.h>
+#include <linux/sched/signal.h>
 
 struct stp_pfile {
 	struct mutex lock;		/* one reader or writer at a time */
@@ -20,6 +26,8 @@ struct stp_pfile {
 };
 
 static struct stp_pfile *stp_pfiles;
+static bool stp_pfiles_closed;		/* the session is over: no more calls */
+static atomic_t stp_pfiles_busy = ATOMIC_INIT(0);	/* calls in progress */
 
 static struct stp_pfile *stp_pfile(struct stp_context *c)
 {
@@ -76,13 +84,32 @@ static bool stp_pfile_fire(struct stp_pfile *f, int kind)
 	unsigned int i;
 
 	for (i = 0; i < stp_script.nprobes; i++)
-		if (stp_script.probes[i].kind == kind && stp_script.probes[i].interval == f - stp_pfiles)
+		if (stp_script.probes[i].kind == kind && stp_script.probes[i].interval == f - stp_pfiles) {
 			stp_run_probe(i, STP_S_RUNNING);
+			cond_resched();
+		}
 	stp_unsettle(mask);
 	return atomic_read(&stp_state) == STP_S_RUNNING;
 }
 
-STP_COLD static ssize_t stp_pfile_read(struct file *file, char __user *buf, size_t count, loff_t *pos)
+/* The other side of stp_procfs_stop: it sees the call, or the call sees it. */
+static bool stp_pfile_enter(void)
+{
+	atomic_inc(&stp_pfiles_busy);
+	smp_mb__after_atomic();
+	if (!READ_ONCE(stp_pfiles_closed))
+		return true;
+	atomic_dec(&stp_pfiles_busy);
+	return false;
+}
+
+static void stp_pfile_leave(void)
+{
+	smp_mb__before_atomic();
+	atomic_dec(&stp_pfiles_busy);
+}
+
+STP_COLD static ssize_t stp_pfile_take(struct file *file, char __user *buf, size_t count, loff_t *pos)
 {
 	struct stp_pfile *f = pde_data(file_inode(file));
 	ssize_t rc;
@@ -106,6 +133,17 @@ STP_COLD static ssize_t stp_pfile_read(struct file *file, char __user *buf, size
 	rc = count;
 out:
 	mutex_unlock(&f->lock);
+	return rc;
+}
+
+STP_COLD static ssize_t stp_pfile_read(struct file *file, char __user *buf, size_t count, loff_t *pos)
+{
+	ssize_t rc;
+
+	if (!stp_pfile_enter())
+		return -EIO;
+	rc = stp_pfile_take(file, buf, count, pos);
+	stp_pfile_leave();
 	return rc;
 }
 
@@ -136,7 +174,7 @@ STP_COLD static ssize_t stp_pfile_bytes(struct stp_pfile *f, const char __user *
 }
 
 /* A write is one string; what does not fit is left for the next write. */
-STP_COLD static ssize_t stp_pfile_write(struct file *file, const char __user *buf, size_t count, loff_t *pos)
+STP_COLD static ssize_t stp_pfile_give(struct file *file, const char __user *buf, size_t count)
 {
 	struct stp_pfile *f = pde_data(file_inode(file));
 	ssize_t rc;
@@ -156,7 +194,20 @@ STP_COLD static ssize_t stp_pfile_write(struct file *file, const char __user *bu
 	return rc;
 }
 
+STP_COLD static ssize_t stp_pfile_write(struct file *file, const char __user *buf, size_t count, loff_t *pos)
+{
+	ssize_t rc;
+
+	if (!stp_pfile_enter())
+		return -EIO;
+	rc = stp_pfile_give(file, buf, count);
+	stp_pfile_leave();
+	return rc;
+}
+
 static const struct proc_ops stp_pfile_ops = {
+	.proc_open = stp_file_open,
+	.proc_release = stp_file_release,
 	.proc_read = stp_pfile_read,
 	.proc_write = stp_pfile_write,
 	.proc_lseek = default_llseek,
@@ -228,13 +279,25 @@ STP_COLD void stp_procfs_start(void)
 	}
 }
 
-/* Waits for those who read or write. The last one first: a directory inside one
- * that an earlier file made goes before that. At removal of the module all are
- * gone with its directory. */
+/* Two seconds, more than handlers in progress take. */
+#define PATIENCE 200
+
+/* proc_remove waits for calls in progress, and cannot be interrupted: where one
+ * does not end the files stay, without effect, until the module goes. The last one
+ * first: a directory inside one that an earlier file made goes before that. At
+ * removal of the module all are gone with its directory. */
 STP_COLD void stp_procfs_stop(void)
 {
 	unsigned int i;
 
+	WRITE_ONCE(stp_pfiles_closed, true);
+	smp_mb();
+	for (i = 0; i < PATIENCE && atomic_read(&stp_pfiles_busy) && !fatal_signal_pending(current); i++)
+		msleep(10);
+	if (atomic_read(&stp_pfiles_busy)) {
+		stp_message("WARNING: a procfs file is still being read or written: it stays until that ends and the module is removed\n");
+		return;
+	}
 	for (i = stp_nprocfs; i-- > 0;) {
 		if (stp_pfiles[i].entry && stp_dir)
 			proc_remove(stp_pfiles[i].entry);

@@ -16,6 +16,7 @@
 #include <linux/sched.h>
 #include <linux/uaccess.h>
 #include <linux/path.h>
+#include <linux/timekeeping.h>
 #include "stp.h"
 
 /* Far from any handler: small rather than fast. */
@@ -37,8 +38,8 @@ enum stp_state {
  * so does the producer when it overwrites. mark is the producer's: the start of
  * a record at or before tail, or of the first one after it; every header from
  * there on is in the ring. boundary is the readers': the start of a record, at
- * tail or, when only part of one was read, behind it. All count bytes and wrap
- * with the type; size is a power of two.
+ * tail or, when only part of one was read, behind it. All count bytes, for years
+ * before they wrap; size is a number of megabytes.
  */
 struct stp_ring {
 	char *data;
@@ -59,6 +60,7 @@ struct stp_cpu {
 	atomic_t busy;			/* a handler runs on this CPU */
 	struct stp_ring ring;
 	u64 overload_start, overload_cycles;
+	s64 timers_end, timers_took;	/* timer.c: ns, of handlers that ran one after the other */
 	const char *token;		/* rest of tokenize()'s string, in token_text */
 	char *token_text;
 	char *frames;
@@ -91,6 +93,7 @@ void *stp_alloc(unsigned long size);
 int stp_ring_init(struct stp_ring *r, unsigned long size);
 void stp_ring_exit(struct stp_ring *r);
 unsigned long stp_ring_size(void);
+void stp_rings_announce(void);
 void stp_flush(struct stp_context *c);
 void stp_put_record(const char *text, unsigned int len);
 extern void (*stp_sink)(const char *text, unsigned int len);
@@ -137,13 +140,21 @@ struct stp_remote {
 extern struct stp_remote stp_remote;
 extern struct pid *stp_namespaces;	/* whose namespaces the script means */
 
+/* the clock of limits */
+static inline u64 stp_now(void)
+{
+	return ktime_get_mono_fast_ns();
+}
+
 /* number.c */
 void stp_pad(struct stp_context *c, char ch, int64_t n);
 char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
+unsigned int stp_escape(char *to, unsigned char ch);
 
 /* string.c */
 size_t stp_len(const char *s);
 size_t stp_append(char *to, size_t at, const char *from, size_t len);
+int stp_compare(struct stp_context *c, const char *a, const char *b, size_t max);
 
 /* What a host shows its guests, as private_data of an open relay file. Both are
  * modules of one version of the runtime, or magic and size differ. */
@@ -163,6 +174,8 @@ struct vfsmount *stp_proc_find(const char *name, struct path *p);
 /* files.c */
 extern struct proc_dir_entry *stp_dir;
 int stp_files_init(void);
+int stp_file_open(struct inode *inode, struct file *f);
+int stp_file_release(struct inode *inode, struct file *f);
 struct proc_dir_entry *stp_file(const char *name, umode_t mode, const struct proc_ops *ops, void *data);
 void stp_files_exit(void);
 

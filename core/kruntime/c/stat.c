@@ -19,13 +19,9 @@
  * negatives of these. */
 static unsigned int stp_log_bucket(int64_t v)
 {
-	unsigned int n = 0;
 	uint64_t u = v < 0 ? 0 - (uint64_t)v : v;
+	unsigned int n = u ? 64 - __builtin_clzll(u) : 0;
 
-	while (u) {
-		u >>= 1;
-		n++;
-	}
 	return v < 0 ? LOG_ZERO - n : LOG_ZERO + n;
 }
 
@@ -61,9 +57,10 @@ void stp_stat_add(struct stp_aggr *s, const struct stp_stat_kind *k, int64_t v)
 		h[stp_linear_bucket(k, v)]++;
 }
 
-void stp_stat_clear(struct stp_aggr *s, const struct stp_stat_kind *k)
+void stp_stat_clear(struct stp_context *c, struct stp_aggr *s, const struct stp_stat_kind *k)
 {
 	memset(s, 0, stp_stat_size(k));
+	stp_charge(c, stp_stat_size(k) / 256);
 }
 
 int64_t stp_stat_get(struct stp_context *c, const struct stp_aggr *s, const struct stp_stat_kind *k, int op, const char *where)
@@ -154,6 +151,8 @@ void stp_hist_print(struct stp_context *c, const struct stp_aggr *s, const struc
 		return;
 	}
 	h = stp_hist(s, k, log, &n);
+	if (stp_charge_at(c, n / 8, where))
+		return;
 	first = n;
 	last = 0;
 	for (i = 0; i < n; i++) {
@@ -192,6 +191,8 @@ void stp_hist_print(struct stp_context *c, const struct stp_aggr *s, const struc
 		unsigned int len;
 		int64_t bar = h[i] / scale;
 
+		if (stp_charge_at(c, 16, where))
+			break;
 		if (!stp_row(h, n, i)) {
 			if (shown) {
 				stp_pad(c, ' ', width + 1);

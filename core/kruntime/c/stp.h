@@ -24,6 +24,7 @@ typedef unsigned long long uint64_t;
 
 /* ---- what a script is: the data the runtime reads ---------------------- */
 
+/* begin, end and error come first */
 enum stp_kind { STP_BEGIN, STP_END, STP_ERROR, STP_NEVER, STP_TIMER, STP_PROCFS_READ, STP_PROCFS_WRITE };
 
 #define STP_LOCK_WRITE 0x80000000u
@@ -42,6 +43,21 @@ struct stp_probe {
 	int64_t interval, randomize;	/* timers; interval of procfs probes: the file; of others: priority */
 	const char *point;		/* the probe point, for messages and pp() */
 	const char *name;		/* as the script wrote it, for pn() */
+};
+
+/* What a handler keeps from the CPU it runs on decides how long it may run. */
+enum stp_class {
+	STP_IRQS_OFF,			/* timer.*: interrupts are off */
+	STP_EVENT,			/* other events */
+	STP_SESSION,			/* begin, end and error probes */
+	STP_CLASSES
+};
+
+/* The limits of one run of a handler; 0 and less is none. */
+struct stp_limit {
+	int64_t actions;		/* statements: MAXACTION, MAXACTION_INTERRUPTIBLE */
+	int64_t time;			/* ns: MAXTIME, MAXTIME_INTERRUPTIBLE, MAXTIME_SESSION */
+	const char *late;		/* the error when time is up */
 };
 
 struct stp_map;
@@ -78,7 +94,7 @@ struct stp_script {
 	unsigned int frame_size;	/* bytes for the locals of a probe and what it calls */
 	unsigned int max_nesting;	/* MAXNESTING */
 	unsigned int buffer_size;	/* STP_BUFFER_SIZE: print buffer per CPU */
-	int64_t max_action;		/* MAXACTION_INTERRUPTIBLE; 0 and less: no limit */
+	struct stp_limit limits[STP_CLASSES];
 	int64_t max_errors, max_skipped;
 	int64_t max_trylock;		/* MAXTRYLOCK */
 	int64_t trylock_delay;		/* TRYLOCKDELAY, microseconds */
@@ -183,7 +199,14 @@ struct stp_out {
 };
 
 struct stp_context {
-	int64_t actions;		/* statements left */
+	int left;			/* units until stp_spent looks at the limits */
+	int charged;			/* units since then that were no statements */
+	int slice;			/* what left was then; 0: it did not look yet */
+	int clock;			/* units until the clock is read */
+	int class;			/* enum stp_class */
+	int64_t actions, work;		/* statements and other units that the limits leave */
+	uint64_t deadline;		/* 0: the clock was not read yet */
+	const char *spent;		/* the error of a limit that is used up, or NULL */
 	const char *error;		/* an error is pending: its text */
 	const char *where;		/* "operator '/' at FILE:LINE:COLUMN" */
 	char *frame, *frame_end;	/* free part of the locals' memory */
@@ -252,14 +275,43 @@ static inline int64_t stp_mod(struct stp_context *c, int64_t a, int64_t b, const
 	return b == -1 ? 0 : a % b;
 }
 
-/* Counts n statements; true when that uses up what MAXACTION allows. */
+/* ---- limits --------------------------------------------------------------- */
+
+/*
+ * A handler has a budget in units. A statement is one. So is a call, a
+ * conversion of printf, an operator on strings, sixteen operators on integers,
+ * and 64 bytes that are copied, compared or searched: something like 50 ns, and
+ * always well below a microsecond. MAXACTION is a limit to the statements; of
+ * other units a handler has STP_WORK times as many. After STP_CLOCK units the
+ * clock is read for the first time, and then again after each STP_CLOCK units:
+ * a handler that does little never reads it.
+ *
+ * What is used up stays used up: catch does not bring it back.
+ */
+#define STP_WORK 64
+#define STP_CLOCK 1000
+
+void stp_begin(struct stp_context *c, enum stp_class class);
+int stp_spent(struct stp_context *c, const char *where);
+
+/* Counts n statements; true, with an error set, when a limit is used up. */
 static inline int stp_count(struct stp_context *c, int n, const char *where)
 {
-	if (stp_unlikely((c->actions -= n) <= 0)) {
-		stp_fail(c, "MAXACTION exceeded", where);
-		return 1;
-	}
+	if (stp_unlikely((c->left -= n) <= 0))
+		return stp_spent(c, where);
 	return 0;
+}
+
+/* The same for n units of other work, up to 1 << 30. */
+static inline int stp_charge_at(struct stp_context *c, unsigned int n, const char *where)
+{
+	c->charged += n;
+	return stp_count(c, n, where);
+}
+
+static inline int stp_charge(struct stp_context *c, unsigned int n)
+{
+	return stp_charge_at(c, n, NULL);
 }
 
 /* ---- frames ------------------------------------------------------------- */
@@ -274,9 +326,11 @@ void stp_caught(struct stp_context *c, char *out);
 /* ---- strings: every buffer holds STP_MAXSTRINGLEN bytes ------------------ */
 
 void stp_strcpy(char *to, const char *from);
-void stp_strcat(char *to, const char *from);	/* appends in place */
-void stp_concat(char *to, const char *a, const char *b);
-int stp_strcmp(const char *a, const char *b);
+/* These charge for the bytes: */
+void stp_assign(struct stp_context *c, char *to, const char *from);
+void stp_strcat(struct stp_context *c, char *to, const char *from);	/* appends in place */
+void stp_concat(struct stp_context *c, char *to, const char *a, const char *b);
+int stp_strcmp(struct stp_context *c, const char *a, const char *b);
 
 /* ---- printing ------------------------------------------------------------ */
 
@@ -338,8 +392,8 @@ union stp_key {
 
 struct stp_node;
 
-int64_t stp_map_get(struct stp_map *m, const union stp_key *k);
-const char *stp_map_get_str(struct stp_map *m, const union stp_key *k);
+int64_t stp_map_get(struct stp_context *c, struct stp_map *m, const union stp_key *k);
+const char *stp_map_get_str(struct stp_context *c, struct stp_map *m, const union stp_key *k);
 /* false with an error set when the array is full or being iterated over */
 int stp_map_set(struct stp_context *c, struct stp_map *m, const union stp_key *k, int64_t v, const char *where);
 int stp_map_set_str(struct stp_context *c, struct stp_map *m, const union stp_key *k, const char *v,
@@ -354,7 +408,8 @@ int stp_map_clear(struct stp_context *c, struct stp_map *m, const char *where);
 struct stp_node *stp_map_first(struct stp_context *c, struct stp_map *m, int column, int dir, const char *where);
 struct stp_node *stp_map_next(struct stp_map *m, struct stp_node *n);
 void stp_map_done(struct stp_map *m);
-int stp_node_match(struct stp_map *m, struct stp_node *n, const union stp_key *k, unsigned int any);
+int stp_node_match(struct stp_context *c, struct stp_map *m, struct stp_node *n, const union stp_key *k,
+		   unsigned int any);
 int64_t stp_node_int(struct stp_map *m, struct stp_node *n, int column);
 const char *stp_node_str(struct stp_map *m, struct stp_node *n, int column);
 
@@ -390,7 +445,7 @@ static inline int64_t stp_stat_value(const struct stp_aggr *s, int op)
 }
 
 void stp_stat_add(struct stp_aggr *s, const struct stp_stat_kind *k, int64_t v);
-void stp_stat_clear(struct stp_aggr *s, const struct stp_stat_kind *k);
+void stp_stat_clear(struct stp_context *c, struct stp_aggr *s, const struct stp_stat_kind *k);
 /* s may be NULL: an element that is not there. An error is set for what an empty
  * aggregate does not have. */
 int64_t stp_stat_get(struct stp_context *c, const struct stp_aggr *s, const struct stp_stat_kind *k, int op,

@@ -28,19 +28,40 @@ size_t stp_append(char *to, size_t at, const char *from, size_t len)
 	return at + len;
 }
 
-void stp_strcat(char *to, const char *from)
+void stp_assign(struct stp_context *c, char *to, const char *from)
 {
-	stp_append(to, stp_len(to), from, stp_len(from));
+	size_t n = stp_append(to, 0, from, stp_len(from));
+
+	stp_charge(c, n / 64);
 }
 
-void stp_concat(char *to, const char *a, const char *b)
+void stp_strcat(struct stp_context *c, char *to, const char *from)
+{
+	size_t n = stp_append(to, stp_len(to), from, stp_len(from));
+
+	stp_charge(c, n / 64);
+}
+
+void stp_concat(struct stp_context *c, char *to, const char *a, const char *b)
 {
 	size_t n = stp_append(to, 0, a, stp_len(a));
 
-	stp_append(to, n, b, stp_len(b));
+	n = stp_append(to, n, b, stp_len(b));
+	stp_charge(c, n / 64);
 }
 
-int stp_strcmp(const char *a, const char *b)
+/* strncmp, which tells nobody how far it came. */
+int stp_compare(struct stp_context *c, const char *a, const char *b, size_t max)
 {
-	return strncmp(a, b, SIZE - 1);
+	size_t n = 0;
+
+	while (n < max && a[n] == b[n] && a[n])
+		n++;
+	stp_charge(c, n / 64);
+	return n < max ? (unsigned char)a[n] - (unsigned char)b[n] : 0;
+}
+
+int stp_strcmp(struct stp_context *c, const char *a, const char *b)
+{
+	return stp_compare(c, a, b, SIZE - 1);
 }

@@ -9,6 +9,7 @@ void stp_fn_system(struct stp_context *c, const char *command)
 {
 	size_t n = strnlen(command, stp_script.string_size - 1) + 1;
 
+	stp_charge(c, 16 + n / 64);	/* a lock that all CPUs share */
 	if (n > SYSTEM_MAX)
 		stp_message("WARNING: runtime control message type=%d len=%zu too large\n", STP_MSG_SYSTEM, n);
 	else

@@ -7,7 +7,10 @@
 
 int64_t stp_fn_strlen(struct stp_context *c, const char *s)
 {
-	return stp_len(s);
+	size_t n = stp_len(s);
+
+	stp_charge(c, n / 64);
+	return n;
 }
 
 /* The value of a hexadecimal digit, or 16. */
@@ -25,6 +28,7 @@ int64_t stp_fn_strtol(struct stp_context *c, const char *s, int64_t in)
 {
 	unsigned int base = in, digit;
 	bool minus = *s == '-';
+	const char *start = s;
 	u64 n = 0;
 
 	s += minus;
@@ -42,6 +46,7 @@ int64_t stp_fn_strtol(struct stp_context *c, const char *s, int64_t in)
 		}
 		n = n * base + digit;
 	}
+	stp_charge(c, (s - start) / 16);
 	return minus ? -n : n;
 }
 
@@ -49,6 +54,7 @@ void stp_fn_substr(struct stp_context *c, char *out, const char *s, int64_t star
 {
 	int64_t n = stp_len(s);
 
+	stp_charge(c, n / 64);
 	out[0] = 0;
 	if (start < 0 || start >= n || len <= 0)
 		return;
@@ -59,6 +65,7 @@ int64_t stp_fn_stringat(struct stp_context *c, const char *s, int64_t pos)
 {
 	int64_t n = stp_len(s);
 
+	stp_charge(c, n / 64);
 	if (pos < 0 || pos >= n) {
 		c->error = "Position out of bounds";
 		return 0;
@@ -66,9 +73,33 @@ int64_t stp_fn_stringat(struct stp_context *c, const char *s, int64_t pos)
 	return (unsigned char)s[pos];
 }
 
+/*
+ * strstr with a charge for each 64 comparisons, which may be as many as the
+ * lengths multiplied. NULL also when the charge fails.
+ */
+static const char *stp_search(struct stp_context *c, const char *s, const char *part)
+{
+	unsigned int done = 0;
+	size_t n;
+
+	for (;; s++) {
+		for (n = 0; part[n] && s[n] == part[n]; n++)
+			;
+		if (!part[n] || !s[n])
+			break;
+		done += n + 1;
+		if (done >= 64) {
+			if (stp_charge(c, done / 64))
+				return NULL;
+			done = 0;
+		}
+	}
+	return part[n] ? NULL : s;
+}
+
 int64_t stp_fn_isinstr(struct stp_context *c, const char *s, const char *part)
 {
-	return strstr(s, part) != NULL;
+	return stp_search(c, s, part) != NULL;
 }
 
 void stp_fn_str_replace(struct stp_context *c, char *out, const char *s, const char *from, const char *to)
@@ -77,23 +108,14 @@ void stp_fn_str_replace(struct stp_context *c, char *out, const char *s, const c
 	const char *hit;
 
 	out[0] = 0;
-	while (flen && (hit = strstr(s, from))) {
+	/* What is beyond a string that is full is lost anyway. */
+	while (flen && n < SIZE - 1 && (hit = stp_search(c, s, from))) {
 		n = stp_append(out, n, s, hit - s);
 		n = stp_append(out, n, to, tlen);
 		s = hit + flen;
+		stp_charge(c, 1 + tlen / 64);
 	}
 	stp_append(out, n, s, stp_len(s));
-}
-
-/* One byte as it is written inside C quotes; answers the number of characters. */
-static size_t stp_escape_byte(char *to, unsigned char ch)
-{
-	static const char from[] = "\a\b\f\n\r\t\v\"\\", names[] = "abfnrtv\"\\";
-	const char *hit = strchr(from, ch);
-
-	if (hit)
-		return snprintf(to, 5, "\\%c", names[hit - from]);
-	return snprintf(to, 5, ch >= 0x20 && ch < 0x7f ? "%c" : "\\%03o", ch);
 }
 
 /* The character of UTF-8 (RFC 3629) that s begins with, or 0, and how many bytes
@@ -119,7 +141,7 @@ static unsigned int stp_utf8(const char *s, int *len)
 
 /* Appends the escaped form of s from byte *at on, while it fits into room
  * characters of output; *at is then the first byte left out. */
-static size_t stp_escape_text(char *out, size_t n, size_t room, const char *s, size_t *at)
+static size_t stp_escape_text(struct stp_context *c, char *out, size_t n, size_t room, const char *s, size_t *at)
 {
 	char buf[12];
 	size_t len;
@@ -132,8 +154,8 @@ static size_t stp_escape_text(char *out, size_t n, size_t room, const char *s, s
 		if (u)
 			len = snprintf(buf, sizeof(buf), u < 0x10000 ? "\\u%04X" : "\\U%08X", u);
 		else
-			taken = 1, len = stp_escape_byte(buf, s[*at]);
-		if (n + len > room)
+			taken = 1, len = stp_escape(buf, s[*at]);
+		if (n + len > room || ((*at & 3) == 3 && stp_charge(c, 1)))
 			break;
 		n = stp_append(out, n, buf, len);
 	}
@@ -145,7 +167,7 @@ void stp_fn_text_str(struct stp_context *c, char *out, const char *s)
 	size_t at = 0;
 
 	out[0] = 0;
-	stp_escape_text(out, 0, SIZE - 1, s, &at);
+	stp_escape_text(c, out, 0, SIZE - 1, s, &at);
 }
 
 /* At most len characters of output. Quoted text says with "..." after the
@@ -156,19 +178,43 @@ void stp_fn_text_strn(struct stp_context *c, char *out, const char *s, int64_t l
 
 	out[0] = 0;
 	if (!quoted) {
-		stp_escape_text(out, 0, room, s, &at);
+		stp_escape_text(c, out, 0, room, s, &at);
 		return;
 	}
 	n = stp_append(out, 0, "\"", 1);
-	n = stp_escape_text(out, n, room - 1, s, &at);
+	n = stp_escape_text(c, out, n, room - 1, s, &at);
 	if (at >= SIZE - 1 || !s[at]) {
 		stp_append(out, n, "\"", 1);
 		return;
 	}
 	at = 0;
-	n = stp_escape_text(out, 1, room < 4 ? 1 : room - 4, s, &at);
+	n = stp_escape_text(c, out, 1, room < 4 ? 1 : room - 4, s, &at);
 	out[n] = 0;
 	stp_append(out, n, "\"...", 4);
+}
+
+/* The bytes of a string as a set: looked up once, however many there are. */
+struct stp_bytes {
+	u32 bits[256 / 32];
+};
+
+static void stp_bytes_of(struct stp_bytes *b, const char *s, size_t len)
+{
+	size_t i;
+
+	memset(b, 0, sizeof(*b));
+	for (i = 0; i < len; i++)
+		b->bits[(unsigned char)s[i] / 32] |= 1U << (unsigned char)s[i] % 32;
+}
+
+/* How many bytes at the start of s are in b, or are not. */
+static size_t stp_span(const struct stp_bytes *b, const char *s, bool in)
+{
+	size_t n;
+
+	for (n = 0; s[n] && (b->bits[(unsigned char)s[n] / 32] >> (unsigned char)s[n] % 32 & 1) == in; n++)
+		;
+	return n;
 }
 
 /* One string per CPU is being cut up: a call with text starts a new one, a
@@ -176,7 +222,8 @@ void stp_fn_text_strn(struct stp_context *c, char *out, const char *s, int64_t l
 void stp_fn_tokenize(struct stp_context *c, char *out, const char *s, const char *delim)
 {
 	struct stp_cpu *k = container_of(c, struct stp_cpu, c);
-	size_t n;
+	size_t n, len = stp_len(delim);
+	struct stp_bytes set;
 
 	out[0] = 0;
 	if (*s) {
@@ -185,12 +232,17 @@ void stp_fn_tokenize(struct stp_context *c, char *out, const char *s, const char
 	}
 	if (!k->token)
 		return;
-	k->token += strspn(k->token, delim);
+	stp_bytes_of(&set, delim, len);
+	n = stp_span(&set, k->token, true);
+	k->token += n;
+	len += n;
 	if (!*k->token) {
 		k->token = NULL;
-		return;
+	} else {
+		n = stp_span(&set, k->token, false);
+		stp_append(out, 0, k->token, n);
+		k->token += n;
+		len += n;
 	}
-	n = strcspn(k->token, delim);
-	stp_append(out, 0, k->token, n);
-	k->token += n;
+	stp_charge(c, 1 + len / 16);
 }

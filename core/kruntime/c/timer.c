@@ -38,16 +38,59 @@ static ktime_t stp_interval(struct stp_timer *t)
 	return ns_to_ktime(clamp_t(u64, ns, SHORTEST, S64_MAX));
 }
 
+/*
+ * The time limit is one for a CPU, not for a handler: timers that are due
+ * together run in one interrupt. One that was due before the handler before it
+ * ended belongs to the same row. When a row has taken the time of one handler,
+ * the others are put off, for as long as the row took.
+ */
+static bool stp_timer_put_off(struct stp_cpu *k, struct hrtimer *h)
+{
+	int64_t time = stp_script.limits[STP_IRQS_OFF].time;
+
+	if (!k || time <= 0)
+		return false;
+	if (ktime_to_ns(hrtimer_get_expires(h)) > k->timers_end) {
+		k->timers_took = 0;
+		return false;
+	}
+	if (k->timers_took < time)
+		return false;
+	hrtimer_set_expires(h, ns_to_ktime(k->timers_end + k->timers_took));
+	return true;
+}
+
+static void stp_timer_ran(struct stp_cpu *k, s64 now)
+{
+	s64 start;
+
+	if (!k)
+		return;
+	/* When the first of a row began is known if it read the clock; if it did
+	 * not, it took little. A skipped one finds the clock of what it interrupted. */
+	start = k->timers_end;
+	if (!k->timers_took)
+		start = k->c.deadline ? (s64)k->c.deadline - stp_script.limits[STP_IRQS_OFF].time : now;
+	k->timers_took += max(now - start, 1LL);
+	k->timers_end = now;
+}
+
 static enum hrtimer_restart stp_timer_fire(struct hrtimer *h)
 {
 	struct stp_timer *t = container_of(h, struct stp_timer, t);
+	struct stp_cpu *k = stp_cpus[smp_processor_id()];
+	ktime_t now;
 
 	if (atomic_read(&stp_state) != STP_S_RUNNING)
 		return HRTIMER_NORESTART;
 	if (t->cpu >= 0 && t->cpu != smp_processor_id())
 		return HRTIMER_NORESTART;	/* its CPU is gone */
+	if (stp_timer_put_off(k, h))
+		return HRTIMER_RESTART;
 	stp_run_probe(t->probe, STP_S_RUNNING);
-	hrtimer_forward(h, ktime_get(), stp_interval(t));
+	now = ktime_get();
+	stp_timer_ran(k, ktime_to_ns(now));
+	hrtimer_forward(h, now, stp_interval(t));
 	return HRTIMER_RESTART;
 }
 

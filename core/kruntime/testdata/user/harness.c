@@ -1,12 +1,21 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* Runs a script unit in user space: begin probes, then end probes, then error
- * probes if there was an error, on one CPU. Errors go to standard output. */
+ * probes if there was an error, on one CPU. Errors go to standard output. With an
+ * argument, the milliseconds that its clock goes on with each reading, it says
+ * how often the clock was read. */
 #include "runtime.h"
 
 char __this_module[1];
 const char stp_param_ops_long[1], stp_param_ops_string[1];
 static struct stp_cpu cpu;
-static int errors, exiting;
+static int errors, exiting, readings;
+static u64 now, step;
+
+u64 stp_now(void)
+{
+	readings++;
+	return now += step;
+}
 
 void stp_flush(struct stp_context *c)
 {
@@ -34,7 +43,7 @@ static void kind(int k)
 
 		if (p->kind != k)
 			continue;
-		c->actions = stp_script.max_action > 0 ? stp_script.max_action : S64_MAX;
+		stp_begin(c, STP_SESSION);
 		c->error = c->where = NULL;
 		c->nesting = c->next = 0;
 		c->probe = p;
@@ -50,7 +59,7 @@ static void kind(int k)
 	}
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	struct stp_context *c = &cpu.c;
 
@@ -61,11 +70,14 @@ int main(void)
 	c->print.cap = stp_script.buffer_size;
 	c->error_text = malloc(stp_script.string_size);
 	cpu.token_text = malloc(stp_script.string_size);
+	step = argc > 1 ? strtoull(argv[1], NULL, 0) * 1000000 : 0;
 	kind(STP_BEGIN);
 	if (!errors)
 		kind(STP_END);
 	if (errors)
 		kind(STP_ERROR);
 	stp_script_part(STP_CLEANUP);
+	if (argc > 1)
+		printf("clock read %d times\n", readings);
 	return errors ? 1 : 0;
 }

@@ -28,6 +28,7 @@ typedef unsigned int u32;
 #define min(a, b) ((a) < (b) ? (a) : (b))
 #define min_t(t, a, b) min((t)(a), (t)(b))
 #define ALIGN(n, a) (((n) + (a) - 1) & ~(size_t)((a) - 1))
+#define min3(a, b, c) min(a, min(b, c))
 #define container_of(p, t, m) ((t *)((char *)(p) - offsetof(t, m)))
 #define simple_strtoll strtoll
 
@@ -47,9 +48,13 @@ struct stp_cpu {
 	char *token_text;
 };
 
+u64 stp_now(void);
+
 void stp_flush(struct stp_context *c);
 void stp_pad(struct stp_context *c, char ch, int64_t n);
 char *stp_digits(char *end, u64 v, unsigned int shift, bool upper);
+unsigned int stp_escape(char *to, unsigned char ch);
 size_t stp_len(const char *s);
 size_t stp_append(char *to, size_t at, const char *from, size_t len);
+int stp_compare(struct stp_context *c, const char *a, const char *b, size_t max);
 #endif

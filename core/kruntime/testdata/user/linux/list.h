@@ -15,6 +15,14 @@ static inline void list_add(struct list_head *e, struct list_head *h)
 static inline void list_add_tail(struct list_head *e, struct list_head *h) { list_add(e, h->prev); }
 static inline void list_move(struct list_head *e, struct list_head *h) { list_del(e); list_add(e, h); }
 static inline void list_move_tail(struct list_head *e, struct list_head *h) { list_del(e); list_add_tail(e, h); }
+static inline void list_splice_init(struct list_head *from, struct list_head *h)
+{
+	if (list_empty(from))
+		return;
+	from->next->prev = h; from->prev->next = h->next;
+	h->next->prev = from->prev; h->next = from->next;
+	INIT_LIST_HEAD(from);
+}
 static inline void hlist_add_head(struct hlist_node *n, struct hlist_head *h)
 {
 	n->next = h->first;
