@@ -444,7 +444,7 @@ func (c *client) local(ctx context.Context) outcome {
 		Source: src, Scripts: scripts, Tapsets: tapsets, List: c.opts.List, Pattern: c.opts.Pattern, Compatible: c.opts.Compatible, Args: c.opts.Args, LastPass: min(c.opts.LastPass, 4), Verbose: c.opts.Verbose, Keep: c.opts.Keep,
 		Name: c.opts.Module, Kernel: c.opts.Kernel, Arch: arch, Defines: c.opts.Defines, Globals: c.opts.Globals,
 		Privilege: c.opts.Privilege, Guru: c.opts.Guru, Target: c.opts.Target, Command: c.opts.Command, Suppress: c.opts.Suppress,
-		Strict: c.opts.Strict, Unoptimized: c.opts.Unoptimized, Timing: c.opts.Timing, Coverage: c.opts.Coverage, Timeout: c.opts.Timeout,
+		ServerDefines: c.opts.ServerDefines, Strict: c.opts.Strict, Unoptimized: c.opts.Unoptimized, Timing: c.opts.Timing, Coverage: c.opts.Coverage, Timeout: c.opts.Timeout,
 		QuietErrors: c.opts.QuietErrors, NoTimeLimits: c.opts.NoTimeLimits,
 		TempDir: c.temp, StateDir: hostpaths.Kernels(c.data), Stdout: c.inv.Stdout, Stderr: stderr,
 	}

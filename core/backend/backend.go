@@ -43,6 +43,7 @@ type Job struct {
 	Name                      string   // -m: name of the module, "" for one made from the content
 	Kernel                    string   // -r: kernel release or build directory, "" for the running kernel
 	Arch                      string   // -a: normalised architecture, "" for this machine's
+	ServerDefines             int      // how many of Defines are a server's own, for every script
 	Defines                   []string // -D: NAME or NAME=VALUE, in order
 	Globals                   []string // -G: NAME=VALUE, checked here, applied by staprun
 	Privilege                 privilege.Level

@@ -95,7 +95,11 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	}
 
 	r.begin()
-	unit, err := translate.Translate(prog, translate.Options{Defines: r.Defines, SuppressHandlerErrors: r.QuietErrors, SuppressTimeLimits: r.NoTimeLimits})
+	options := translate.Options{Defines: r.Defines, SuppressHandlerErrors: r.QuietErrors, SuppressTimeLimits: r.NoTimeLimits}
+	if err := r.defines(prog, options); err != nil {
+		return Artifact{}, err
+	}
+	unit, err := translate.Translate(prog, options)
 	if err != nil {
 		var e *translate.Error
 		if errors.As(err, &e) && e.Lacks {
@@ -213,6 +217,23 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 	r.end(2, fmt.Sprintf("analyzed script: %s, %s, %s, %s", count(len(prog.Probes), "probe"), count(len(prog.Functions), "function"),
 		count(len(prog.TopC), "embed"), count(len(prog.Globals), "global")))
 	return prog, nil
+}
+
+// defines warns of -D options that change nothing: a limit may be misspelt.
+func (r *builtinRun) defines(prog *check.Program, options translate.Options) error {
+	options.Defines = options.Defines[r.ServerDefines:]
+	names := translate.WithoutEffect(prog, options)
+	if len(names) == 0 || r.Suppress > 0 {
+		return nil
+	}
+	for _, name := range names {
+		fmt.Fprintf(r.Stderr, "WARNING: -D %s has no effect: it is no limit, and the script has no C\n", name)
+	}
+	if r.Strict {
+		fmt.Fprint(r.Stderr, "ERROR: with -W warnings are errors\nPass 3: translation failed.  [man error::pass3]\n")
+		return errShown
+	}
+	return nil
 }
 
 // coverage says which functions of which library files the script uses: -q.

@@ -154,3 +154,25 @@ global s`)
 		t.Errorf("got\n%s", stderr)
 	}
 }
+
+// A -D that changes nothing is a warning, for it may be a limit that is misspelt;
+// not what a server defines for all scripts.
+func TestDefinesWithoutEffect(t *testing.T) {
+	for _, tt := range []struct {
+		defines []string
+		server  int
+		script  string
+		guru    bool
+		want    string
+	}{
+		{[]string{"MAXSKIPED=1", "MAXACTION=5", "STP_NO_OVERLOAD"}, 0, hello, false, "WARNING: -D MAXSKIPED has no effect: it is no limit, and the script has no C\n"},
+		{[]string{"A=1", "B"}, 1, hello, false, "WARNING: -D B has no effect: it is no limit, and the script has no C\n"},
+		{[]string{"A=1"}, 0, `probe begin { println(%{ A %}) exit() }`, true, ""},
+	} {
+		j, _, stderr := job(t, tt.script)
+		j.LastPass, j.Defines, j.ServerDefines, j.Guru = 3, tt.defines, tt.server, tt.guru
+		if _, rc := (Builtin{}).Translate(context.Background(), j); rc != 0 || stderr.String() != tt.want {
+			t.Errorf("%q: status %d, got %q, want %q", tt.defines, rc, stderr, tt.want)
+		}
+	}
+}

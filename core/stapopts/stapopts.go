@@ -68,6 +68,7 @@ type Options struct {
 	PrivilegeSet bool
 
 	ClientOptions bool // --client-options was seen: a server's worker
+	ServerDefines int  // how many of Defines stand before it: they are for every script
 
 	UseServer     []string // one per --use-server, "" for the default query
 	ListServers   []string // one per --list-servers
@@ -451,7 +452,7 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		}
 		o.Translator = g.Value
 	case "client-options":
-		o.ClientOptions = true
+		o.ClientOptions, o.ServerDefines = true, len(o.Defines)
 	case "tmpdir":
 		o.TempDir = g.Value
 	case "sign-module":

@@ -142,3 +142,11 @@ func TestRunOptionsGoToTheServer(t *testing.T) {
 		t.Errorf("got %+v", o)
 	}
 }
+
+// What a server defines for every script is told from what its client asks for.
+func TestDefinesOfAServer(t *testing.T) {
+	o, err := Parse(strings.Fields("-DA=1 -b --client-options -DB=2 -e x"))
+	if err != nil || o.ServerDefines != 2 || !slices.Equal(o.Defines, []string{"A=1", "STP_BULKMODE", "B=2"}) {
+		t.Errorf("got %+v, %v", o, err)
+	}
+}

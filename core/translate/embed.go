@@ -45,6 +45,21 @@ func embedded(f *ast.Function) bool {
 	return f.C != nil && !(f.File != nil && f.File.Tapset && kernelFunctions(f.Name))
 }
 
+// WithoutEffect are the names of -D that are no limits, where the script has no C
+// that could ask for them.
+func WithoutEffect(p *check.Program, o Options) []string {
+	l, err := parseLimits(o)
+	if err != nil || KernelHeaders(p) {
+		return nil
+	}
+	var names []string
+	for _, d := range l.macros {
+		name, _, _ := strings.Cut(d, "=")
+		names = append(names, name)
+	}
+	return names
+}
+
 // defines writes what -D gives to the C of the script: before all headers, where
 // an option of the compiler would have it. The last one of a name counts.
 func (g *gen) defines() {
