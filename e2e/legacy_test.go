@@ -24,7 +24,7 @@ try() { what=$1; shift; as "$@" >/run/out 2>/run/err; rc=$?; echo "$what: $rc <$
 
 // The examples of the tools of 2009, one after the other, with the programs as
 // they are installed: whom each kind of trust is for, and how long.
-// Requirements: R-002-099..101 R-002-107 R-003-138 R-004-001 R-004-021..022 R-004-029..032 R-004-035..037 R-004-039..040 R-004-042..050 R-004-053..058 R-004-061..062 A-17 R-000-046
+// Requirements: R-002-099..101 R-002-107 R-003-138 R-004-001 R-004-021..022 R-004-029..032 R-004-035..037 R-004-039..040 R-004-042..050 R-004-053..058 R-004-061..062 A-17 R-000-046 C-04
 func TestLegacyExamples(t *testing.T) {
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"stapbox/e2e/lab"
 )
 
-// Requirements: R-000-001 R-000-009 R-000-012 R-000-036 R-001-002..003 R-001-006..007 R-002-102..103 R-002-106 R-002-109 R-003-105 R-000-010 R-000-011 R-000-034
+// Requirements: R-000-001 R-000-009 R-000-012 R-000-036 R-001-002..003 R-001-006..007 R-002-102..103 R-002-106 R-002-109 R-003-105 R-000-010 R-000-011 R-000-034 C-06 C-07
 func TestLoaderDecides(t *testing.T) {
 	onKernels(t, func(t *testing.T, s *scene) {
 		a, b := signers(t)

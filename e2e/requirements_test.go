@@ -25,7 +25,7 @@ type requirement struct {
 }
 
 // requirementRanges are all ids.
-const requirementRanges = "R-000-001..046 R-001-001..018 R-002-001..112 R-003-001..140 R-004-001..062 B-01..28 B-40..56 B-60..62 A-01..18"
+const requirementRanges = "R-000-001..046 R-001-001..018 R-002-001..112 R-003-001..140 R-004-001..062 B-01..28 B-40..56 B-60..62 A-01..18 C-01..27"
 
 // TestRequirements holds the list to the ids it must have, every requirement that
 // is met to a test that names it in a line "Requirements: ID ...", every other one
@@ -116,7 +116,7 @@ func expandIDs(text string) ([]string, error) {
 }
 
 var (
-	requirementID = regexp.MustCompile(`^(R-\d{3}-\d{3}|[AB]-\d{2})$`)
+	requirementID = regexp.MustCompile(`^(R-\d{3}-\d{3}|[ABC]-\d{2})$`)
 	decisionName  = regexp.MustCompile(`\([A-Z]\d+\)$`)
 	testFunction  = regexp.MustCompile(`^func (?:\([^)]*\) )?(\w+)\(`)
 )

@@ -267,7 +267,7 @@ func TestServiceCheck02(t *testing.T) {
 	m.server(0, `native +down`, "list")
 }
 
-// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112 A-03 B-03 B-07 B-10 B-20 B-23 R-003-056..057
+// Requirements: R-003-006 R-003-012 R-003-030..031 R-003-046..048 R-003-052..055 R-003-112 A-03 B-03 B-07 B-10 B-20 B-23 R-003-056..057 C-17
 func TestServiceCheck03(t *testing.T) {
 	m := manage(t)
 	port := freePort(t)
@@ -316,7 +316,7 @@ func TestServiceCheck03(t *testing.T) {
 	m.server(2, `^Missing /proc/nonexistent/include/config/kernel.release\nUsage: `, "start", "-r", "/proc/nonexistent")
 }
 
-// Requirements: R-000-030 R-003-032..033 R-003-037..039 R-003-052..055 R-003-108 A-04 B-06 B-19
+// Requirements: R-000-030 R-003-032..033 R-003-037..039 R-003-052..055 R-003-108 A-04 B-06 B-19 C-08 C-09
 func TestServiceCheck04(t *testing.T) {
 	m := manage(t)
 	m.server(0, `-r "A" -r "B"`, "start", "-r", "A", "-r", "B")
@@ -439,7 +439,7 @@ mkdir -m 750 $home && chown 12321:12321 $home
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// Requirements: R-000-025..029 R-000-031 R-000-037 R-003-049..051 R-003-099 R-003-101 R-003-111 R-003-117..118 R-003-120..121 R-003-122 R-003-124 R-003-127 R-003-129 R-003-131..132 A-07 B-16 B-17 B-18 B-23
+// Requirements: R-000-025..029 R-000-031 R-000-037 R-003-049..051 R-003-099 R-003-101 R-003-111 R-003-117..118 R-003-120..121 R-003-122 R-003-124 R-003-127 R-003-129 R-003-131..132 A-07 B-16 B-17 B-18 B-23 C-01 C-03 C-25 C-26
 func TestServiceCheck07(t *testing.T) {
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
 	if err != nil {
@@ -636,7 +636,7 @@ func TestServiceCheck18(t *testing.T) {
 	}
 }
 
-// Requirements: R-004-003..007 R-004-011..020 R-004-038 R-004-043..045 R-004-051..052 R-004-059 A-17 B-11
+// Requirements: R-004-003..007 R-004-011..020 R-004-038 R-004-043..045 R-004-051..052 R-004-059 A-17 B-11 C-12 C-13
 func TestServiceCheck17(t *testing.T) {
 	m := manage(t)
 	tool := func(rc int, stdout, stderr, name string, args ...string) string {

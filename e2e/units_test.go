@@ -261,7 +261,7 @@ staprun -: -A -C -D -L -M -N -R -S -T -V -b -c -d -h -i -o -r -t -u -v -w -x
 
 // The init scripts are those of LSB: root only for servers, which run as their
 // own user; boot is told by update-rc.d(8).
-// Requirements: R-000-025 R-000-026 R-000-029 R-000-031 R-002-037 R-002-083 R-003-118 R-000-024 R-002-036 R-003-100
+// Requirements: R-000-025 R-000-026 R-000-029 R-000-031 R-002-037 R-002-083 R-003-118 R-000-024 R-002-036 R-003-100 C-02 C-23
 func TestUnitsInitScripts(t *testing.T) {
 	got := inDebian(t, "--sysvinit", `
 for s in stap-server systemtap; do sh -n /etc/init.d/$s && update-rc.d $s defaults; done 2>&1

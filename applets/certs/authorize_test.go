@@ -55,7 +55,7 @@ func (p *tool) file(t *testing.T, name string, now time.Time, asPEM bool) *ident
 	return id
 }
 
-// Requirements: R-002-099 R-002-100 R-004-021 R-004-039 R-004-040 R-004-048 R-004-057 B-62
+// Requirements: R-002-099 R-002-100 R-004-021 R-004-039 R-004-040 R-004-048 R-004-057 B-62 C-01
 func TestAuthorize(t *testing.T) {
 	p := newTool(t)
 	der := p.file(t, "stap.cert", time.Now(), false)

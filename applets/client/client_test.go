@@ -367,7 +367,7 @@ func TestSelection(t *testing.T) {
 	contains(t, "stderr", d.err.String(), "Two servers announce the certificate serial "+cert, "sha256:HEX")
 }
 
-// Requirements: R-000-006
+// Requirements: R-000-006 C-11
 func TestListServers(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, privilege.GroupDev, f)

@@ -18,7 +18,7 @@ import (
 // Every filter of --list-servers and every form of --use-server, against four
 // servers: one of this kernel and one of another on the same host with IPv4 and
 // IPv6, one that only a trust store knows, and one that is in the signer store.
-// Requirements: R-000-006 R-000-039 R-000-045
+// Requirements: R-000-006 R-000-039 R-000-045 C-27
 func TestListFilters(t *testing.T) {
 	here, offline, signer := newServer(t, good("x")), newServer(t, good("x")), newServer(t, good("x"))
 	release, arch, _ := uname.Host()

@@ -371,7 +371,7 @@ func TestCompileTellsWhatWouldFail(t *testing.T) {
 }
 
 // Check 15, B-44, B-48, B-51.
-// Requirements: R-002-047 R-002-050..051 R-002-068..073 A-15 B-44 B-45 B-48 B-51
+// Requirements: R-002-047 R-002-050..051 R-002-068..073 A-15 B-44 B-45 B-48 B-51 C-18
 func TestOptionsReachPrograms(t *testing.T) {
 	h := newHost(t, `a_OPT="-g -DA=1 -o /x -s 4 -S 10,2 -x 42 -vF"`+"\n"+`b_OPT='-c "echo \$x" -D "S=a b" -- p=1'`+"\nc_OPT='-o out-%Y --use-server=h:1 --save-uprobes'\nSERVER_FALLBACK=no\n")
 	h.scripts("a", "b", "c")
@@ -406,7 +406,7 @@ func TestOptionsReachPrograms(t *testing.T) {
 }
 
 // Check 16.
-// Requirements: R-002-022..026 R-002-035 R-002-085..087 A-16
+// Requirements: R-002-022..026 R-002-035 R-002-085..087 A-16 C-22
 func TestRemovedScripts(t *testing.T) {
 	h := newHost(t, "a_REQ=b\n")
 	h.scripts("a", "b")
@@ -520,7 +520,7 @@ func TestStop(t *testing.T) {
 	h.do(0, "stop", "nothing")
 }
 
-// Requirements: R-002-015 R-002-019 R-002-049
+// Requirements: R-002-015 R-002-019 R-002-049 C-21
 func TestStatus(t *testing.T) {
 	h := newHost(t, "a_REQ='b c'\na_OPT='-o /tmp/x'\n")
 	if out, _ := h.do(3, "status"); out != "No systemtap scripts are present\n" {
@@ -763,7 +763,7 @@ func TestHostileNamesAndConfiguration(t *testing.T) {
 }
 
 // C-15: a shell reads what only a shell can, if root alone can have written it.
-// Requirements: R-002-038
+// Requirements: R-002-038 C-15
 func TestShellConfiguration(t *testing.T) {
 	if _, err := os.Stat(bash); err != nil {
 		t.Skip("there is no " + bash)

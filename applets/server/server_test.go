@@ -593,7 +593,7 @@ func TestParseRefuses(t *testing.T) {
 		"-I tapset":                    "option '-I tapset' needs an absolute path",
 		"-I /a:b":                      "option '-I /a:b' needs an absolute path without colons",
 		"-D a-b":                       "Safety pattern mismatch",
-		"-r /proc/nonexistent":              `"/proc/nonexistent"`,
+		"-r /proc/nonexistent":         `"/proc/nonexistent"`,
 		"--nosuch":                     "unrecognized option",
 	} {
 		if _, err := parse(strings.Fields(args), 1); err == nil || !strings.Contains(err.Error(), want) {

@@ -57,7 +57,7 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// Requirements: R-002-040 R-002-079
+// Requirements: R-002-040 R-002-079 C-14
 func TestKindOf(t *testing.T) {
 	for name, want := range map[string]Kind{
 		"a.conf": Loaded, "group1": IfOptions, "a-b_C": IfOptions, ".conf": Ignored, ".x.conf": Ignored, "a.conf~": Ignored,

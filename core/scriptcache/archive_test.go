@@ -63,7 +63,7 @@ func TestArchive(t *testing.T) {
 }
 
 // C-20: both layouts of the manual are read, as tar(1) packs them.
-// Requirements: R-002-092..093
+// Requirements: R-002-092..093 C-20
 func TestArchivesOfTar(t *testing.T) {
 	dir := t.TempDir()
 	long := strings.Repeat("d", 70) + "/" + strings.Repeat("e", 70)

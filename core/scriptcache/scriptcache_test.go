@@ -33,7 +33,7 @@ func TestRecord(t *testing.T) {
 }
 
 // B-40: a cache prepared on another machine, or under another kernel, is used.
-// Requirements: R-002-009..012 R-002-089..090
+// Requirements: R-002-009..012 R-002-089..090 C-19
 func TestCheck(t *testing.T) {
 	here := Kernel{Uname: uname, Release: "6.1.0-1", Machine: "x86_64", Node: "host", Version: "#1 SMP Debian", Vermagic: "6.1.0-1 SMP mod_unload"}
 	full := Record{uname, "6.1.0-1", "x86_64", "v", "-g --"}

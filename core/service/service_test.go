@@ -66,7 +66,7 @@ func TestParseSpec(t *testing.T) {
 	}
 }
 
-// Requirements: R-003-061..071
+// Requirements: R-003-061..071 C-16
 func TestParseGlobal(t *testing.T) {
 	g := Global{LogFile: "/before", User: "u"}
 	err := g.ParseGlobal([]byte("# x\nCONFIG_PATH=~fred/conf\nSTAT_PATH=/s\nLOG_FILE=\nSTAP_USER=$(id)\nCOMBINE=yes"), "f", home)
@@ -104,7 +104,7 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// Requirements: R-000-026 R-003-035..036 R-003-092
+// Requirements: R-000-026 R-003-035..036 R-003-092 C-10
 func TestWords(t *testing.T) {
 	s := Spec{
 		Arch: "i386", User: "u", Nickname: "n", Runtime: "/R", Releases: []string{"1", "2"}, Include: []string{"/i"},
@@ -173,7 +173,7 @@ func known(t *testing.T) Known {
 	}
 }
 
-// Requirements: R-003-030..048 R-003-050 R-003-052..057 R-003-110..112 B-19
+// Requirements: R-003-030..048 R-003-050 R-003-052..057 R-003-110..112 B-19 C-08
 func TestChoose(t *testing.T) {
 	spec := getopt.Short("a:r:R:I:B:D:u:n:p:i")
 	for _, n := range Distributed() {

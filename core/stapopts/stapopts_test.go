@@ -11,6 +11,7 @@ import (
 	"stapbox/core/privilege"
 )
 
+// Requirements: C-05
 func TestParseOptions(t *testing.T) {
 	o, err := Parse([]string{"-vvp4", "-r", "6.1.0", "-DMAXACTION=5", "-G", "x=1", "--privilege=stapsys", "--use-server", "--use-server=1.2.3.4:5",
 		"-e", "probe begin {}", "a", "--", "-b"})
