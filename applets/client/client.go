@@ -182,21 +182,6 @@ func (c *client) run(ctx context.Context) int {
 	return c.translateAndRun(ctx)
 }
 
-// standardTapset adds the directory of SYSTEMTAP_TAPSET behind those of -I, where
-// SystemTap has its library. Below stapdev a script has the library of this
-// program and no other.
-func (c *client) standardTapset() error {
-	dir := c.inv.Getenv(backend.TapsetVariable)
-	switch {
-	case dir == "" || c.opts.ClientOptions:
-		return nil
-	case c.opts.Unprivileged():
-		return fmt.Errorf("ERROR: %s must not be set when --privilege=%s is specified", backend.TapsetVariable, c.opts.Privilege)
-	}
-	c.opts.Tapsets = append(c.opts.Tapsets, dir)
-	return nil
-}
-
 // rc reads the user's DATA/rc: words that stand before those of the command
 // line.
 func (c *client) rc() ([]string, error) {
