@@ -136,6 +136,9 @@ probe begin, syscall.open? { f(5 . "") }
 probe timer.profile.freq.hz(100) { println(@json_output_data_start) }
 function f(x) { print_backtrace() if (x =~ "a") println(@variance(s)) }
 function unused() { println(ubacktrace()) }
+probe mine = kernel.trace("sched_switch") { name = kernel_string($prev) }
+probe mine? { println(name) }
+probe other = begin { x = user_int($nobody_uses_this) println(x) }
 global s`)
 	j.LastPass = 2
 	if _, rc := (Builtin{}).Translate(context.Background(), j); rc != 1 {
@@ -144,13 +147,13 @@ global s`)
 	for _, what := range []string{
 		`probe point kernel.function("inet_csk_accept").return`, "function user_string", "context variable $p", "@cast", "probe point syscall.open",
 		"probe point timer.profile.freq.hz(100)", "macro @json_output_data_start", "function print_backtrace", "regular expression operator =~",
-		"statistics extraction @variance",
+		"statistics extraction @variance", `probe point kernel.trace("sched_switch")`, "function kernel_string", "context variable $prev",
 	} {
 		if !strings.Contains(stderr.String(), what+" is not supported by the built-in translator") {
 			t.Errorf("not named: %s", what)
 		}
 	}
-	if strings.Contains(stderr.String(), "ubacktrace") || t.Failed() {
+	if strings.Contains(stderr.String(), "ubacktrace") || strings.Contains(stderr.String(), "user_int") || t.Failed() {
 		t.Errorf("got\n%s", stderr)
 	}
 }

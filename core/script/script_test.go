@@ -264,6 +264,13 @@ func TestLimits(t *testing.T) {
 			}
 			return b.String()
 		}() + " { println(1) }", "is not supported"},
+		{"aliases with errors", "probe a0 = kernel.function(\"f\") {}" + func() string {
+			var b strings.Builder
+			for i := range 50000 {
+				fmt.Fprintf(&b, " probe a%d = a%d {}", i+1, i)
+			}
+			return b.String()
+		}() + " probe a50000, a3 { println(1) }", "is not supported"},
 		{"source", rep(" ", 5<<20), "is larger than"},
 		{"aliases", "probe a0 = begin {}" + func() string {
 			s := ""

@@ -1,11 +1,16 @@
 package check
 
 import (
+	"slices"
+
 	"stapbox/core/script/ast"
 	"stapbox/core/script/diag"
 	"stapbox/core/script/token"
 	"stapbox/core/script/upstream"
 )
+
+// maxComparisons bounds the search for aliases of a script that has errors.
+const maxComparisons = 1 << 20
 
 // sweep completes the errors of a script that uses something this translator
 // lacks: with all else of that kind in its handlers and in the functions these
@@ -43,10 +48,37 @@ func (c *checker) sweep() {
 		foldDefined(p.Body)
 		visit(p.Source.Tok.Pos.File, p.Body)
 	}
+	aliases, comparisons := map[*ast.Alias]bool{}, 0
+	var visitAliases func(q *ast.Point)
+	visitAliases = func(q *ast.Point) {
+		for _, f := range append(c.user[:len(c.user):len(c.user)], c.library...) {
+			for _, a := range f.Aliases {
+				if comparisons++; comparisons > maxComparisons {
+					return // the script is no human's
+				}
+				if aliases[a] || !slices.ContainsFunc(a.Names, func(n *ast.Point) bool { return aliasMatches(n, q) }) {
+					continue
+				}
+				aliases[a] = true
+				for _, b := range []*ast.Block{a.Prologue, a.Epilogue} {
+					if b != nil {
+						visit(f.Source, b)
+					}
+				}
+				for _, p := range a.Points {
+					visitAliases(p)
+				}
+			}
+		}
+	}
 	for _, f := range c.user {
 		for _, p := range f.Probes {
-			if !resolved[p] {
-				visit(f.Source, p.Body)
+			if resolved[p] {
+				continue
+			}
+			visit(f.Source, p.Body)
+			for _, q := range p.Points {
+				visitAliases(q)
 			}
 		}
 	}
