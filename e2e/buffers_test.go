@@ -18,13 +18,14 @@ func TestBufferSize(t *testing.T) {
 		s.put(t, "/tmp/buf.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe begin { system("cp /proc/vmallocinfo /tmp/vmalloc") } probe timer.s(1) { exit() }`))
 		// The kernel adds a page to each area.
 		areas := func(mb int) string {
-			got := s.do(t, lab.Shell(lab.Root, fmt.Sprintf("grep -c ' %d .*stp_alloc' /tmp/vmalloc", mb<<20+4096)))
+			got := s.do(t, lab.Shell(lab.Root, fmt.Sprintf("grep -c ' %d .*e2e_test_module' /tmp/vmalloc", mb<<20+4096)))
 			return strings.TrimSpace(string(got.Stdout))
 		}
 		for _, mb := range []int{1, 3, 24, 100} {
 			want(t, s.do(t, lab.Command(lab.Root, "staprun", "-b", fmt.Sprint(mb), "/tmp/buf.ko")), 0, "")
 			if got := areas(mb); got != "2" {
-				t.Errorf("-b %d: %s areas of that size, want one for each of 2 CPUs", mb, got)
+				all := s.do(t, lab.Shell(lab.Root, "tail -n 12 /tmp/vmalloc"))
+				t.Errorf("-b %d: %s areas of that size, want one for each of 2 CPUs:\n%s%s", mb, got, all.Stdout, all.Stderr)
 			}
 		}
 		a := s.do(t, lab.Command(lab.Root, "staprun", "-b", "4000", "/tmp/buf.ko"))
@@ -47,7 +48,7 @@ func TestProcfsOverflow(t *testing.T) {
 	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
 		got := s.drive(t, built(t, s, "one", `probe procfs("small").read { for (i = 0; i < 300; i++) $value .= "0123456789" }`), `insmod /tmp/one.ko
 attach; start; message; message; wc -c < $D/small; message; message; finish; detach; rmmod one`)
-		want(t, got, 0, msgTransport+msgStart+"511\n"+"R...ERROR: buffer size exceeded, consider .maxsize(521). near identifier '$value' at <input>:1:63 (called from identifier '$value' at <input>:1:63) in probe procfs(\"small\").read\n.\n"+msgRequestExit)
+		want(t, got, 0, msgTransport+msgStart+"511\n"+"R...ERROR: buffer size exceeded, consider .maxsize(521). near identifier '$value' at <input>:1:56 (called from identifier '$value' at <input>:1:56) in probe procfs(\"small\").read\n\n"+msgRequestExit)
 	})
 }
 

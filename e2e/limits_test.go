@@ -282,6 +282,15 @@ func TestSecurity02NoScriptHoldsACPU(t *testing.T) {
 					}
 				})
 			}
+			t.Run("another event", func(t *testing.T) {
+				put("", "global a = \""+strings.Repeat("a", 511)+"\", half = \""+strings.Repeat("a", 255)+"b\", n probe procfs(\"w\").write { while (1) n += "+times("isinstr(a, half)", "+", 50)+" } probe timer.s(9) { exit() }")
+				r := lab.Shell(lab.Root, "staprun /tmp/dear.ko & S=$!; sleep 2; echo x > "+controlDir+"/w; wait $S")
+				a, absences := s.watched(t, r)
+				want(t, a, 1, "", "ERROR: MAXTIME_INTERRUPTIBLE exceeded (100 ms) near")
+				if l := longest(absences); l > 200*time.Millisecond {
+					t.Errorf("the CPU was away for %v", l)
+				}
+			})
 			a := s.do(t, lab.Shell(lab.Root, "dmesg | grep -iE 'stall|lockup|BUG:|WARNING|Oops|Call Trace|took too long|interrupt took'"))
 			if len(a.Stdout) > 0 {
 				t.Errorf("the kernel complains:\n%s", a.Stdout)

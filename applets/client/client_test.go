@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -220,6 +221,33 @@ func TestUnprivilegedRun(t *testing.T) {
 	}
 	contains(t, "stdout", d.out.String(), "args: -w -t 5 -R MODULE a=1\n")
 	contains(t, "stderr", d.err.String(), "WARNING: "+d.staprun+" exited with status: 3\nPass 5: run failed.  [man error::pass5]\n")
+}
+
+// A server is not told of -G, and the kernel ignores a parameter that a module
+// does not have: the client says so.
+func TestUnknownGlobal(t *testing.T) {
+	image := make([]byte, 128) // an ELF64 header and an empty section header: no parameters
+	copy(image, "\x7fELF\x02\x01\x01")
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
+		image[5] = 2
+	}
+	binary.NativeEndian.PutUint64(image[0x28:], 64)
+	binary.NativeEndian.PutUint16(image[0x3a:], 64)
+	binary.NativeEndian.PutUint16(image[0x3c:], 1)
+	f := newServer(t, func(r *wire.Request) *wire.Response {
+		a := good("mine")(r)
+		a.Files[0].Data = image
+		return a
+	})
+	d := newDesk(t, privilege.GroupUsr)
+	d.trust(t, f, d.peerStore())
+	if code := d.stap("--use-server="+f.spec(), "-G", "tpo=5", "-e", hello); code != 1 {
+		t.Errorf("status %d", code)
+	}
+	contains(t, "stderr", d.err.String(), "ERROR: -G tpo=5: the script has no global scalar \"tpo\"\n")
+	if strings.Contains(d.out.String(), "args:") {
+		t.Errorf("staprun was called: %q", d.out.String())
+	}
 }
 
 // Requirements: R-000-018 R-002-112

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,6 +75,19 @@ func named(name string) []sect {
 	this := make([]byte, 0x380)
 	copy(this[0x18:], name)
 	return []sect{{".modinfo", 1, []byte("license=GPL\x00name=" + name + "\x00vermagic=6\x00")}, {".gnu.linkonce.this_module", 1, this}}
+}
+
+func TestParameters(t *testing.T) {
+	image := module(sect{".modinfo", 1, []byte("parm=x:text\x00parmtype=x:int64_t\x00name=m\x00parmtype=s_2:string\x00xparmtype=no:int\x00")})
+	if got, err := Parameters(image); err != nil || !slices.Equal(got, []string{"x", "s_2"}) {
+		t.Errorf("got %q, error %v", got, err)
+	}
+	if got, err := Parameters(module(level(2))); err != nil || len(got) != 0 {
+		t.Errorf("without .modinfo: got %q, error %v", got, err)
+	}
+	if _, err := Parameters([]byte("#!/bin/sh")); !errors.Is(err, ErrFormat) {
+		t.Errorf("no module: error %v", err)
+	}
 }
 
 func TestRequiredLevel(t *testing.T) {

@@ -413,6 +413,7 @@ func (b *body) assign(x *ast.Assign, wanted bool) string {
 			add = 1
 		}
 		b.line("if (!stp_value_set(c, %s, %d, %s))\n%s\t%s", v, add, quote(where(s.Tok)), strings.Repeat("\t", b.indent), b.goTo(b.onError))
+		b.work(costCall, s.Tok)
 		return v
 	}
 	name := b.name(s.Var)

@@ -42,7 +42,7 @@ static ktime_t stp_interval(struct stp_timer *t)
  * The time limit is one for a CPU, not for a handler: timers that are due
  * together run in one interrupt. One that was due before the handler before it
  * ended belongs to the same row. When a row has taken the time of one handler,
- * the others are put off, for as long as the row took.
+ * the others are put off, for at least as long as the row took.
  */
 static bool stp_timer_put_off(struct stp_cpu *k, struct hrtimer *h)
 {
@@ -56,7 +56,7 @@ static bool stp_timer_put_off(struct stp_cpu *k, struct hrtimer *h)
 	}
 	if (k->timers_took < time)
 		return false;
-	hrtimer_set_expires(h, ns_to_ktime(k->timers_end + k->timers_took));
+	hrtimer_forward(h, ns_to_ktime(k->timers_end + k->timers_took), ns_to_ktime(k->timers_took));
 	return true;
 }
 
