@@ -37,13 +37,19 @@ func firstHeaders() string {
 // and the variables HEADERS and RELEASE (a kernel's build tree), KERNELS (where
 // kernels that were prepared are kept between tests) and NOBODY (the words that
 // run a command as an unprivileged user in no group).
-func TestCLI(t *testing.T) {
-	root := filepath.Join(stage.dir, "cli")
+func TestCLI(t *testing.T) { testScripts(t, "testdata/cli") }
+
+// TestCases runs one file for each misreading that users of public scripts met:
+// what the program did with the script was not what the script says.
+func TestCases(t *testing.T) { testScripts(t, "testdata/cases") }
+
+func testScripts(t *testing.T, dir string) {
+	root := filepath.Join(stage.dir, filepath.Base(dir))
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/cli", WorkdirRoot: root, RequireExplicitExec: true, RequireUniqueNames: true,
+		Dir: dir, WorkdirRoot: root, RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", stage.programs.Dir+":"+os.Getenv("PATH"))
 			e.Setenv("HOME", e.WorkDir)

@@ -184,6 +184,10 @@ func (c *client) run(ctx context.Context) int {
 			return 1
 		}
 	}
+	if err := c.standardTapset(); err != nil {
+		c.say("%v", err)
+		return 1
+	}
 	return c.translateAndRun(ctx)
 }
 
@@ -474,6 +478,8 @@ func (c *client) local(ctx context.Context) outcome {
 		Source: src, Scripts: scripts, Tapsets: tapsets, List: c.opts.List, Pattern: c.opts.Pattern, Compatible: c.opts.Compatible, Args: c.opts.Args, LastPass: min(c.opts.LastPass, 4), Verbose: c.opts.Verbose, Keep: c.opts.Keep,
 		Name: c.opts.Module, Kernel: c.opts.Kernel, Arch: arch, Defines: c.opts.Defines, Globals: c.opts.Globals,
 		Privilege: c.opts.Privilege, Guru: c.opts.Guru, Target: c.opts.Target, Command: c.opts.Command, Suppress: c.opts.Suppress,
+		ServerDefines: c.opts.ServerDefines, Strict: c.opts.Strict, Unoptimized: c.opts.Unoptimized, Timing: c.opts.Timing, Coverage: c.opts.Coverage, Timeout: c.opts.Timeout,
+		QuietErrors: c.opts.QuietErrors, NoTimeLimits: c.opts.NoTimeLimits,
 		TempDir: c.temp, StateDir: hostpaths.Kernels(c.data), Stdout: c.inv.Stdout, Stderr: stderr,
 	}
 	printer := report.New(c.inv.Stderr, report.When(c.opts.Color), c.inv.LookupEnv)
@@ -499,7 +505,7 @@ func (c *client) local(ctx context.Context) outcome {
 		}
 	}
 	if c.opts.OnServerError {
-		if rc != 0 && ctx.Err() == nil && serverMayDo(held.Bytes()) {
+		if rc != 0 && ctx.Err() == nil && artifact.Elsewhere {
 			c.inv.Stderr.Write(withoutPasses(held.Bytes()))
 			c.say("Attempting compilation using a compile server")
 			c.opts.UseServer = []string{""}
@@ -508,13 +514,6 @@ func (c *client) local(ctx context.Context) outcome {
 		c.inv.Stderr.Write(held.Bytes())
 	}
 	return outcome{rc: rc, module: artifact.Path, name: artifact.Name}
-}
-
-// serverMayDo reports whether a server may succeed where this host has not: the
-// build failed, or the script needs what the built-in translator does not have.
-// An error of the script is one everywhere.
-func serverMayDo(messages []byte) bool {
-	return bytes.Contains(messages, []byte("Pass 4: compilation failed.")) || bytes.Contains(messages, []byte(" is not supported by the built-in translator"))
 }
 
 // withoutPasses drops the lines that say which pass failed.

@@ -17,7 +17,9 @@ Options (in ~/.systemtap/rc and on command line):
               (parse, elaborate, translate, compile, run)
    -v         add verbosity to all passes
    -k         keep temporary directory
+   -u         unoptimized translation
    -w         suppress warnings
+   -W         turn warnings into errors
    -g         guru mode
    -I DIR     look in DIR for additional .stp script files
    -E SCRIPT  run the SCRIPT in addition to the main script
@@ -34,6 +36,13 @@ Options (in ~/.systemtap/rc and on command line):
    -m MODULE  set probe module name
    -o FILE    send script output to file, instead of stdout
    -x PID     sets target() to PID
+   -t         collect probe timing information
+   -T TIME    terminate the script after TIME seconds
+   -q         say what of the tapset the script uses
+   --suppress-handler-errors
+              catch all runtime errors, quietly skip probe handlers
+   --suppress-time-limits
+              disable -DSTP_OVERLOAD, -DMAXACTION, and -DMAXTRYLOCK limits
    --translator=builtin|systemtap|auto
               who translates: this program (default), an installed SystemTap,
               or the second for what the first does not know

@@ -147,8 +147,8 @@ Compile and sign scripts for clients on other hosts.
                                 the directory of key and certificate)
       --make-mok                make one if there is none
       --mok-guru                sign guru-mode modules with it, too
-      --max-request-size=NUM    bytes of a request, unpacked (50000)
-      --max-compressed-request=NUM  bytes of a request, packed (5000)
+      --max-request-size=NUM    bytes of a request, unpacked (200000)
+      --max-compressed-request=NUM  bytes of a request, packed (20000)
       --client-ca=FILE|DIR      ask clients for certificates, and accept those in
                                 FILE or DIR and those their authorities issued
       --require-client-cert     serve nobody without one

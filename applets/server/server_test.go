@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -202,6 +203,24 @@ func TestServer(t *testing.T) {
 		if f := strings.Fields(line); strings.Contains(line, "Using network address") && (len(f) != 9 || !strings.HasPrefix(f[8], "[::]:")) {
 			t.Errorf("line %q", line)
 		}
+	}
+}
+
+// The largest scripts that are published take 5.4 KB packed, and a server takes
+// three times as much where nobody has set another limit.
+func TestServerTakesLargeScripts(t *testing.T) {
+	r := start(t)
+	random := rand.New(rand.NewPCG(1, 2))
+	text := []byte("-eprobe begin { exit() } # ")
+	for range 20000 {
+		text = append(text, "abcdefghijklmnopqrstuvwxyz0123456789_"[random.IntN(37)])
+	}
+	archive := request(t, "-p2", string(text))
+	if len(archive) < 12000 {
+		t.Fatalf("the request has only %d bytes", len(archive))
+	}
+	if a := r.ask(t, archive); strings.Contains(string(a.Stderr), "too large") || strings.Contains(string(a.Stderr), "Uncompressed") {
+		t.Errorf("%d bytes packed: %s", len(archive), a.Stderr)
 	}
 }
 

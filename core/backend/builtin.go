@@ -7,8 +7,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,6 +52,9 @@ type builtinRun struct {
 	usage    unix.Rusage
 	children unix.Rusage
 	lack     *LackError // what ended the run, if it was that
+
+	documented bool // of lack: SystemTap is known to have it
+	failed     int  // the pass that failed, 4 if that is for this host, 0 else
 }
 
 // errShown ends a run whose reason the user has seen.
@@ -68,11 +73,11 @@ func (Builtin) try(ctx context.Context, job *Job) (Artifact, int, *LackError) {
 	switch {
 	case err == nil:
 		a.Translator = stapopts.TranslatorBuiltin
-		return a, 0, nil
+		return a, 0, r.lack
 	case !errors.Is(err, errShown):
 		fmt.Fprintf(job.Stderr, "ERROR: %v\n", err)
 	}
-	return Artifact{}, 1, r.lack
+	return Artifact{Elsewhere: r.documented || r.failed == 4}, 1, r.lack
 }
 
 func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
@@ -91,10 +96,15 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	}
 
 	r.begin()
-	unit, err := translate.Translate(prog, translate.Options{Defines: r.Defines})
+	options := translate.Options{Defines: r.Defines, SuppressHandlerErrors: r.QuietErrors, SuppressTimeLimits: r.NoTimeLimits}
+	if err := r.defines(prog, options); err != nil {
+		return Artifact{}, err
+	}
+	unit, err := translate.Translate(prog, options)
 	if err != nil {
-		if lackMessage(err.Error()) {
-			r.lack = &LackError{err}
+		var e *translate.Error
+		if errors.As(err, &e) && e.Lacks {
+			r.lack, r.documented = &LackError{err}, true
 		}
 		fmt.Fprintf(r.Stderr, "semantic error: %v\nPass 3: translation failed.  [man error::pass3]\n", err)
 		return Artifact{}, errShown
@@ -118,6 +128,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	}
 
 	r.begin()
+	r.failed = 4
 	// The scripts of another architecture can be checked here, no more.
 	if _, host, _ := uname.Host(); r.Arch != "" && r.Arch != host {
 		fmt.Fprintf(r.Stderr, "ERROR: architecture %q is not supported: this stap builds modules for %q\nPass 4: compilation failed.  [man error::pass4]\n", r.Arch, host)
@@ -129,6 +140,9 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 	}
 	path, err := r.build(ctx, kbuild.Unit{Name: name, Source: unit, KernelHeaders: translate.KernelHeaders(prog), Flags: translate.Flags})
 	if err != nil {
+		if ctx.Err() == nil && translate.KernelHeaders(prog) {
+			r.lack = &LackError{err} // C that is written for SystemTap's runtime
+		}
 		fmt.Fprintf(r.Stderr, "ERROR: %v\nPass 4: compilation failed.  [man error::pass4]\n", err)
 		return Artifact{}, errShown
 	}
@@ -139,7 +153,7 @@ func (r *builtinRun) passes(ctx context.Context) (Artifact, error) {
 // analyse is passes 1 and 2.
 func (r *builtinRun) analyse() (*check.Program, error) {
 	opts := script.Options{Args: r.Args, Release: r.kernel.Release, Arch: r.Arch, Privilege: r.Privilege, Guru: r.Guru,
-		Compatible: r.Compatible, Unoptimized: r.List != 0}
+		Compatible: r.Compatible, Unoptimized: r.Unoptimized || r.List != 0, Timeout: r.Timeout}
 	if opts.Arch == "" {
 		_, opts.Arch, _ = uname.Host()
 	}
@@ -160,6 +174,10 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 	if err != nil {
 		return nil, r.failure(err)
 	}
+	if r.Strict && r.Suppress == 0 && len(parsed.Problems) > 0 {
+		fmt.Fprint(r.Stderr, "ERROR: with -W warnings are errors\nPass 1: parse failed.  [man error::pass1]\n")
+		return nil, errShown
+	}
 	if r.LastPass == 1 {
 		if err := parsed.Dump(r.Stdout); err != nil {
 			return nil, err
@@ -172,18 +190,25 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 
 	r.begin()
 	if r.List != 0 {
-		return nil, r.list(parsed.List())
+		points, lacks := parsed.List()
+		return nil, r.list(points, lacks)
 	}
 	prog, err := parsed.Check()
 	if prog != nil && r.Suppress == 0 {
 		r.messages.Warnings(prog.Warnings)
 		defer r.messages.Close()
 	}
+	if err == nil && r.Strict && r.Suppress == 0 && len(prog.Warnings) > 0 {
+		err = &diag.List{Pass: 2, Notes: []string{"ERROR: with -W warnings are errors"}}
+	}
 	if err == nil {
 		err = checkGlobals(prog, r.Globals)
 	}
 	if err != nil {
 		return nil, r.failure(err)
+	}
+	if r.Coverage {
+		r.coverage(prog)
 	}
 	if r.LastPass == 2 {
 		if err := prog.Dump(r.Stdout, r.Verbose > 0); err != nil {
@@ -193,6 +218,41 @@ func (r *builtinRun) analyse() (*check.Program, error) {
 	r.end(2, fmt.Sprintf("analyzed script: %s, %s, %s, %s", count(len(prog.Probes), "probe"), count(len(prog.Functions), "function"),
 		count(len(prog.TopC), "embed"), count(len(prog.Globals), "global")))
 	return prog, nil
+}
+
+// defines warns of -D options that change nothing: a limit may be misspelt.
+func (r *builtinRun) defines(prog *check.Program, options translate.Options) error {
+	options.Defines = options.Defines[r.ServerDefines:]
+	names := translate.WithoutEffect(prog, options)
+	if len(names) == 0 || r.Suppress > 0 {
+		return nil
+	}
+	for _, name := range names {
+		fmt.Fprintf(r.Stderr, "WARNING: -D %s has no effect: it is no limit, and the script has no C\n", name)
+	}
+	if r.Strict {
+		fmt.Fprint(r.Stderr, "ERROR: with -W warnings are errors\nPass 3: translation failed.  [man error::pass3]\n")
+		return errShown
+	}
+	return nil
+}
+
+// coverage says which functions of which library files the script uses: -q.
+func (r *builtinRun) coverage(prog *check.Program) {
+	used := map[string][]string{}
+	for _, f := range prog.Functions {
+		if f.File.Tapset || f.File.Library {
+			used[f.File.Name] = append(used[f.File.Name], f.Name)
+		}
+	}
+	for _, p := range prog.Probes {
+		if f := p.Source.Tok.Pos.File; f.Library {
+			used[f.Name] = append(used[f.Name], p.Point)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(used)) {
+		fmt.Fprintf(r.Stderr, "tapset coverage: %s: %s\n", name, strings.Join(slices.Compact(used[name]), " "))
+	}
 }
 
 // libraries adds the -E scripts and the files of -I directories. config tells
@@ -220,9 +280,9 @@ func (r *builtinRun) libraries(opts *script.Options) (config bool, err error) {
 	return config, nil
 }
 
-// list writes what -l and -L show, each line once. With -v -L the lines name
-// resolved probe points.
-func (r *builtinRun) list(points []check.Listed) error {
+// list writes what -l and -L show, each line once, and what the pattern stands for
+// with SystemTap and not here. With -v -L the lines name resolved probe points.
+func (r *builtinRun) list(points []check.Listed, lacks *diag.List) error {
 	last := ""
 	for _, p := range points {
 		line := p.Name
@@ -238,6 +298,17 @@ func (r *builtinRun) list(points []check.Listed) error {
 		last = line
 	}
 	r.end(2, fmt.Sprintf("analyzed script: %s, 0 functions, 0 embeds, 0 globals", count(len(points), "probe")))
+	if lacks != nil {
+		if lacks.Lacks() {
+			r.lack, r.documented = &LackError{lacks}, true
+		}
+		if len(points) > 0 {
+			for _, d := range lacks.Errors {
+				d.Severity = diag.Warning
+			}
+		}
+		r.messages.Problem(lacks, "")
+	}
 	if len(points) == 0 {
 		return errShown
 	}
@@ -257,8 +328,9 @@ func (r *builtinRun) failure(err error) error {
 	if !errors.As(err, &list) {
 		return err
 	}
-	if lacks(list) {
+	if list.Lacks() || list.Unknown() {
 		r.lack = &LackError{list}
+		r.documented = list.Lacks()
 	}
 	if r.List != 0 {
 		r.messages.Problem(list, "") // no pass is said to have failed

@@ -104,3 +104,78 @@ func TestBuiltinStopsWhereAsked(t *testing.T) {
 		}
 	}
 }
+
+// Another translator, or a host with another one, is worth asking where the
+// script is not to blame, and nowhere else. Not the words of a message tell, which
+// may be the script's.
+func TestElsewhere(t *testing.T) {
+	for script, want := range map[string]bool{
+		`probe begin { exit() }`:                                                             true, // there are no headers
+		`probe kernel.function("f") { exit() }`:                                              true,
+		`probe begin { println(thread_indent(1)) }`:                                          true,
+		`probe begin { x = "Pass 4: compilation failed." + 1 println(x) }`:                   false,
+		`probe begin { x = " is not supported by the built-in translator" + 1; println(x) }`: false,
+		`probe begin { foo() }`:                                                              false,
+		`probe begin { `:                                                                     false,
+	} {
+		j, _, stderr := job(t, script)
+		j.Kernel = "9.9.9-nosuch"
+		a, rc := Builtin{}.Translate(context.Background(), j)
+		if rc != 1 || a.Elsewhere != want {
+			t.Errorf("%s: status %d, elsewhere %t\n%s", script, rc, a.Elsewhere, stderr)
+		}
+	}
+}
+
+// Whatever a script uses that this translator lacks is named in one run, also
+// where a point is optional and where a function is called.
+func TestEverythingMissingIsNamed(t *testing.T) {
+	j, _, stderr := job(t, `
+probe kernel.function("inet_csk_accept").return? { println(user_string($p), @cast(1, "x")->y) }
+probe begin, syscall.open? { f(5 . "") }
+probe timer.profile.freq.hz(100) { println(@json_output_data_start) }
+function f(x) { print_backtrace() if (x =~ "a") println(@variance(s)) }
+function unused() { println(ubacktrace()) }
+probe mine = kernel.trace("sched_switch") { name = kernel_string($prev) }
+probe mine? { println(name) }
+probe other = begin { x = user_int($nobody_uses_this) println(x) }
+global s`)
+	j.LastPass = 2
+	if _, rc := (Builtin{}).Translate(context.Background(), j); rc != 1 {
+		t.Errorf("status %d", rc)
+	}
+	for _, what := range []string{
+		`probe point kernel.function("inet_csk_accept").return`, "function user_string", "context variable $p", "@cast", "probe point syscall.open",
+		"probe point timer.profile.freq.hz(100)", "macro @json_output_data_start", "function print_backtrace", "regular expression operator =~",
+		"statistics extraction @variance", `probe point kernel.trace("sched_switch")`, "function kernel_string", "context variable $prev",
+	} {
+		if !strings.Contains(stderr.String(), what+" is not supported by the built-in translator") {
+			t.Errorf("not named: %s", what)
+		}
+	}
+	if strings.Contains(stderr.String(), "ubacktrace") || strings.Contains(stderr.String(), "user_int") || t.Failed() {
+		t.Errorf("got\n%s", stderr)
+	}
+}
+
+// A -D that changes nothing is a warning, for it may be a limit that is misspelt;
+// not what a server defines for all scripts.
+func TestDefinesWithoutEffect(t *testing.T) {
+	for _, tt := range []struct {
+		defines []string
+		server  int
+		script  string
+		guru    bool
+		want    string
+	}{
+		{[]string{"MAXSKIPED=1", "MAXACTION=5", "STP_NO_OVERLOAD"}, 0, hello, false, "WARNING: -D MAXSKIPED has no effect: it is no limit, and the script has no C\n"},
+		{[]string{"A=1", "B"}, 1, hello, false, "WARNING: -D B has no effect: it is no limit, and the script has no C\n"},
+		{[]string{"A=1"}, 0, `probe begin { println(%{ A %}) exit() }`, true, ""},
+	} {
+		j, _, stderr := job(t, tt.script)
+		j.LastPass, j.Defines, j.ServerDefines, j.Guru = 3, tt.defines, tt.server, tt.guru
+		if _, rc := (Builtin{}).Translate(context.Background(), j); rc != 0 || stderr.String() != tt.want {
+			t.Errorf("%q: status %d, got %q, want %q", tt.defines, rc, stderr, tt.want)
+		}
+	}
+}

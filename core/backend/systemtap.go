@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 
-	"stapbox/core/script/diag"
 	"stapbox/core/stapopts"
 )
 
@@ -27,6 +26,10 @@ const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // variable for the stap that its server starts.
 const SystemtapVariable = "SYSTEMTAP_STAP"
 
+// TapsetVariable names the directory of the standard tapset. Upstream's stap reads
+// it itself; for the built-in translator it is one more directory of -I.
+const TapsetVariable = "SYSTEMTAP_TAPSET"
+
 // LackError is what Auto decides by: the built-in translator does not know
 // something that stap(1) documents. No module was made, and nothing but messages
 // was written.
@@ -35,24 +38,6 @@ type LackError struct{ Err error }
 func (e *LackError) Error() string { return e.Err.Error() }
 
 func (e *LackError) Unwrap() error { return e.Err }
-
-// lacks tells whether something that is wrong with a script is that the built-in
-// translator does not know it. A function that it does not find may be one of
-// the tapsets of SystemTap.
-func lacks(list *diag.List) bool {
-	for _, d := range list.Errors {
-		for ; d != nil; d = d.Cause {
-			if lackMessage(d.Message) || strings.HasPrefix(d.Message, "unresolved function") {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func lackMessage(text string) bool {
-	return strings.Contains(text, "is not supported by the built-in translator") || strings.Contains(text, "is not supported by the builtin translator")
-}
 
 // Systemtap is an installed upstream stap. It gets the options that a client may
 // give, and no others: those of a Job.
@@ -132,6 +117,17 @@ func (s Systemtap) arguments(job *Job) []string {
 	for range job.Suppress {
 		args = append(args, "-w")
 	}
+	for _, o := range []struct {
+		word string
+		set  bool
+	}{
+		{"-W", job.Strict}, {"-u", job.Unoptimized}, {"-t", job.Timing}, {"--suppress-handler-errors", job.QuietErrors},
+		{"--suppress-time-limits", job.NoTimeLimits}, {"-T" + strconv.FormatFloat(job.Timeout.Seconds(), 'f', -1, 64), job.Timeout != 0},
+	} {
+		if o.set {
+			args = append(args, o.word)
+		}
+	}
 	if job.Name != "" {
 		args = append(args, "-m", job.Name)
 	}
@@ -139,7 +135,9 @@ func (s Systemtap) arguments(job *Job) []string {
 		args = append(args, "--privilege="+job.Privilege.String())
 	}
 	for _, d := range job.Defines {
-		args = append(args, "-D", d)
+		if d != "STP_TIMING" { // -t says so
+			args = append(args, "-D", d)
+		}
 	}
 	for _, g := range job.Globals {
 		args = append(args, "-G", g)
@@ -154,7 +152,9 @@ func (s Systemtap) arguments(job *Job) []string {
 		args = append(args, "--compatible="+job.Compatible)
 	}
 	for _, t := range job.Tapsets {
-		args = append(args, "-I", t.Path)
+		if !slices.Contains(s.Environ, TapsetVariable+"="+t.Name) {
+			args = append(args, "-I", t.Path)
+		}
 	}
 	for _, e := range job.Scripts {
 		args = append(args, "-E", string(e.Text))
@@ -200,12 +200,13 @@ func (s Systemtap) translate(ctx context.Context, job *Job) (Artifact, int, erro
 	if job.LastPass == 4 {
 		listing = &names // the name of the module, which we print ourselves
 	}
-	cmd.Stdout, cmd.Stderr = listing, job.Stderr
+	said := &pass4Watch{Writer: job.Stderr}
+	cmd.Stdout, cmd.Stderr = listing, said
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		explainRefusals(job)
-		return Artifact{}, max(exit.ExitCode(), 1), nil
+		return Artifact{Elsewhere: said.failed}, max(exit.ExitCode(), 1), nil
 	}
 	if err != nil {
 		return Artifact{}, 1, fmt.Errorf("running %q: %w", s.Path, err)
@@ -218,6 +219,22 @@ func (s Systemtap) translate(ctx context.Context, job *Job) (Artifact, int, erro
 		return Artifact{}, 1, err
 	}
 	return Artifact{Name: strings.TrimSuffix(filepath.Base(path), ".ko"), Path: path, Translator: stapopts.TranslatorSystemtap}, 0, nil
+}
+
+// pass4Watch passes the messages of upstream's stap on and looks for the line that
+// says which pass failed: there is no other word of it.
+type pass4Watch struct {
+	io.Writer
+	failed bool
+	rest   []byte // the end of what was written, as a line may come in pieces
+}
+
+func (w *pass4Watch) Write(text []byte) (int, error) {
+	const line = "Pass 4: compilation failed."
+	w.rest = append(w.rest, text...)
+	w.failed = w.failed || bytes.Contains(w.rest, []byte(line))
+	w.rest = bytes.Clone(w.rest[max(0, len(w.rest)-len(line)):])
+	return w.Writer.Write(text)
 }
 
 // oneModule finds what upstream's stap made: in its temporary directory, or where
@@ -280,7 +297,7 @@ func (a Auto) Translate(ctx context.Context, job *Job) (Artifact, int) {
 	if err != nil {
 		job.Stderr.Write(stderr.Bytes())
 		fmt.Fprintf(job.Stderr, "hint: SystemTap might know it, but %v\n", err)
-		return Artifact{}, rc
+		return artifact, rc
 	}
 	if job.Verbose > 0 {
 		fmt.Fprintf(job.Stderr, "%v: trying SystemTap (%s).\n", lack, s.Path)
@@ -312,7 +329,7 @@ func (l lazy) Translate(ctx context.Context, job *Job) (Artifact, int) {
 	s, err := l(ctx)
 	if err != nil {
 		fmt.Fprintf(job.Stderr, "ERROR: --translator=systemtap: %v\n", err)
-		return Artifact{}, 1
+		return Artifact{Elsewhere: true}, 1
 	}
 	return s.Translate(ctx, job)
 }

@@ -108,6 +108,12 @@ func TestAuto(t *testing.T) {
 		{"what the built-in translator knows", "probe begin { exit() }", path, 0, stapopts.TranslatorBuiltin, "Pass 3"},
 		{"a probe it lacks", `probe kernel.function("vfs_read") { exit() }`, path, 0, stapopts.TranslatorSystemtap, "trying SystemTap"},
 		{"a function it lacks", `probe begin { nosuchfunction() }`, path, 0, stapopts.TranslatorSystemtap, "Translated by SystemTap"},
+		{"a function that is known to be SystemTap's", `probe begin { println(thread_indent(1)) }`, path, 0, stapopts.TranslatorSystemtap, "function thread_indent is not supported"},
+		{"a macro it lacks", `probe begin { println(@json_output_data_end()) }`, path, 0, stapopts.TranslatorSystemtap, "macro @json_output_data_end is not supported"},
+		{"a macro nobody knows", `probe begin { println(@nosuchmacro(1)) }`, path, 0, stapopts.TranslatorSystemtap, "unknown operator @nosuchmacro"},
+		{"C for SystemTap's runtime", `function f:long(a:long) %{ /* unmangled */ THIS->__retvalue = THIS->a; %} probe begin { println(f(1)) }`, path, 0, stapopts.TranslatorSystemtap, "/* unmangled */ is not supported"},
+		{"an optional point it lacks", `probe begin, kernel.function("vfs_read")? { exit() }`, path, 0, stapopts.TranslatorSystemtap, "trying SystemTap"},
+		{"a variable misspelt", `probe begin { println(5 . argv_40) }`, path, 1, "", "no variable argv_40"},
 		{"an error of the script", `probe begin { `, path, 1, "", "parse error"},
 		{"an error of upstream", `probe kernel.function("broken") { exit() }`, path, 1, "", "upstream says so"},
 		{"no upstream", `probe kernel.function("vfs_read") { exit() }`, "/nosuch/stap", 1, "", `hint: SystemTap might know it, but asking "/nosuch/stap"`},
@@ -123,6 +129,7 @@ func TestAuto(t *testing.T) {
 		if tt.made == stapopts.TranslatorBuiltin {
 			j.LastPass = 3 // without headers
 		}
+		j.Guru = strings.Contains(tt.script, "%{")
 		a, rc := b.Translate(context.Background(), j)
 		if rc != tt.rc || a.Translator != tt.made || !strings.Contains(stderr.String(), tt.want) {
 			t.Errorf("%s: got %+v, %d\n%s", tt.name, a, rc, stderr)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"stapbox/core/privilege"
 	"stapbox/core/script/diag"
@@ -74,11 +75,14 @@ function stm() { %{ ; %} return 1 } function via() { return dev() }`}}
 func FuzzLibrary(f *testing.F) {
 	f.Add(`probe begin { println(@M(1), g, fn(1)) }`, `@define M(a) %( @a %)`, `global g = 1 function fn(x) %{ /* pure */ STAP_RETVALUE = 1; %}`)
 	f.Add(`probe al.* { v++ }`, `%( 1 == 1 %? @define A %( 1 %) %: @define A %( 2 %) %)`, `probe al.one = timer.s(1)!, begin { v = 1 } probe al.two.three = al.one {}`)
+	f.Add(`probe begin { println(@choose_defined($a, @M($1)), argv[1], argv_2, argc, NULL) } probe oneshot, init? if (g), timer.profile.* { x[1]$$ }`, `@define M(a) %( %( CONFIG_HZ >= 250 %? @a %: @2 %) %)`, `global g probe al = kernel.function("x")!, begin if (g) { thread_indent(1) @json_output_data_end }`)
+	f.Add(`probe al {} # “`, `%( CONFIG_A == CONFIG_B %? %? %: %: %)`, `%( 1 == 2 %? function f() {} %)`)
 	f.Add(`probe **, al.** {}`, `@define A %( @B %) @define B %( @A %)`, `probe al = al {} %{ /* pragma:read:g */ %}`)
 	f.Add(`global v probe begin { v = %{ /* string */ /* pragma:write:v */ "x" %} %{ f() %} }`, ``, `function f() %{ /* pragma:read: */ /* pragma:write:v`)
 	f.Fuzz(func(t *testing.T, text, macros, library string) {
 		o := opts
 		o.Guru = true
+		o.Args, o.Timeout = []string{"1", "$1 x"}, time.Second
 		o.Library, o.Macros = []Source{{"a.stp", library}, {"b.stp", "function b() { return 1 }"}}, []Source{{"a.stpm", macros}}
 		for _, list := range []bool{false, true} {
 			p, err := Parse(Source{"<input>", text}, o)

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"time"
 
 	"stapbox/core/privilege"
 	"stapbox/core/script/ast"
@@ -36,9 +38,10 @@ type Options struct {
 	Compatible string            // --compatible; Compatible when empty
 	// Privilege is the level of --privilege; zero means stapdev.
 	Privilege       privilege.Level
-	Guru            bool // -g
-	Unoptimized     bool // -u
-	NoGlobalDisplay bool // --no-global-var-display
+	Guru            bool          // -g
+	Unoptimized     bool          // -u
+	NoGlobalDisplay bool          // --no-global-var-display
+	Timeout         time.Duration // -T: when the script ends, 0 for never
 
 	Scripts []Source // -E: scripts beside the main one
 	Library []Source // .stp files of the -I directories, in the order they are searched
@@ -66,6 +69,8 @@ type Parsed struct {
 	// files that cannot be read are left out.
 	Problems []Problem
 	opts     Options
+	used     []bool    // which arguments the scripts name
+	timeout  *ast.File // the probe of -T, or nil
 }
 
 // Problem is the failure of one file.
@@ -76,8 +81,12 @@ type Problem struct {
 
 // Parse is pass 1. The result is never nil.
 func Parse(src Source, opts Options) (*Parsed, error) {
-	p := &Parsed{opts: opts}
+	p := &Parsed{opts: opts, used: make([]bool, len(opts.Args))}
 	po := opts.parser()
+	var err error
+	if po.Own, err = tapset.Macros(po); err != nil {
+		return p, err
+	}
 	clash := false
 	for _, s := range opts.Macros {
 		if po.Macros == nil {
@@ -95,6 +104,7 @@ func Parse(src Source, opts Options) (*Parsed, error) {
 	for _, s := range opts.Library {
 		lo := po
 		lo.Args = nil
+		lo.Used = nil
 		f, err := parser.Parse(&token.File{Name: s.Name, Text: s.Text, Library: true}, lo)
 		var failure *diag.List
 		switch {
@@ -106,6 +116,7 @@ func Parse(src Source, opts Options) (*Parsed, error) {
 	}
 	var last *diag.List
 	for i, s := range append([]Source{src}, opts.Scripts...) {
+		po.Used = p.used
 		f, err := parser.Parse(&token.File{Name: s.Name, Text: s.Text}, po)
 		var failure *diag.List
 		switch {
@@ -123,8 +134,20 @@ func Parse(src Source, opts Options) (*Parsed, error) {
 	if last != nil {
 		return p, last
 	}
-	own, err := tapset.Parse(opts.parser())
-	p.Library = append(p.Library, own...)
+	po.Used, po.Macros = nil, nil
+	arguments, err := tapset.Arguments(po)
+	if err != nil {
+		return p, err
+	}
+	if opts.Timeout > 0 {
+		// Part of the script, but not of what the user wrote.
+		text := fmt.Sprintf("probe timer.ms(%d) { exit() }", opts.Timeout.Milliseconds())
+		if p.timeout, err = parser.Parse(&token.File{Name: "<timeout>", Text: text, Tapset: true, Synthetic: true}, po); err != nil {
+			return p, err
+		}
+	}
+	own, err := tapset.Parse(po)
+	p.Library = append(append(p.Library, arguments...), own...)
 	return p, err
 }
 
@@ -139,12 +162,26 @@ func (p *Parsed) options() check.Options {
 // Check is pass 2. It uses the parsed trees up. The program holds the
 // warnings also when there is an error.
 func (p *Parsed) Check() (*check.Program, error) {
-	return check.Check(p.Scripts, p.Library, p.options())
+	user := p.Scripts
+	if p.timeout != nil {
+		user = append(slices.Clone(user), p.timeout)
+	}
+	prog, err := check.Check(user, p.Library, p.options())
+	if len(p.used) > 32 && prog.Arguments {
+		prog.Warnings = append(prog.Warnings, &diag.Diagnostic{Severity: diag.Warning, Message: fmt.Sprintf("argv has the first 32 of %d arguments", len(p.used))})
+	}
+	for i, used := range p.used {
+		if !used && !prog.Arguments {
+			prog.Warnings = append(prog.Warnings, &diag.Diagnostic{Severity: diag.Warning, Message: fmt.Sprintf("unused command line option $%d/@%d", i+1, i+1)})
+		}
+	}
+	return prog, err
 }
 
-// List is pass 2 of -l and -L: the probe points of the first script. It uses the
-// parsed trees up.
-func (p *Parsed) List() []check.Listed {
+// List is pass 2 of -l and -L: the probe points of the first script, and what is
+// wrong with its patterns: they stand for something that this translator lacks.
+// It uses the parsed trees up.
+func (p *Parsed) List() ([]check.Listed, *diag.List) {
 	return check.List(p.Scripts, p.Library, p.options())
 }
 

@@ -115,7 +115,7 @@ func TestConstructsWithoutMeaning(t *testing.T) {
 		{`probe begin { x = 1 println(x->y) }`, "dereference of a pointer" + by},
 		{`probe begin { println(&$foo) }`, "address operator &" + by},
 		{`probe begin { println("a" =~ "b") }`, "regular expression operator =~" + by},
-		{`probe begin { println(@defined($x)) }`, "@defined" + by},
+		{`probe begin { println(@defined(@cast(1, "task_struct")->pid)) }`, "@defined" + by},
 		{`probe begin { println(@enum("X")) }`, "@enum" + by},
 	} {
 		o := opts
@@ -250,6 +250,27 @@ func TestLimits(t *testing.T) {
 		{"macro loop", "@define x %( @x %) probe begin { y = @x }", "recursive invocation of macro '@x'"},
 		{"conditionals", rep("%( 1 == 1 %? ", 10000) + "probe begin {}", "conditionals are nested too deeply"},
 		{"points", "probe " + rep("{a,a,a,a,a,a,a,a,a,a}.", 9) + "b {}", "too many probe points"},
+		{"patterns", "probe begin" + func() string {
+			var b strings.Builder
+			for i := range 9000 {
+				fmt.Fprintf(&b, ", *x%d.**?", i)
+			}
+			return b.String()
+		}() + " { println(1) }", "stand for too many probe points"},
+		{"patterns that all match", "probe begin" + func() string {
+			var b strings.Builder
+			for i := range 9000 {
+				b.WriteString(", *" + rep("*", i%200) + ".*" + rep("*", i/200) + "?")
+			}
+			return b.String()
+		}() + " { println(1) }", "is not supported"},
+		{"aliases with errors", "probe a0 = kernel.function(\"f\") {}" + func() string {
+			var b strings.Builder
+			for i := range 50000 {
+				fmt.Fprintf(&b, " probe a%d = a%d {}", i+1, i)
+			}
+			return b.String()
+		}() + " probe a50000, a3 { println(1) }", "is not supported"},
 		{"source", rep(" ", 5<<20), "is larger than"},
 		{"aliases", "probe a0 = begin {}" + func() string {
 			s := ""

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 
 	"stapbox/core/getopt"
@@ -31,35 +32,43 @@ const (
 type Options struct {
 	Help, Version bool
 
-	LastPass   int
-	Verbose    int
-	Keep       bool
-	Suppress   int // -w
-	Guru       bool
-	Kernel     string // -r
-	Arch       string // -a
-	Module     string // -m
-	Defines    []string
-	Globals    []string
-	Output     string // -o
-	Command    string // -c
-	HasCmd     bool
-	Target     int    // -x
-	BufferMB   int    // -s
-	Bulk       bool   // -b
-	Monitor    int    // --monitor: seconds, 0 for none
-	Flight     bool   // -F: leave the module running, or relay in the background with -o
-	FileSize   string // -S, as staprun reads it
-	Namespaces int    // --target-namespaces
-	Color      string
-	Translator string          // --translator: builtin, systemtap, auto, or "" for the default
-	TempDir    string          // --tmpdir
-	Rlimits    []sandbox.Limit // --rlimit-NAME=NUM
-	Privilege  privilege.Level
+	LastPass     int
+	Verbose      int
+	Keep         bool
+	Suppress     int           // -w
+	Strict       bool          // -W: warnings are errors
+	Unoptimized  bool          // -u
+	Timing       bool          // -t: count and time the probes
+	Coverage     bool          // -q: say what of the library the script uses
+	Timeout      time.Duration // -T, 0 for none
+	QuietErrors  bool          // --suppress-handler-errors
+	NoTimeLimits bool          // --suppress-time-limits
+	Guru         bool
+	Kernel       string // -r
+	Arch         string // -a
+	Module       string // -m
+	Defines      []string
+	Globals      []string
+	Output       string // -o
+	Command      string // -c
+	HasCmd       bool
+	Target       int    // -x
+	BufferMB     int    // -s
+	Bulk         bool   // -b
+	Monitor      int    // --monitor: seconds, 0 for none
+	Flight       bool   // -F: leave the module running, or relay in the background with -o
+	FileSize     string // -S, as staprun reads it
+	Namespaces   int    // --target-namespaces
+	Color        string
+	Translator   string          // --translator: builtin, systemtap, auto, or "" for the default
+	TempDir      string          // --tmpdir
+	Rlimits      []sandbox.Limit // --rlimit-NAME=NUM
+	Privilege    privilege.Level
 	// PrivilegeSet tells --privilege=stapdev from nothing.
 	PrivilegeSet bool
 
 	ClientOptions bool // --client-options was seen: a server's worker
+	ServerDefines int  // how many of Defines stand before it: they are for every script
 
 	UseServer     []string // one per --use-server, "" for the default query
 	ListServers   []string // one per --list-servers
@@ -89,6 +98,9 @@ type Options struct {
 	// Notes are remarks for the user, such as a shortened module name.
 	Notes []string
 }
+
+// maxTimeout is the longest time of -T: the longest interval of a timer.
+const maxTimeout = 24 * time.Hour
 
 // UsageError is an error after which stap shows where help is.
 type UsageError struct{ Text string }
@@ -174,22 +186,22 @@ var table = []optionDef{
 
 	{long: "vp", arg: req, forward: true, missing: true},
 	{short: 'P', forward: true, missing: true},
-	{short: 'u', forward: true, missing: true},
-	{short: 'W', forward: true, missing: true},
+	{short: 'u', forward: true},
+	{short: 'W', forward: true},
 	{short: 'i', long: "interactive", client: invalidWith, missing: true},
-	{short: 't', forward: true, missing: true},
-	{short: 'q', client: invalidWith, missing: true},
+	{short: 't', forward: true},
+	{short: 'q', client: invalidWith},
 	{short: 'B', arg: req, client: invalidWith, missing: true},
 	{short: 'R', arg: req, client: invalidWith, missing: true},
 	{short: 'd', arg: req, forward: true, missing: true},
-	{short: 'T', arg: req, missing: true},
+	{short: 'T', arg: req, forward: true},
 	{long: "debug", client: invalidWith, missing: true},
 	{long: "modinfo", arg: req, client: isInvalidWith, missing: true},
 	{long: "ldd", client: isInvalidWith, missing: true},
 	{long: "all-modules", client: isInvalidWith, missing: true},
 	{long: "skip-badvars", forward: true, missing: true},
 	{long: "prologue-searching", arg: opt, missing: true},
-	{long: "suppress-handler-errors", missing: true},
+	{long: "suppress-handler-errors", forward: true},
 	{long: "clean-cache", client: isInvalidWith, missing: true},
 	{long: "poison-cache", client: isInvalidWith, missing: true},
 	{long: "semantic-keep-going", forward: true, missing: true},
@@ -202,7 +214,7 @@ var table = []optionDef{
 	{long: "download-debuginfo", arg: opt, missing: true},
 	{long: "sysroot", arg: req, client: invalidWith, missing: true},
 	{long: "sysenv", arg: req, client: invalidWith, missing: true},
-	{long: "suppress-time-limits", forward: true, missing: true},
+	{long: "suppress-time-limits", forward: true},
 	{long: "runtime", arg: req, missing: true},
 	{long: "bpf", missing: true},
 	{long: "dyninst", missing: true},
@@ -327,6 +339,28 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		o.Guru = true
 	case "w":
 		o.Suppress++
+	case "W":
+		o.Strict = true
+	case "u":
+		o.Unoptimized = true
+	case "t":
+		o.Timing = true
+		o.Defines = append(o.Defines, "STP_TIMING")
+	case "q":
+		o.Coverage = true
+	case "T":
+		n, err := strconv.ParseFloat(g.Value, 64)
+		if err != nil || !(n >= 0.001) {
+			return errors.New("Invalid timeout interval.")
+		}
+		if n > maxTimeout.Seconds() {
+			return fmt.Errorf("Invalid timeout interval (more than %.0f seconds).", maxTimeout.Seconds())
+		}
+		o.Timeout = time.Duration(n*1000) * time.Millisecond
+	case "suppress-handler-errors":
+		o.QuietErrors = true
+	case "suppress-time-limits":
+		o.NoTimeLimits = true
 	case "e":
 		if o.HasScript {
 			return &UsageError{"Only one script can be given on the command line."}
@@ -421,7 +455,7 @@ func (o *Options) set(d optionDef, g getopt.Option) error {
 		}
 		o.Translator = g.Value
 	case "client-options":
-		o.ClientOptions = true
+		o.ClientOptions, o.ServerDefines = true, len(o.Defines)
 	case "tmpdir":
 		o.TempDir = g.Value
 	case "sign-module":
@@ -499,6 +533,9 @@ func (o *Options) check(clientOnly []string) error {
 	}
 	if o.Flight && o.HasCmd {
 		return &UsageError{"You can't specify -c and -F together."}
+	}
+	if o.NoTimeLimits && !o.Guru {
+		return errors.New("ERROR --suppress-time-limits requires guru mode (-g)")
 	}
 	if o.FileSize != "" && o.Output == "" {
 		return &UsageError{"You can't specify -S without -o."}

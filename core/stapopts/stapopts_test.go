@@ -75,7 +75,7 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"--client-options --privilege=stapusr -m x -DA -DB -e x", "You can't specify -m, -D when --privilege=stapusr is specified."},
 		{"--rlimit-cpu=x -e x", "Invalid argument 'x' for --rlimit-cpu."},
 		{"--color=blue -e x", "Invalid argument 'blue' for --color."},
-		{"-T 1 -e x", "option -T is not supported"},
+		{"-R 1 -e x", "option -R is not supported"},
 		{"-E x", "A script must be specified."},
 		{"-l x -L y", "ERROR: only one of the -l/-L/--dump-* switches may be specified"},
 		{"-l x -e y", "Cannot specify a script with -l/-L/--dump-* switches."},
@@ -85,6 +85,11 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"--client-options --privilege=stapusr -I tapset/x -DA -e x", "You can't specify -I, -D when --privilege=stapusr is specified."},
 		{"--monitor=0 -e x", "Invalid monitor interval (0)."},
 		{"--monitor=x -e x", "Invalid monitor interval (x)."},
+		{"-T 0 -e x", "Invalid timeout interval."},
+		{"-T NaN -e x", "Invalid timeout interval."},
+		{"-T 86401 -e x", "Invalid timeout interval (more than 86400 seconds)."},
+		{"--suppress-time-limits -e x", "requires guru mode (-g)"},
+		{"--client-options -q -e x", "-q invalid with --client-options"},
 		{"--nosuch -e x", "stap: unrecognized option '--nosuch'"},
 	} {
 		_, err := Parse(strings.Fields(tt.args))

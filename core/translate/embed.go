@@ -45,6 +45,46 @@ func embedded(f *ast.Function) bool {
 	return f.C != nil && !(f.File != nil && f.File.Tapset && kernelFunctions(f.Name))
 }
 
+// WithoutEffect are the names of -D that are no limits, where the script has no C
+// that could ask for them.
+func WithoutEffect(p *check.Program, o Options) []string {
+	l, err := parseLimits(o)
+	if err != nil || KernelHeaders(p) {
+		return nil
+	}
+	var names []string
+	for _, d := range l.macros {
+		name, _, _ := strings.Cut(d, "=")
+		names = append(names, name)
+	}
+	return names
+}
+
+// defines writes what -D gives to the C of the script: before all headers, where
+// an option of the compiler would have it. The last one of a name counts.
+func (g *gen) defines() {
+	values := map[string]string{}
+	var names []string
+	for _, d := range g.limits.macros {
+		name, value, has := strings.Cut(d, "=")
+		// Each becomes a line of C, which nothing else may become part of.
+		word := strings.TrimPrefix(value, "-")
+		if name == "" || name != cname(name) || name[0] <= '9' || has && (word == "" || word != cname(word)) {
+			fail(nil, "-D %s is no NAME or NAME=VALUE", d)
+		}
+		if !has {
+			value = "1"
+		}
+		if _, again := values[name]; !again {
+			names = append(names, name)
+		}
+		values[name] = value
+	}
+	for _, n := range names {
+		g.printf("#define %s %s\n", n, values[n])
+	}
+}
+
 // topC writes C of the outermost level; that with pragma:suffix stands last.
 func (g *gen) topC(suffix bool) {
 	for _, e := range g.prog.TopC {
@@ -134,7 +174,7 @@ func (b *body) leaving(label, result, at string, write func()) {
 // change.
 func (g *gen) cFunction(f *ast.Function) string {
 	if f.C.Has("unmangled") {
-		fail(f.C.Tok, "/* unmangled */ is not supported by the builtin translator: use STAP_ARG_ and STAP_RETVALUE")
+		lacks(f.C.Tok, "/* unmangled */ is not supported by the built-in translator: use STAP_ARG_ and STAP_RETVALUE")
 	}
 	b := g.newBody()
 	b.fn = f

@@ -108,7 +108,7 @@ func (b *body) expr(x ast.Expr, wanted bool) string {
 	case *ast.Assign:
 		return b.assign(x, wanted)
 	case *ast.Ternary:
-		return b.ternary(x)
+		return b.ternary(x, wanted)
 	case *ast.In:
 		v := b.array(x.Array)
 		keys, any := b.keys(v, x.Keys, false)
@@ -320,13 +320,22 @@ func (b *body) unary(x *ast.Unary) string {
 	return ""
 }
 
-func (b *body) ternary(x *ast.Ternary) string {
+func (b *body) ternary(x *ast.Ternary, wanted bool) string {
 	cond := b.value(x.Cond)
 	var then, other string
 	b.indent++
-	thenText := b.capture(func() { then = b.value(x.Then) })
-	otherText := b.capture(func() { other = b.value(x.Else) })
+	thenText := b.capture(func() { then = b.expr(x.Then, wanted) })
+	otherText := b.capture(func() { other = b.expr(x.Else, wanted) })
 	b.indent--
+	if !wanted {
+		// The branches may have values of two types, or none.
+		b.line("if (%s) {", cond)
+		b.buf.WriteString(thenText)
+		b.line("} else {")
+		b.buf.WriteString(otherText)
+		b.line("}")
+		return "0LL"
+	}
 	if thenText == "" && otherText == "" {
 		return fmt.Sprintf("(%s ? %s : %s)", cond, then, other)
 	}
@@ -525,12 +534,20 @@ func (b *body) callOne(x *ast.Call, f *ast.Function, result string, args []strin
 		list = append(list, quote(where(x.Tok)))
 		b.called(f)
 	}
-	if f.Ret == ast.String {
+	// A function of the runtime that returns nothing may stand where a value is
+	// wanted: it is 0, or "".
+	nothing := f.C != nil && !embedded(f) && !strings.Contains(f.C.Code, "STAP_RETVALUE")
+	if f.Ret == ast.String && !nothing {
 		list = append(list, result)
 	}
 	list = append(list, args...)
 	call := fmt.Sprintf("%s(%s);", name, strings.Join(list, ", "))
-	if f.Ret == ast.Long {
+	switch {
+	case f.Ret == ast.Long && nothing:
+		b.line("%s = 0;", result)
+	case f.Ret == ast.String && nothing:
+		b.line("%s[0] = 0;", result)
+	case f.Ret == ast.Long:
 		call = result + " = " + call
 	}
 	b.line("%s", call)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"stapbox/core/script/check"
+	"stapbox/core/script/parser"
 )
 
 // limits are the -D macros of stap(1), RESOURCE LIMITS, that the runtime obeys.
@@ -19,9 +20,10 @@ type limits struct {
 	overloadInterval, overloadThreshold    int64
 	bufferSize                             int64
 	suppress                               bool
-	bulk, monitor                          bool
+	bulk, monitor, timing                  bool
 	relayHost, relayGuest                  string
-	procfsSize                             int64 // STP_PROCFS_BUFSIZE; 0: MAXSTRINGLEN
+	procfsSize                             int64    // STP_PROCFS_BUFSIZE; 0: MAXSTRINGLEN
+	macros                                 []string // the other -D, for C
 }
 
 // parseLimits applies the -D options in order; the last one of a name counts.
@@ -38,7 +40,7 @@ func parseLimits(o Options) (*limits, error) {
 		min, max int64
 	}{
 		"MAXSTRINGLEN":            {&l.stringLen, 16, 1 << 16},
-		"MAXMAPENTRIES":           {&l.mapEntries, 1, 1 << 24},
+		"MAXMAPENTRIES":           {&l.mapEntries, 1, parser.MaxArray},
 		"MAXNESTING":              {&l.nesting, 1, 10000},
 		"MAXACTION":               {&l.action, 0, unlimited / 10},
 		"MAXACTION_INTERRUPTIBLE": {&l.actionInterruptible, 0, unlimited},
@@ -68,6 +70,9 @@ func parseLimits(o Options) (*limits, error) {
 		case "STP_MONITOR":
 			l.monitor = true
 			continue
+		case "STP_TIMING":
+			l.timing = true
+			continue
 		case "RELAY_HOST", "RELAY_GUEST":
 			if !has {
 				text = "default"
@@ -84,6 +89,7 @@ func parseLimits(o Options) (*limits, error) {
 		}
 		k, ok := known[name]
 		if !ok {
+			l.macros = append(l.macros, d)
 			continue
 		}
 		if !has {

@@ -156,14 +156,21 @@ func (b *body) bucket(x *ast.Index, h *ast.Hist) string {
 	return t
 }
 
-// printHist is print(@hist_log(X)).
+// printHist is print(@hist_log(X)) and sprint(@hist_log(X)).
 func (b *body) printHist(x *ast.Print, h *ast.Hist) string {
 	at := quote(where(x.Tok))
+	value, begin := "0LL", "stp_print_begin(c);"
+	if x.String {
+		value = b.strTemp()
+		begin = "stp_sprint_begin(c, " + value + ");"
+	}
 	b.stat(h.X, false, at, func(stat, kind string) {
+		b.line("%s", begin)
 		b.line("stp_hist_print(c, %s, %s, %d, %s);", stat, kind, isLog(h), at)
+		b.line("stp_print_end(c);")
 	})
 	b.check()
-	return "0LL"
+	return value
 }
 
 // foreachHist is a loop over the buckets of a histogram.

@@ -32,6 +32,7 @@ import (
 	"stapbox/core/privilege"
 	"stapbox/core/script/ast"
 	"stapbox/core/script/check"
+	"stapbox/core/script/parser"
 	"stapbox/core/script/token"
 )
 
@@ -39,6 +40,8 @@ import (
 type Error struct {
 	Tok  *token.Token
 	Text string
+	// Lacks tells that SystemTap has a translation.
+	Lacks bool
 }
 
 func (e *Error) Error() string {
@@ -51,7 +54,7 @@ func (e *Error) Error() string {
 // Options are what a translation depends on beside the program.
 type Options struct {
 	// Defines are the arguments of -D, NAME or NAME=VALUE. Names that are no
-	// limit of the runtime have no effect, as a macro nobody reads.
+	// limit of the runtime are macros for the C of the script.
 	Defines []string
 	// SuppressHandlerErrors is --suppress-handler-errors.
 	SuppressHandlerErrors bool
@@ -83,6 +86,7 @@ var Flags = []string{"-fno-tree-sink"}
 type gen struct {
 	prog   *check.Program
 	limits *limits
+
 	out    strings.Builder
 	names  map[*ast.Var]string // C expression of a global
 	number map[*ast.Var]int    // globals: place in the lock table
@@ -164,7 +168,12 @@ func Translate(p *check.Program, o Options) (text []byte, err error) {
 }
 
 func fail(tok *token.Token, format string, args ...any) {
-	panic(&Error{tok, fmt.Sprintf(format, args...)})
+	panic(&Error{Tok: tok, Text: fmt.Sprintf(format, args...)})
+}
+
+// lacks is fail for what SystemTap has a translation of.
+func lacks(tok *token.Token, format string, args ...any) {
+	panic(&Error{Tok: tok, Text: fmt.Sprintf(format, args...), Lacks: true})
 }
 
 // where describes a token the way run-time errors do.
@@ -242,6 +251,7 @@ func (g *gen) unit() {
 	header := kruntime.HeaderName
 	if KernelHeaders(g.prog) {
 		header = kruntime.EmbedHeaderName
+		g.defines()
 		g.printf("#pragma GCC diagnostic ignored \"-Wunused-label\"\n")
 	}
 	g.printf("#define STP_MAXSTRINGLEN %d\n#include \"%s\"\n\n", g.limits.stringLen, header)
@@ -444,11 +454,20 @@ func (g *gen) probes() {
 			count++
 		}
 	}
+	if g.limits.timing {
+		// Behind all other end probes, or all error probes.
+		for _, kind := range []string{"STP_END", "STP_ERROR"} {
+			fmt.Fprintf(&table, "\t{ %s, 0, 0, %d, 9223372036854775807LL, 0, %s, %s },\n", kind, nlocks, quote("timing"), quote("timing"))
+			fmt.Fprintf(&run, "\tcase %d:\n\t\ttiming(c);\n\t\tbreak;\n", count)
+			count++
+		}
+		g.timing(probes)
+	}
 	if frame > 32<<20 {
 		fail(nil, "the script needs %d bytes for its variables on every CPU, more than %d: lower MAXNESTING or MAXSTRINGLEN", frame, 32<<20)
 	}
 	enter, leave := "", ""
-	if g.limits.monitor {
+	if g.limits.monitor || g.limits.timing {
 		enter = "\tuint64_t start = stp_monitor_enter(n);\n\n\tif (!start)\n\t\treturn;\n"
 		leave = "\tstp_monitor_leave(n, start);\n"
 	}
@@ -461,8 +480,8 @@ func (g *gen) probes() {
 		if size == 0 {
 			size = g.limits.mapEntries
 		}
-		if size < 1 || size > 1<<24 {
-			fail(v.Tok, "array size %d is not between 1 and %d", size, 1<<24)
+		if size < 1 || size > parser.MaxArray {
+			fail(v.Tok, "array size %d is not between 1 and %d", size, parser.MaxArray)
 		}
 		types := []string{ctype(v.Type)}
 		for _, k := range v.Keys {
@@ -498,7 +517,7 @@ func (g *gen) probes() {
 };
 `, count, nlocks, len(g.prog.Globals), len(g.arrays), frame, g.nesting(), l.bufferSize, l.classes(),
 		l.errors, l.skipped, l.trylock, l.trylockDelay, l.minStack+stackReserve, l.overloadInterval, l.overloadThreshold, bit[l.suppress], bit[l.bulk])
-	if len(g.files) > 0 {
+	if len(g.files) > 0 || g.limits.timing { // the object that times probes knows files, too
 		g.procfs()
 	}
 	name := func(s string) string {
@@ -507,12 +526,28 @@ func (g *gen) probes() {
 		}
 		return quote(s)
 	}
-	if l.monitor {
+	if l.monitor || l.timing {
 		g.monitor(len(probes))
 	}
-	g.printf("STP_SCRIPT_PARTS(%d, %d, %d, %d, %s, %s)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], bit[len(g.files) > 0], bit[l.monitor],
+	g.printf("STP_SCRIPT_PARTS(%d, %d, %d, %d, %s, %s)\nSTP_PRIVILEGE(%d);\n", bit[len(g.arrays) > 0], bit[g.timers], bit[len(g.files) > 0], bit[l.monitor || l.timing],
 		name(l.relayHost), name(l.relayGuest), required(g.prog.Privilege))
 	g.topC(true)
+}
+
+// timing writes the function that prints what -t has counted.
+func (g *gen) timing(probes []*check.Probe) {
+	g.printf("static void timing(struct stp_context *c)\n{\n\tstp_print_begin(c);\n")
+	for i, p := range probes {
+		place, from := ", ", ""
+		if p.Source != nil && !p.Source.Tok.Pos.File.Synthetic {
+			place = fmt.Sprintf(", (%s), ", p.Source.Tok.Pos)
+		}
+		for _, d := range p.Derivation {
+			from += ", from: " + d
+		}
+		g.printf("\tstp_timing_report(c, %d, %s, %s);\n", i, quote(place), quote(from))
+	}
+	g.printf("\tstp_print_end(c);\n}\n\n")
 }
 
 // monitorSize is the most that a reader of monitor_status takes.
@@ -525,8 +560,10 @@ func (g *gen) monitor(n int) {
 	for _, v := range g.prog.Globals {
 		name := g.names[v]
 		switch {
+		case !g.limits.monitor:
+			g.printf("\t{ \"\" },\n") // -t does not show it
 		case v.Type == ast.Stats:
-			fail(v.Tok, "--monitor does not show statistics")
+			lacks(v.Tok, "--monitor does not show statistics")
 		case v.IsArray():
 			g.printf("\t{ %s, .array = &arrays[%d] },\n", quote(v.Name), arrays)
 			arrays++

@@ -60,8 +60,8 @@ const ratioFrom = 1 << 20
 // Limits of the two directions where nobody set others. Deflate cannot do
 // better than 1032:1, a build directory does not reach 50:1.
 const (
-	DefaultMaxCompressed   = 5000
-	DefaultMaxUncompressed = 50000
+	DefaultMaxCompressed   = 20000
+	DefaultMaxUncompressed = 200000
 	maxNameLength          = 4096
 	maxNameDepth           = 64
 	maxRequestMembers      = 2048

@@ -111,9 +111,9 @@ func TestDecodeRequestRefuses(t *testing.T) {
 	}{
 		{"junk", []byte("hello, this is not an archive"), "not a valid zip"},
 		{"nothing", nil, "not a valid zip"},
-		{"no members", archive(t), "is not within the expected range of 1 to 50000 bytes"},
-		{"too large", archive(t, member{"argv1", 0o644, strings.Repeat("A", 50001)}), "Uncompressed request size of 50001 bytes"},
-		{"too large in sum", archive(t, member{"argv1", 0o644, strings.Repeat("A", 30000)}, member{"argv2", 0o644, strings.Repeat("A", 30000)}), "Uncompressed request size of 60000 bytes"},
+		{"no members", archive(t), "is not within the expected range of 1 to 200000 bytes"},
+		{"too large", archive(t, member{"argv1", 0o644, strings.Repeat("A", 200001)}), "Uncompressed request size of 200001 bytes"},
+		{"too large in sum", archive(t, member{"argv1", 0o644, strings.Repeat("A", 120000)}, member{"argv2", 0o644, strings.Repeat("A", 120000)}), "Uncompressed request size of 240000 bytes"},
 		{"zip bomb with a lying directory", lying, ""},
 		{"too many members", archive(t, many...), "more than 2048 members"},
 		{"parent directory", archive(t, sysinfo, member{"script/../../etc/passwd", 0o644, "x"}), `".."`},

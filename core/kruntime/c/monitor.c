@@ -83,6 +83,29 @@ void stp_monitor_leave(unsigned int n, uint64_t start)
 		;
 }
 
+/* A line of stap -t: a probe, where the script has it, and what it stands for. */
+STP_COLD void stp_timing_report(struct stp_context *c, unsigned int n, const char *place, const char *from)
+{
+	struct stp_stat *s = &stp_stats[n];
+	s64 hits = atomic64_read(&s->hits);
+	char text[128];
+
+	if (!n)
+		stp_put_str(c, "----- probe hit report:\n");
+	stp_put_str(c, stp_script.probes[n].point);
+	stp_put_str(c, place);
+	snprintf(text, sizeof(text), "hits: %lld", hits);
+	stp_put_str(c, text);
+	if (hits) {
+		snprintf(text, sizeof(text), ", cycles: %lldmin/%lldavg/%lldmax", (s64)atomic64_read(&s->min),
+			 (s64)atomic64_read(&s->cycles) / hits, (s64)atomic64_read(&s->max));
+		stp_put_str(c, text);
+	}
+	stp_put_str(c, from);
+	snprintf(text, sizeof(text), ", index: %u\n", n);
+	stp_put_str(c, text);
+}
+
 /* JSON text under construction. Once something did not fit nothing is added. */
 struct stp_json {
 	char *buf;

@@ -101,10 +101,14 @@ STP_COLD static void stp_report(struct stp_cpu *k, const struct stp_probe *p)
 {
 	char text[377];
 
+	if (stp_script.suppress_errors) {	/* only counted */
+		atomic_inc(&stp_errors);
+		return;
+	}
 	snprintf(text, min_t(size_t, sizeof(text), stp_script.string_size), "%s%s%s%s in probe %s",
 		 k->c.error, k->c.where ? " near " : "", k->c.where ?: "", k->c.trace, p->point);
 	stp_message("ERROR: %s\n", text);
-	if (atomic_inc_return(&stp_errors) > stp_script.max_errors && !stp_script.suppress_errors)
+	if (atomic_inc_return(&stp_errors) > stp_script.max_errors)
 		stp_too_many(NULL);
 }
 

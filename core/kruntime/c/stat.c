@@ -139,6 +139,7 @@ static bool stp_row(const int64_t *h, unsigned int n, unsigned int i)
 	return false;
 }
 
+/* The caller has said where printed text goes. */
 void stp_hist_print(struct stp_context *c, const struct stp_aggr *s, const struct stp_stat_kind *k, int log, const char *where)
 {
 	unsigned int n, i, first, last, width = 5, digits, shown = 0;
@@ -182,7 +183,6 @@ void stp_hist_print(struct stp_context *c, const struct stp_aggr *s, const struc
 		if (len > width)
 			width = len;
 	}
-	stp_print_begin(c);
 	stp_pad(c, ' ', width - 5);
 	stp_put(c, "value |", 7);
 	stp_pad(c, '-', BAR);
@@ -214,5 +214,4 @@ void stp_hist_print(struct stp_context *c, const struct stp_aggr *s, const struc
 		stp_put(c, "\n", 1);
 	}
 	stp_put(c, "\n", 1);
-	stp_print_end(c);
 }

@@ -378,6 +378,7 @@ void stp_monitor_exit(void);
 /* Around a handler: 0 when it is switched off. */
 uint64_t stp_monitor_enter(unsigned int n);
 void stp_monitor_leave(unsigned int n, uint64_t start);
+void stp_timing_report(struct stp_context *c, unsigned int n, const char *place, const char *from);
 /* The handlers of monitor_status and monitor_control. */
 void stp_monitor_status(struct stp_context *c);
 void stp_monitor_control(struct stp_context *c);

@@ -296,10 +296,11 @@ func (e *ExprBase) expr()          {}
 
 // The expressions.
 type (
-	// Number is an integer literal.
+	// Number is an integer literal, or Defined, what @defined came to.
 	Number struct {
 		ExprBase
-		Value int64
+		Value   int64
+		Defined bool
 	}
 	// Str is a string literal: Value with escapes read and without
 	// terminating zero, Raw with escapes as written.
@@ -412,11 +413,14 @@ type (
 		Path []PathPart
 	}
 	// AtOp is one of @defined(x), @entry(x), @perf("x"), @probewrite(x),
-	// @const("x"), @enum("x"), @enumname(x, ...), @kregister(n), @uregister(n).
+	// @const("x"), @enum("x"), @enumname(x, ...), @kregister(n), @uregister(n),
+	// @kderef(n, x), @uderef(n, x), @errno; or a Macro of SystemTap's library that
+	// this translator has not.
 	AtOp struct {
 		ExprBase
-		Name string // without @
-		Args []Expr
+		Name  string // without @
+		Args  []Expr
+		Macro bool
 	}
 	// Stat is @count(x), @sum, @min, @max, @avg, @variance.
 	Stat struct {

@@ -24,10 +24,7 @@ func Dump(w io.Writer, files ...*File) error {
 			if a.Epi {
 				op = " += "
 			}
-			b.WriteString("probe " + points(a.Names, ", ") + op + points(a.Points, ", "))
-			if a.Points[0].Cond != nil {
-				b.WriteString(" if (" + ExprString(a.Points[0].Cond) + ")")
-			}
+			b.WriteString("probe " + Points(a.Names, ", ") + op + Points(a.Points, ", "))
 			body := a.Prologue
 			if a.Epi {
 				body = a.Epilogue
@@ -35,10 +32,7 @@ func Dump(w io.Writer, files ...*File) error {
 			b.WriteString(StmtString(body) + "\n")
 		}
 		for _, p := range f.Probes {
-			b.WriteString("probe " + points(p.Points, ","))
-			if p.Points[0].Cond != nil {
-				b.WriteString(" if (" + ExprString(p.Points[0].Cond) + ")")
-			}
+			b.WriteString("probe " + Points(p.Points, ","))
 			b.WriteString(StmtString(p.Body) + "\n")
 		}
 		for _, fn := range f.Functions {
@@ -74,10 +68,15 @@ func GlobalString(g *Var) string {
 	return s
 }
 
-func points(list []*Point, sep string) string {
+// Points is a list of probe points as written, with their conditions.
+func Points(list []*Point, sep string) string {
 	var out []string
 	for _, p := range list {
-		out = append(out, p.String())
+		s := p.String()
+		if p.Cond != nil {
+			s += " if (" + ExprString(p.Cond) + ")"
+		}
+		out = append(out, s)
 	}
 	return strings.Join(out, sep)
 }

@@ -1,7 +1,9 @@
 package check
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -9,6 +11,7 @@ import (
 	"stapbox/core/script/ast"
 	"stapbox/core/script/diag"
 	"stapbox/core/script/token"
+	"stapbox/core/script/upstream"
 )
 
 // Options is what a script is checked for.
@@ -49,6 +52,7 @@ type checker struct {
 	fixedRet   map[*ast.Function]bool // return type given in the source
 	steps      int                    // probe points looked at
 	copied     int                    // size of the handlers
+	patterns   map[string]bool        // patterns of probe points that were looked up
 	deleting   map[ast.Expr]bool      // operands of delete
 }
 
@@ -67,6 +71,7 @@ func Check(user, library []*ast.File, opts Options) (*Program, error) {
 	} {
 		step()
 		if len(c.errs) > 0 {
+			c.sweep()
 			return c.prog, &diag.List{Pass: 2, Errors: c.errs}
 		}
 	}
@@ -93,6 +98,29 @@ func (c *checker) warn(t *token.Token, format string, args ...any) {
 
 func cause(t *token.Token, format string, args ...any) *diag.Diagnostic {
 	return &diag.Diagnostic{Severity: diag.SemanticError, Message: fmt.Sprintf(format, args...), Tok: t}
+}
+
+// lack is the error about something that SystemTap has and this translator does
+// not.
+func lack(t *token.Token, what string) *diag.Diagnostic {
+	d := cause(t, "%s is not supported by the built-in translator", what)
+	d.Lacks = true
+	return d
+}
+
+// lacks reports that, once for each place.
+func (c *checker) lacks(t *token.Token, what string) {
+	d := lack(t, what)
+	for _, old := range c.errs {
+		for ; old != nil; old = old.Cause {
+			if old.Lacks && old.Message == d.Message && old.Tok == d.Tok {
+				return
+			}
+		}
+	}
+	if len(c.errs) < maxMessages {
+		c.errs = append(c.errs, d)
+	}
 }
 
 // stapdev reports whether the script's level is stapdev.
@@ -170,11 +198,14 @@ func (c *checker) global(file *token.File, name string) *ast.Var {
 		if d.file == file {
 			return d.what
 		}
-		if !d.what.Private && found.what == nil && (!d.file.Tapset || file.Tapset) {
+		if !d.what.Private && found.what == nil {
 			found = d
 		}
 	}
 	c.take(found.file)
+	if f := found.file; f != nil && f.Tapset && strings.HasPrefix(name, "arg") {
+		c.prog.Arguments = true
+	}
 	return found.what
 }
 
@@ -182,7 +213,8 @@ func (c *checker) global(file *token.File, name string) *ast.Var {
 func (c *checker) functions(file *token.File, name string) []*ast.Function {
 	var out []*ast.Function
 	for _, d := range c.functionsByName[name] {
-		if !d.what.Private || d.file == file {
+		// The translator's own probes mean the translator's own functions.
+		if (!d.what.Private || d.file == file) && (!file.Synthetic || d.file.Tapset) {
 			out = append(out, d.what)
 		}
 	}
@@ -198,6 +230,7 @@ func (c *checker) resolveAll() {
 			if p.Cond != nil {
 				c.condition(s, p)
 			}
+			foldDefined(p.Body)
 			c.resolveStmt(s, p.Body)
 			p.Locals = s.locals
 		}
@@ -209,6 +242,8 @@ func (c *checker) resolveAll() {
 			c.deriveFile(c.fresh[0])
 		}
 	}
+	// Before all other probes of that priority.
+	slices.SortStableFunc(c.prog.Probes, func(a, b *Probe) int { return cmp.Compare(argumentProbe(b), argumentProbe(a)) })
 	for _, list := range [][]*ast.File{c.library, c.user} {
 		for _, f := range list {
 			if !f.Source.Library || c.selected[f.Source] {
@@ -216,6 +251,14 @@ func (c *checker) resolveAll() {
 			}
 		}
 	}
+}
+
+// argumentProbe is 1 for the probe that sets argv, which all others may read.
+func argumentProbe(p *Probe) int {
+	if f := p.Source.Tok.Pos.File; f.Tapset && f.Library {
+		return 1
+	}
+	return 0
 }
 
 func (c *checker) resolveFunctions() {
@@ -229,6 +272,7 @@ func (c *checker) resolveFunctions() {
 			continue
 		}
 		s := newScope(f.File, f.Params)
+		foldDefined(f.Body)
 		c.resolveStmt(s, f.Body)
 		f.Locals = s.locals
 	}
@@ -266,8 +310,16 @@ func (c *checker) condition(s *scope, p *Probe) {
 			c.err(x.Token(), "probe condition must not modify any variables")
 		}
 	})
-	if len(c.errs) == 0 {
-		c.resolveExpr(s, p.Cond)
+	if len(c.errs) > 0 {
+		return
+	}
+	c.resolveExpr(s, p.Cond)
+	for _, q := range p.Source.Points {
+		ast.WalkExpr(q.Cond, func(x ast.Expr) {
+			if x, ok := x.(*ast.Symbol); ok && x.Var == nil {
+				x.Var = c.global(s.file, x.Name) // listings show what it means
+			}
+		})
 	}
 }
 
@@ -406,6 +458,10 @@ func (c *checker) resolveExpr(s *scope, x ast.Expr) {
 	case *ast.Embed:
 		c.pragmas(s, x.C)
 		return
+	case *ast.AtOp:
+		if x.Macro {
+			return // what its arguments mean only the macro would tell
+		}
 	case *ast.Index:
 		c.array(s, x.Array, len(x.Keys))
 		for _, k := range x.Keys {
@@ -446,8 +502,12 @@ func (c *checker) lvalue(x ast.Expr, at *token.Token) {
 
 func (c *checker) call(s *scope, x *ast.Call) {
 	all := c.functions(s.file, x.Name)
+	if len(all) == 0 && upstream.Function(x.Name) {
+		c.lacks(x.Tok, "function "+x.Name)
+		return
+	}
 	if len(all) == 0 {
-		c.err(x.Tok, "unresolved function %s%s", x.Name, similar(x.Name, c.functionNames()))
+		c.err(x.Tok, "unresolved function %s%s", x.Name, similar(x.Name, c.functionNames())).Unknown = true
 		return
 	}
 	for _, f := range all {
@@ -740,6 +800,14 @@ func (c *checker) neverAssigned() {
 				if o != v && len(locals) <= maxSimilar {
 					others = append(others, o.Name)
 				}
+			}
+			switch n, numbered := strings.CutPrefix(v.Name, "argv_"); {
+			case upstream.Global(v.Name):
+				c.lacks(v.Tok, "variable "+v.Name)
+				continue
+			case numbered && n != "" && strings.Trim(n, "0123456789") == "":
+				c.err(v.Tok, "no variable %s: there are argv_1 to argv_32", v.Name)
+				continue
 			}
 			c.warn(v.Tok, "never-assigned local variable '%s'%s", v.Name, similar(v.Name, others))
 		}

@@ -3,6 +3,7 @@ package check
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"stapbox/core/script/ast"
@@ -50,8 +51,8 @@ func (p *Program) Dump(w io.Writer, verbose bool) error {
 				cond = " if (" + ast.ExprString(q.Cond) + ")"
 			}
 			from := arrows(q.Derivation)
-			if len(q.Derivation) == 1 {
-				from += cond
+			if n := len(q.Derivation); n > 0 && !q.Synthetic {
+				from = arrows(append(slices.Clone(q.Derivation[:n-1]), ast.Points(q.Source.Points, ",")))
 			}
 			fmt.Fprintf(&b, "%s%s /* %s */ \n", q.Point, cond, from)
 			locals(&b, q.Locals)

@@ -295,6 +295,8 @@ func (e *eliding) sideEffects(x ast.Expr) bool {
 			for _, f := range x.Funcs {
 				found = found || !e.pure[f]
 			}
+		case *ast.AtOp:
+			found = found || x.Macro // nobody knows
 		case *ast.Print:
 			found = found || !x.String
 		case *ast.Embed:

@@ -11,6 +11,7 @@ import (
 	"stapbox/core/script/diag"
 	"stapbox/core/script/parser"
 	"stapbox/core/script/token"
+	"stapbox/core/script/upstream"
 )
 
 // maxProbes and maxAliasDepth bound what aliases may grow to.
@@ -45,20 +46,6 @@ const (
 	minHRTime = int64(100000) // ns; the shortest interval of fine timers
 )
 
-// known are first words of probe points of upstream that this translator
-// gives no meaning.
-func known(s string) bool {
-	switch s {
-	case "kernel", "module", "process", "netfilter", "perf", "syscall", "vfs",
-		"scheduler", "tcp", "udp", "socket", "kprocess", "signal", "memory", "vm", "ioblock",
-		"ioblock_trace", "java", "python2", "python3", "kprobe", "debuginfod", "nd_syscall", "nfs",
-		"nfsd", "netdev", "irq_handler", "softirq", "workqueue", "hrtimer", "stap", "tty", "generic",
-		"sunrpc", "scsi", "ioscheduler", "sched", "oneshot":
-		return true
-	}
-	return false
-}
-
 // derive resolves every probe point of the script.
 func (c *checker) derive() {
 	for _, f := range c.user {
@@ -74,10 +61,12 @@ func (c *checker) deriveFile(f *ast.File) {
 	for _, p := range f.Probes {
 		whole := pointList(p.Points, ",")
 		for _, q := range p.Points {
+			c.wildcards(q)
 			var found []*Probe
 			d := c.resolvePoint(q, p, p.Body, []string{whole}, nil, &found)
 			if d != nil {
-				if !q.Optional && len(c.errs) < maxMessages {
+				// What this translator lacks is not absent from the kernel.
+				if (!q.Optional || d.Has(firm)) && len(c.errs) < maxMessages {
 					c.errs = append(c.errs, wrap(q, d))
 				}
 				continue
@@ -93,6 +82,16 @@ func (c *checker) deriveFile(f *ast.File) {
 		}
 	}
 }
+
+// limit is the error of what is too much for this translator.
+func limit(what string) *diag.Diagnostic {
+	d := cause(nil, "%s", what)
+	d.Firm = true
+	return d
+}
+
+// firm tells errors that no ? or ! silences.
+func firm(d *diag.Diagnostic) bool { return d.Lacks || d.Firm }
 
 func pointList(list []*ast.Point, sep string) string {
 	var out []string
@@ -121,10 +120,10 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 		}
 	}
 	if open = append(open[:len(open):len(open)], first); len(open) > maxAliasDepth {
-		return cause(nil, "aliases are nested too deeply")
+		return limit("aliases are nested too deeply")
 	}
 	if c.steps++; c.steps > maxSteps {
-		return cause(nil, "aliases stand for too many probe points")
+		return limit("aliases stand for too many probe points")
 	}
 	before := len(*out)
 	matched := false
@@ -144,13 +143,17 @@ func (c *checker) resolvePoint(q *ast.Point, src *ast.Probe, body *ast.Block, ch
 			}
 		}
 	}
-	if matched {
+	if matched && !hasWildcard(q.Components[0].Name) {
 		if len(*out) == before {
 			return cause(nil, "no match")
 		}
 		return nil
 	}
-	return c.builtin(q, src, body, chain, open, out)
+	d := c.builtin(q, src, body, chain, open, out)
+	if d != nil && len(*out) > before {
+		return nil // aliases of that pattern
+	}
+	return d
 }
 
 // aliasMatches compares the alias name with the first words of q.
@@ -201,7 +204,11 @@ func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, bod
 	if len(from) > maxDerivation {
 		from = from[:maxDerivation] + "..." // it doubles with each alias
 	}
-	text := n.Name() + " = " + pointList(a.Points, ", ") + " /* " + from + " */ "
+	op := " = "
+	if a.Epi {
+		op = " += "
+	}
+	text := n.Name() + op + ast.Points(a.Points, ", ") + " /* " + from + " */ "
 	next := append([]string{text}, chain...)
 	var failed *diag.Diagnostic
 	for _, p := range a.Points {
@@ -213,7 +220,7 @@ func (c *checker) expandAlias(a *ast.Alias, n, q *ast.Point, src *ast.Probe, bod
 		}
 		was := len(*out)
 		if d := c.resolvePoint(np, src, whole, next, open, out); d != nil {
-			if !p.Optional && !q.Optional {
+			if !p.Optional && !q.Optional || d.Has(firm) {
 				if len(c.errs) < maxMessages {
 					c.errs = append(c.errs, wrap(p, d))
 				}
@@ -326,13 +333,14 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 		}
 		p.Point, p.Derivation, p.Source = point, chain, src
 		if c.copied += size(body); c.copied > maxCopies {
-			return cause(nil, "probe handlers are too large together")
+			return limit("probe handlers are too large together")
 		}
 		p.Body = ast.CloneStmt(body)
 		p.Cond = ast.CloneExpr(q.Cond)
 		p.Name, p.tok = point, src.Tok
 		if len(chain) > 1 {
 			p.Name, _, _ = strings.Cut(chain[len(chain)-2], " = ")
+			p.Name, _, _ = strings.Cut(p.Name, " += ")
 			p.tok = open[0]
 		}
 		*out = append(*out, p)
@@ -372,7 +380,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 		kinds := map[string]Kind{"begin": Begin, "end": End, "error": Error, "never": Never}
 		kind, ok := kinds[first.Name]
 		if !ok {
-			if known(first.Name) {
+			if upstream.Class(first.Name) {
 				return c.unsupportedPoint(q)
 			}
 			return mismatch(first.Tok, first.Name, c.pointNames())
@@ -423,7 +431,7 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 	unit := q.Components[1]
 	if hasWildcard(unit.Name) {
 		found := false
-		for _, u := range units {
+		for _, u := range append(slices.Clone(units), "profile") {
 			if !parser.Match(unit.Name, u) {
 				continue
 			}
@@ -499,8 +507,11 @@ func (c *checker) builtin(q *ast.Point, src *ast.Probe, body *ast.Block, chain [
 // whoever runs there, and so not for all.
 func (c *checker) profile(q *ast.Point, add func(*Probe, string) *diag.Diagnostic) *diag.Diagnostic {
 	point, rest := "timer.profile", q.Components[2:]
-	if len(rest) > 0 && rest[0].Name == "tick" && rest[0].Arg == nil {
+	if len(rest) > 0 && (rest[0].Name == "tick" || hasWildcard(rest[0].Name) && parser.Match(rest[0].Name, "tick")) && rest[0].Arg == nil {
 		point, rest = point+".tick", rest[1:]
+	}
+	if len(rest) > 0 && rest[0].Name == "freq" {
+		return c.unsupportedPoint(q)
 	}
 	if len(rest) > 0 {
 		return cause(rest[0].Tok, "invalid suffix for probe")
@@ -516,7 +527,9 @@ func (c *checker) forbidden(q *ast.Point) *diag.Diagnostic {
 	if c.opts.Privilege.Contains(privilege.StapDev) || c.opts.Privilege.Contains(privilege.StapSys) {
 		return nil
 	}
-	return cause(q.Components[len(q.Components)-1].Tok, "probe point is not allowed for --privilege=%s", c.opts.Privilege)
+	d := cause(q.Components[len(q.Components)-1].Tok, "probe point is not allowed for --privilege=%s", c.opts.Privilege)
+	d.Firm = true
+	return d
 }
 
 // unsupportedPoint refuses a probe point of upstream: because of the
@@ -526,5 +539,5 @@ func (c *checker) unsupportedPoint(q *ast.Point) *diag.Diagnostic {
 	if d := c.forbidden(q); d != nil && q.Components[0].Name != "process" {
 		return d
 	}
-	return cause(q.Components[0].Tok, "probe point %s is not supported by the built-in translator", q.Name())
+	return lack(q.Components[0].Tok, "probe point "+q.Name())
 }

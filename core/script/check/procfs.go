@@ -84,7 +84,7 @@ func (c *checker) procfs(q *ast.Point) (*Probe, string, *diag.Diagnostic) {
 		return fail(rest[0].Tok, "invalid suffix for probe")
 	}
 	if c.opts.Privilege == privilege.StapUsr {
-		return fail(last.Tok, "probe point is not allowed for --privilege=%s", c.opts.Privilege)
+		return nil, "", c.forbidden(q)
 	}
 	if d := procfsPath(p.Path, first.Tok); d != nil {
 		return nil, "", d
@@ -151,6 +151,7 @@ func (c *checker) procfsFiles() {
 // value replaces $value in the body of a procfs probe by a variable.
 func (c *checker) value(p *Probe) {
 	p.Value = &ast.Var{Name: "$value", Tok: p.tok, Kind: ast.Value, Type: ast.String}
+	fold(p.Body, true)
 	var fix func(q *ast.Expr, stored bool)
 	fix = func(q *ast.Expr, stored bool) {
 		x, ok := (*q).(*ast.Target)

@@ -19,6 +19,9 @@ type Program struct {
 	TopC []*ast.EmbedC
 	// Privilege is the level the program was checked for.
 	Privilege privilege.Level
+	// Arguments tells that the script looks at its arguments by variables: argc,
+	// argv and its kin. It is set when there is an error, too.
+	Arguments bool
 	// Warnings in the order upstream shows them.
 	Warnings []*Diagnostic
 }

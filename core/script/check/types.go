@@ -336,6 +336,13 @@ func (t *inference) value(x ast.Expr, want ast.Type, used bool) ast.Type {
 			return t.fixed(x, ast.String, want)
 		case "<", ">", "<=", ">=", "==", "!=":
 			t.both(x.L, x.R, ast.Unknown)
+		case "&&", "||":
+			t.expr(x.L, ast.Long)
+			if call, ok := x.R.(*ast.Call); ok && !used && len(call.Funcs) > 0 && call.Funcs[0].Ret == ast.Unknown {
+				t.value(x.R, ast.Unknown, false) // it may have no value: nobody asks
+			} else {
+				t.expr(x.R, ast.Long)
+			}
 		default:
 			t.expr(x.L, ast.Long)
 			t.expr(x.R, ast.Long)
@@ -378,6 +385,13 @@ func (t *inference) value(x ast.Expr, want ast.Type, used bool) ast.Type {
 		return t.fixed(x, ast.Long, want)
 	case *ast.Ternary:
 		t.expr(x.Cond, ast.Long)
+		if !used {
+			// Functions without a value may stand there, and one without beside one with.
+			t.value(x.Then, ast.Unknown, false)
+			t.value(x.Else, ast.Unknown, false)
+			x.SetType(ast.Unknown)
+			return ast.Unknown
+		}
 		ty := t.both(x.Then, x.Else, want)
 		x.SetType(ty)
 		return ty
@@ -448,7 +462,7 @@ func (t *inference) call(x *ast.Call, want ast.Type, used bool) ast.Type {
 		if ty == ast.Unknown {
 			break
 		}
-		if f.Ret == ast.Unknown && (used || len(x.Funcs) > 1) && !(f.C != nil && f.File.Tapset) {
+		if f.Ret == ast.Unknown && (used || len(x.Funcs) > 1) {
 			f.Ret = ty
 			t.c.typeAt[f] = x.Tok
 			t.changed = true
@@ -546,44 +560,69 @@ func (t *inference) print(x *ast.Print, want ast.Type) ast.Type {
 	return ast.Long
 }
 
+// lacking reports x if it is something that this translator reads and gives no
+// meaning. -p1 shows it, and another translator may know it.
+func (c *checker) lacking(x ast.Expr) {
+	switch x := x.(type) {
+	case *ast.Stat:
+		if x.Op == "variance" {
+			c.lacks(x.Tok, "statistics extraction @"+x.Op)
+		}
+	case *ast.In:
+		if _, ok := x.Array.(*ast.Hist); ok {
+			c.lacks(x.Tok, "in of a histogram")
+		}
+	case *ast.Target:
+		c.lacks(x.Tok, "context variable "+x.Name)
+	case *ast.AtCast:
+		c.lacks(x.Tok, "@cast")
+	case *ast.AutoCast:
+		c.lacks(x.Tok, "dereference of a pointer")
+	case *ast.AtOp:
+		what := "@" + x.Name
+		if x.Macro {
+			what = "macro " + what
+		}
+		c.lacks(x.Tok, what)
+	case *ast.Unary:
+		if x.Op == "&" {
+			c.lacks(x.Tok, "address operator &")
+		}
+	case *ast.Binary:
+		if x.Op == "=~" || x.Op == "!~" {
+			c.lacks(x.Tok, "regular expression operator "+x.Op)
+		}
+	}
+}
+
+// lackingStmt does the same for statements.
+func (c *checker) lackingStmt(s ast.Stmt) {
+	f, ok := s.(*ast.Foreach)
+	if !ok {
+		return
+	}
+	h, hist := f.Array.(*ast.Hist)
+	switch {
+	case f.SortAggr == "variance":
+		c.lacks(f.Tok, "sorting by @"+f.SortAggr)
+	case hist && (f.SortDir != 0 || f.Slice != nil || len(f.Keys) != 1):
+		c.lacks(h.Tok, "foreach over a histogram with a slice, an order or several keys")
+	}
+}
+
 // constructs refuses what this translator reads but gives no meaning, and
 // checks formats against their arguments.
 func (c *checker) constructs() {
-	lacks := func(t *token.Token, what string) {
-		c.err(t, "%s is not supported by the built-in translator", what)
-	}
 	expr := func(x ast.Expr) {
+		c.lacking(x)
 		switch x := x.(type) {
 		case *ast.Assign:
 			c.lvalue(x.L, x.Tok)
 		case *ast.Stat:
-			if x.Op == "variance" {
-				lacks(x.Tok, "statistics extraction @"+x.Op)
-			}
 			c.extraction(x.X)
 		case *ast.Hist:
 			c.extraction(x.X)
 			c.histogram(x)
-		case *ast.In:
-			if _, ok := x.Array.(*ast.Hist); ok {
-				lacks(x.Tok, "in of a histogram")
-			}
-		case *ast.Target:
-			lacks(x.Tok, "context variable "+x.Name)
-		case *ast.AtCast:
-			lacks(x.Tok, "@cast")
-		case *ast.AutoCast:
-			lacks(x.Tok, "dereference of a pointer")
-		case *ast.AtOp:
-			lacks(x.Tok, "@"+x.Name)
-		case *ast.Unary:
-			if x.Op == "&" {
-				lacks(x.Tok, "address operator &")
-			}
-		case *ast.Binary:
-			if x.Op == "=~" || x.Op == "!~" {
-				lacks(x.Tok, "regular expression operator "+x.Op)
-			}
 		case *ast.IncDec:
 			if !c.lvalueOK(x.X) {
 				c.err(x.Tok, "Expecting lvalue expression").Tok2 = x.X.Token()
@@ -601,17 +640,9 @@ func (c *checker) constructs() {
 	}
 	c.deleting = map[ast.Expr]bool{}
 	stmt := func(s ast.Stmt) {
-		switch s := s.(type) {
-		case *ast.Foreach:
-			h, hist := s.Array.(*ast.Hist)
-			switch {
-			case s.SortAggr == "variance":
-				lacks(s.Tok, "sorting by @"+s.SortAggr)
-			case hist && (s.SortDir != 0 || s.Slice != nil || len(s.Keys) != 1):
-				lacks(h.Tok, "foreach over a histogram with a slice, an order or several keys")
-			}
-		case *ast.Delete:
-			c.deleting[s.X] = true
+		c.lackingStmt(s)
+		if d, ok := s.(*ast.Delete); ok {
+			c.deleting[d.X] = true
 		}
 	}
 	for _, p := range c.prog.Probes {

@@ -14,6 +14,7 @@ package diag
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"stapbox/core/script/token"
@@ -40,12 +41,34 @@ type Diagnostic struct {
 	Saw bool
 	// Site tells messages with one text apart that are shown once each.
 	Site string
+	// Lacks marks an error that is no mistake of the script: SystemTap has what it
+	// names, and this translator does not.
+	Lacks bool
+	// Unknown marks a name that is neither known here nor to be SystemTap's, though
+	// a library that is installed with SystemTap may have it.
+	Unknown bool
+	// Firm marks an error that stays one where a probe point has ? or !.
+	Firm bool
 	// Cause is the error behind this one ("while resolving probe point").
 	Cause *Diagnostic
 }
 
 // Error is the message alone.
 func (d *Diagnostic) Error() string { return d.Message }
+
+// Has reports whether is holds for d or what is behind it.
+func (d *Diagnostic) Has(is func(*Diagnostic) bool) bool {
+	for ; d != nil; d = d.Cause {
+		if is(d) {
+			return true
+		}
+	}
+	return false
+}
+
+// Lacking reports whether d, or what is behind it, is something that this
+// translator lacks.
+func (d *Diagnostic) Lacking() bool { return d.Has(func(d *Diagnostic) bool { return d.Lacks }) }
 
 // Colors are SGR parameters for the parts of a message; an empty one means
 // plain text.
@@ -157,6 +180,9 @@ func (r *Renderer) text(d *Diagnostic) string {
 				fmt.Fprintf(&b, "\tin expansion of macro: %s\n", describe(t, c))
 				source(&b, t, 11, c)
 			}
+			if d.Tok.Hint != "" {
+				b.WriteString("hint: " + d.Tok.Hint + "\n")
+			}
 		}
 		b.WriteString("\n")
 	default:
@@ -199,6 +225,18 @@ type List struct {
 	Errors []*Diagnostic
 	// Notes are lines shown as they are.
 	Notes []string
+}
+
+// Lacks reports whether one of the errors is something that SystemTap has and
+// this translator does not.
+func (l *List) Lacks() bool {
+	return slices.ContainsFunc(l.Errors, (*Diagnostic).Lacking)
+}
+
+// Unknown reports whether one of the errors is a name that a library installed
+// with SystemTap may have.
+func (l *List) Unknown() bool {
+	return slices.ContainsFunc(l.Errors, func(d *Diagnostic) bool { return d.Has(func(d *Diagnostic) bool { return d.Unknown }) })
 }
 
 // Error is the first message with the number of further ones.

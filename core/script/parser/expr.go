@@ -4,7 +4,9 @@ import (
 	"strings"
 
 	"stapbox/core/script/ast"
+	"stapbox/core/script/diag"
 	"stapbox/core/script/token"
+	"stapbox/core/script/upstream"
 )
 
 func base(t *token.Token) ast.ExprBase { return ast.ExprBase{Tok: t} }
@@ -157,45 +159,31 @@ func (p *parser) unary() ast.Expr {
 	return x
 }
 
-// dwarf reads a value with ->member and [index] behind it.
+// dwarf reads a value with ->member, [index], $ and $$ behind it.
 func (p *parser) dwarf() ast.Expr {
 	x := p.value()
-	for {
-		t := p.peek()
-		switch {
-		case t.IsOp("->"):
-			path := p.path(true)
-			switch y := x.(type) {
-			case *ast.AtCast:
-				y.Path = append(y.Path, path...)
-			case *ast.Target:
-				y.Path = append(y.Path, path...)
-			default:
-				x = &ast.AutoCast{ExprBase: base(t), X: x, Path: path}
-			}
-		case t.IsOp("["):
-			switch x.(type) {
-			case *ast.Index, *ast.Call, *ast.AutoCast:
-				p.next()
-				idx := p.expr()
-				p.expect("]")
-				x = &ast.AutoCast{ExprBase: base(t), X: x, Path: []ast.PathPart{{Tok: t, Index: idx}}}
-			default:
-				return x
-			}
-		default:
-			return x
-		}
-		p.chain()
+	t := p.peek()
+	path := p.path(false)
+	if len(path) == 0 {
+		return x
 	}
+	return &ast.AutoCast{ExprBase: base(t), X: x, Path: path}
 }
 
-// path reads ->member and [index] steps.
-func (p *parser) path(arrow bool) []ast.PathPart {
+// path reads ->member and [index] steps, and the $ or $$ that ends them. pretty
+// tells that they have ended.
+func (p *parser) path(pretty bool) []ast.PathPart {
 	var out []ast.PathPart
 	for {
 		t := p.peek()
+		if pretty && (t.IsOp("->") || t.IsOp("[")) {
+			p.fail("-> and [ are not accepted for a pretty-printing variable")
+		}
 		switch {
+		case !pretty && t.Kind == token.Ident && strings.Trim(t.Text, "$") == "":
+			p.next()
+			out = append(out, ast.PathPart{Tok: t, Pretty: len(t.Text)})
+			pretty = true
 		case t.IsOp("->"):
 			p.next()
 			m := p.peek()
@@ -204,12 +192,12 @@ func (p *parser) path(arrow bool) []ast.PathPart {
 			}
 			p.next()
 			name := strings.TrimRight(m.Text, "$")
-			pretty := len(m.Text) - len(name)
 			if name != "" {
 				out = append(out, ast.PathPart{Tok: m, Member: name})
 			}
-			if pretty > 0 {
-				out = append(out, ast.PathPart{Tok: m, Pretty: pretty})
+			if n := len(m.Text) - len(name); n > 0 {
+				out = append(out, ast.PathPart{Tok: m, Pretty: n})
+				pretty = true
 			}
 		case t.IsOp("["):
 			p.next()
@@ -265,7 +253,7 @@ func (p *parser) target() ast.Expr {
 	if pretty > 0 {
 		x.Path = append(x.Path, ast.PathPart{Tok: t, Pretty: pretty})
 	}
-	x.Path = append(x.Path, p.path(false)...)
+	x.Path = append(x.Path, p.path(pretty > 0)...)
 	return x
 }
 
@@ -339,6 +327,7 @@ func (p *parser) atOp() ast.Expr {
 	case name == "defined" || name == "entry" || name == "probewrite" || name == "kregister" || name == "uregister":
 		p.next()
 		x := &ast.AtOp{ExprBase: base(t), Name: name}
+		p.guru(name)
 		p.expect("(")
 		x.Args = append(x.Args, p.expr())
 		if name == "uregister" || name == "kregister" {
@@ -348,6 +337,19 @@ func (p *parser) atOp() ast.Expr {
 		}
 		p.expect(")")
 		return x
+	case name == "kderef" || name == "uderef":
+		p.next()
+		x := &ast.AtOp{ExprBase: base(t), Name: name}
+		p.guru(name)
+		p.expect("(")
+		x.Args = append(x.Args, p.number())
+		p.expect(",")
+		x.Args = append(x.Args, p.expr())
+		p.expect(")")
+		return x
+	case name == "errno":
+		p.next()
+		return &ast.AtOp{ExprBase: base(t), Name: name}
 	case name == "const" || name == "enum" || name == "perf":
 		p.next()
 		if name == "const" && !p.opts.Guru {
@@ -372,8 +374,34 @@ func (p *parser) atOp() ast.Expr {
 		p.expect(")")
 		return x
 	}
-	p.fail("unknown operator " + t.Text)
-	return nil
+	if upstream.Macro(name) {
+		return p.missingMacro()
+	}
+	panic(&diag.Diagnostic{Severity: diag.ParseError, Message: "unknown operator " + t.Text, Tok: p.last, Saw: true, Unknown: true})
+}
+
+// guru refuses what reads any address or register of the kernel.
+func (p *parser) guru(name string) {
+	if (name == "kderef" || name == "kregister") && !p.opts.Guru {
+		p.fail("using @" + name + " operator not permitted; need stap -g")
+	}
+}
+
+// missingMacro reads the use of a macro of SystemTap's library that is not there
+// as if it were an operator: the checker names it, with all else that is missing.
+func (p *parser) missingMacro() ast.Expr {
+	t := p.next()
+	x := &ast.AtOp{ExprBase: base(t), Name: t.Text[1:], Macro: true}
+	if !p.accept("(") || p.accept(")") {
+		return x
+	}
+	for {
+		x.Args = append(x.Args, p.expr())
+		if p.accept(")") {
+			return x
+		}
+		p.expect(",")
+	}
 }
 
 var printNames = []struct {
@@ -435,9 +463,6 @@ func (p *parser) print(x *ast.Print) ast.Expr {
 		p.histOK = false
 		x.Args = append(x.Args, a)
 		if _, ok := a.(*ast.Hist); ok {
-			if x.String {
-				failAt(a.Token(), "base histogram operator where expression expected")
-			}
 			p.expect(")")
 			return x
 		}

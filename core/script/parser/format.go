@@ -4,9 +4,10 @@ import "stapbox/core/script/ast"
 
 // ParseFormat splits a printf format (stap(1), PRINTING):
 //
-//	%[-0+ #]*[WIDTH|*][.PRECISION|.*]CONVERSION   with b c d i m M o p s u x X
+//	%[-0+ #]*[WIDTH|*][.PRECISION|.*][l]CONVERSION   with b c d i m M o p s u x X
 //
-// and %% for a percent sign. A message instead of parts says what is wrong.
+// where the l, which C programmers write, means nothing: all numbers have 64 bits.
+// %% stands for a percent sign. A message instead of parts says what is wrong.
 func ParseFormat(s string) ([]ast.FormatPart, string) {
 	var parts []ast.FormatPart
 	lit := []byte{}
@@ -71,6 +72,9 @@ func ParseFormat(s string) ([]ast.FormatPart, string) {
 			} else {
 				c.Prec = number()
 			}
+		}
+		if i+1 < len(s) && s[i] == 'l' {
+			i++
 		}
 		if i >= len(s) {
 			if c == (ast.FormatPart{Width: -1, Prec: -1, Arg: -1, WidthExpr: -1, PrecExpr: -1}) {

@@ -27,7 +27,7 @@ func (m *Macros) Add(f *token.File, opts Options) (clash bool, failure *diag.Lis
 	if len(f.Text) > token.MaxSource {
 		return false, &diag.List{Pass: 1, Notes: []string{"Input file '" + f.Name + "' is larger than " + itoa(token.MaxSource) + " bytes."}}
 	}
-	p := &preprocessor{opts: &opts, scan: token.NewScanner(f, nil), macros: map[string]*macro{}, library: true}
+	p := &preprocessor{opts: &opts, scan: token.NewScanner(f, nil, nil), macros: map[string]*macro{}, library: true}
 	if d := p.definitions(f); d != nil {
 		opts.report(d)
 	}

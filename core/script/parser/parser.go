@@ -26,6 +26,8 @@ type Options struct {
 	Privilege  string            // systemtap_privilege
 	Guru       bool              // guru_mode, embedded C
 	Macros     *Macros           // of the library; nil for none
+	Own        *Macros           // of the translator; those of Macros come first
+	Used       []bool            // is set for each of Args that a file names; nil if nobody asks
 
 	errors *[]*diag.Diagnostic
 }
@@ -34,6 +36,10 @@ func (o *Options) report(d *diag.Diagnostic) {
 	d.Severity = diag.ParseError
 	*o.errors = append(*o.errors, d)
 }
+
+// MaxArray is the largest number of elements that an array may be declared with,
+// and that -D MAXMAPENTRIES may name.
+const MaxArray = 1 << 24
 
 // maxErrors bounds the work spent on a file that is not a script.
 const maxErrors = 200
@@ -63,7 +69,7 @@ func Parse(f *token.File, opts Options) (*ast.File, error) {
 		return nil, &diag.List{Pass: 1, Notes: []string{"Input file '" + f.Name + "' is larger than " + itoa(token.MaxSource) + " bytes."}}
 	}
 	p := &parser{file: f, opts: &opts, globalNames: map[string]bool{}}
-	p.pp = &preprocessor{opts: &opts, scan: token.NewScanner(f, opts.Args), macros: map[string]*macro{}}
+	p.pp = &preprocessor{opts: &opts, scan: token.NewScanner(f, opts.Args, opts.Used), macros: map[string]*macro{}}
 	out := &ast.File{Source: f}
 	for len(errs) < maxErrors {
 		done, d := p.toplevel(out)
@@ -335,9 +341,8 @@ func (p *parser) globals(out *ast.File, private bool) {
 				p.fail("unexpected end-of-file")
 			}
 			p.expect("]")
-			if size.Value <= 0 || size.Value > 1000000 {
-				p.peek()
-				p.fail("array size out of range")
+			if size.Value < 1 || size.Value > MaxArray {
+				failAt(size.Tok, "array size out of range (1, "+itoa(MaxArray)+")")
 			}
 			v.MaxSize = size.Value
 		}
@@ -449,24 +454,17 @@ func (p *parser) probe(out *ast.File) {
 			if n.Optional || n.Sufficient {
 				failAt(n.Tok, "probe point alias name cannot be optional nor sufficient")
 			}
+			if n.Cond != nil {
+				failAt(n.Tok, "probe point alias name cannot have a condition")
+			}
 		}
 		points = p.points()
 	}
 	if p.isOp("}") {
 		p.fail("expected probe point specifier")
 	}
-	if !p.isOp("{") && !p.isKw("if") {
+	if !p.isOp("{") {
 		p.fail("expected one of ', { } = +='")
-	}
-	var cond ast.Expr
-	if p.isKw("if") {
-		p.next()
-		p.expect("(")
-		cond = p.expr()
-		p.expect(")")
-	}
-	for _, q := range points {
-		q.Cond = cond
 	}
 	if names == nil {
 		out.Probes = append(out.Probes, &ast.Probe{Tok: start, Points: points, Body: p.block()})
@@ -510,6 +508,9 @@ func (p *parser) points() []*ast.Point {
 				q.Optional, q.Sufficient = true, true
 			}
 		}
+		if p.isKw("if") {
+			p.condition(all[len(all)-p.lastCount(all):])
+		}
 		if p.accept(",") {
 			if p.peek().Kind == token.EOF {
 				p.fail("unexpected end-of-file")
@@ -517,6 +518,21 @@ func (p *parser) points() []*ast.Point {
 			continue
 		}
 		return all
+	}
+}
+
+// condition reads the "if (EXPR)" behind a probe point, which is for that point
+// and no other of the list.
+func (p *parser) condition(points []*ast.Point) {
+	p.next()
+	p.expect("(")
+	cond := p.expr()
+	p.expect(")")
+	for _, q := range points {
+		if q.Cond != nil {
+			p.fail("condition respecified")
+		}
+		q.Cond = cond
 	}
 }
 
@@ -537,6 +553,7 @@ func (p *parser) point() []*ast.Point {
 	defer p.leave()
 	start := p.peek()
 	lists := [][]*ast.Component{nil}
+	conds := []ast.Expr{nil}
 	for {
 		t := p.peek()
 		switch {
@@ -548,15 +565,22 @@ func (p *parser) point() []*ast.Point {
 			}
 			p.next()
 			var out [][]*ast.Component
-			for _, head := range lists {
+			var outConds []ast.Expr
+			for i, head := range lists {
 				for _, g := range group {
 					if len(out) >= maxPoints {
 						p.fail("too many probe points")
 					}
 					out = append(out, append(append([]*ast.Component{}, head...), g.Components...))
+					outConds = append(outConds, g.Cond)
+					if conds[i] != nil && g.Cond != nil {
+						p.fail("condition respecified")
+					} else if g.Cond == nil {
+						outConds[len(outConds)-1] = conds[i]
+					}
 				}
 			}
-			lists = out
+			lists, conds = out, outConds
 		case t.Kind == token.Ident || t.Kind == token.Keyword || t.IsOp("*"):
 			c := p.component()
 			for i := range lists {
@@ -571,8 +595,8 @@ func (p *parser) point() []*ast.Point {
 		break
 	}
 	var out []*ast.Point
-	for _, l := range lists {
-		q := &ast.Point{Tok: start, Components: l}
+	for i, l := range lists {
+		q := &ast.Point{Tok: start, Components: l, Cond: conds[i]}
 		if len(l) > 0 {
 			q.Tok = l[0].Tok
 		}

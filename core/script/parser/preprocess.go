@@ -1,6 +1,7 @@
 package parser
 
 import (
+	"cmp"
 	"strings"
 
 	"stapbox/core/script/diag"
@@ -23,6 +24,12 @@ type macro struct {
 	body   []*token.Token
 }
 
+// cond is an open conditional.
+type cond struct {
+	tok   *token.Token
+	other bool // its %: has been seen
+}
+
 // frame is the rest of a macro body or argument being read.
 type frame struct {
 	toks  []*token.Token
@@ -40,7 +47,7 @@ type preprocessor struct {
 	frames   []*frame
 	back     []*token.Token // pushed back, before macro expansion is done again
 	back2    []*token.Token
-	conds    []*token.Token // open %( whose true part is being passed on
+	conds    []cond // open %( of which a part is being passed on
 	emitted  int
 	skipping bool // in the part of a conditional that does not count
 	library  bool // a file of macros: those in a part that does not count are none
@@ -114,7 +121,7 @@ func (p *preprocessor) expanded() *token.Token {
 			scope = p.args()
 		}
 		t := p.raw()
-		if t.Kind == token.Junk {
+		if t.Kind == token.Junk && t.Err != "" {
 			if p.skipping {
 				return t // such as an argument that the condition found absent
 			}
@@ -134,8 +141,10 @@ func (p *preprocessor) expanded() *token.Token {
 			continue
 		}
 		m := p.macros[name]
-		if m == nil && p.opts.Macros != nil {
-			m = p.opts.Macros.byName[name]
+		for _, library := range []*Macros{p.opts.Macros, p.opts.Own} {
+			if m == nil && library != nil {
+				m = library.byName[name]
+			}
 		}
 		if m == nil {
 			return t
@@ -199,8 +208,8 @@ func (p *preprocessor) define() {
 		switch {
 		case t.Kind == token.EOF:
 			failAt(name, "incomplete macro definition - missing '%)'")
-		case t.Kind == token.Junk:
-			failAt(t, t.Err)
+		case t.Kind == token.Junk && t.Err != "" && !t.Arg:
+			failAt(t, t.Err) // an argument that is absent matters where the macro is used
 		case t.IsOp("%("):
 			depth++
 		case t.IsOp("%)"):
@@ -272,7 +281,7 @@ func (p *preprocessor) next() *token.Token {
 		t := p.expanded()
 		switch {
 		case t.Kind == token.EOF && len(p.conds) > 0:
-			open := p.conds[len(p.conds)-1]
+			open := p.conds[len(p.conds)-1].tok
 			p.conds = nil
 			failAt(open, "incomplete conditional at end of file")
 		case t.IsOp("%("):
@@ -282,11 +291,11 @@ func (p *preprocessor) next() *token.Token {
 			}
 			yes := p.condition(t)
 			if yes {
-				p.conds = append(p.conds, t)
+				p.conds = append(p.conds, cond{t, false})
 				continue
 			}
 			if p.skipPart(t, true) {
-				p.conds = append(p.conds, t)
+				p.conds = append(p.conds, cond{t, true})
 			}
 		case t.IsOp("%:"):
 			if len(p.conds) == 0 {
@@ -294,7 +303,10 @@ func (p *preprocessor) next() *token.Token {
 			}
 			open := p.conds[len(p.conds)-1]
 			p.conds = p.conds[:len(p.conds)-1]
-			p.skipPart(open, false)
+			if open.other {
+				failAt(t, duplicateElse)
+			}
+			p.skipPart(open.tok, false)
 		case t.IsOp("%)"):
 			if len(p.conds) == 0 {
 				orphan(t)
@@ -326,11 +338,18 @@ func (p *preprocessor) skipPart(open *token.Token, elseToo bool) bool {
 				return false
 			}
 			depth--
-		case t.IsOp("%:") && depth == 0 && elseToo:
+		case t.IsOp("%:") && depth == 0:
+			if !elseToo {
+				failAt(t, duplicateElse)
+			}
 			return true
+		case t.IsOp("%?") && depth == 0:
+			orphan(t)
 		}
 	}
 }
+
+const duplicateElse = "invalid conditional - duplicate '%:'"
 
 // condition evaluates everything up to %?.
 func (p *preprocessor) condition(open *token.Token) bool {
@@ -444,8 +463,7 @@ func (p *preprocessor) comparison(open *token.Token) bool {
 		n, _ := parseNumber(r.Text)
 		return isEqual() == ((n != 0) == o.Guru)
 	case l.Kind == token.Ident && strings.HasPrefix(l.Text, "CONFIG_"):
-		str()
-		return isEqual() == Match(r.Text, o.Config[l.Text])
+		return p.config(l, op, r, isEqual, isOrder, order)
 	case l.Kind == token.String:
 		if r.Kind != token.String {
 			failAt(r, "expected string literal as right value")
@@ -479,4 +497,49 @@ func (p *preprocessor) comparison(open *token.Token) bool {
 	}
 	failAt(l, condHelp)
 	return false
+}
+
+// config compares a setting of the kernel's configuration: with a string, which
+// may be a pattern, with a number, where a setting that is not there is 0, or
+// with another setting, as numbers if both are.
+func (p *preprocessor) config(l, op, r *token.Token, isEqual func() bool, isOrder func(), order func(int) bool) bool {
+	have := p.opts.Config[l.Text]
+	switch {
+	case r.Kind == token.String:
+		return isEqual() == Match(r.Text, have)
+	case r.Kind == token.Number:
+		isOrder()
+		want, ok := parseNumber(r.Text)
+		if !ok {
+			failAt(r, "number invalid or out of range")
+		}
+		n, ok := setting(have)
+		if !ok {
+			failAt(l, "Config option value not a number")
+		}
+		return order(cmp.Compare(n, want))
+	case r.Kind == token.Ident && strings.HasPrefix(r.Text, "CONFIG_"):
+		isOrder()
+		other := p.opts.Config[r.Text]
+		a, isNumber := setting(have)
+		if b, ok := setting(other); ok && isNumber {
+			return order(cmp.Compare(a, b))
+		}
+		return order(strings.Compare(have, other))
+	}
+	failAt(r, "expected string, number literal or other CONFIG_... as right side operand")
+	return false
+}
+
+// setting is the number that a setting is.
+func setting(text string) (int64, bool) {
+	if text == "" {
+		return 0, true
+	}
+	negative := strings.HasPrefix(text, "-")
+	n, ok := parseNumber(strings.TrimPrefix(text, "-"))
+	if negative {
+		n = -n
+	}
+	return n, ok
 }

@@ -15,13 +15,15 @@ import (
 	"stapbox/core/script/token"
 )
 
-//go:embed *.stp
+//go:embed *.stp *.stpm arguments/*.stp
 var files embed.FS
 
 // Sources are the library files in a fixed order.
-func Sources() []*token.File {
+func Sources() []*token.File { return sources("*.stp") }
+
+func sources(pattern string) []*token.File {
 	var out []*token.File
-	names, err := fs.Glob(files, "*.stp")
+	names, err := fs.Glob(files, pattern)
 	if err != nil {
 		return nil
 	}
@@ -39,8 +41,31 @@ func Sources() []*token.File {
 // so each script needs its own.
 func Parse(opts parser.Options) ([]*ast.File, error) {
 	opts.Args = nil
+	return parse(Sources(), opts)
+}
+
+// Arguments are the variables argc, argv and argv_1 to argv_32, and NULL. Each
+// file becomes part of a script that names one of its variables, and its initial
+// values are the arguments of the script.
+func Arguments(opts parser.Options) ([]*ast.File, error) {
+	list := sources("arguments/*.stp")
+	for _, f := range list {
+		f.Library = true
+	}
+	files, err := parse(list, opts)
+	for _, f := range files {
+		for _, g := range f.Globals {
+			if g.Name == "argv" { // without arguments nothing else would tell
+				g.Type, g.Keys, g.Arity = ast.String, []ast.Type{ast.Long}, 1
+			}
+		}
+	}
+	return files, err
+}
+
+func parse(list []*token.File, opts parser.Options) ([]*ast.File, error) {
 	var out []*ast.File
-	for _, src := range Sources() {
+	for _, src := range list {
 		f, err := parser.Parse(src, opts)
 		if err != nil {
 			return nil, err
@@ -48,4 +73,15 @@ func Parse(opts parser.Options) ([]*ast.File, error) {
 		out = append(out, f)
 	}
 	return out, nil
+}
+
+// Macros are those of the library.
+func Macros(opts parser.Options) (*parser.Macros, error) {
+	m := &parser.Macros{}
+	for _, f := range sources("*.stpm") {
+		if _, failure := m.Add(f, opts); failure != nil {
+			return nil, failure
+		}
+	}
+	return m, nil
 }

@@ -1,6 +1,10 @@
 package token
 
-import "strings"
+import (
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
 
 // MaxSource is the largest script text the scanner takes, arguments
 // included. Real scripts are a hundred times smaller.
@@ -32,13 +36,16 @@ type Scanner struct {
 	col  int
 
 	arg    string // rest of an inserted argument, read before text
+	argPos Pos    // where its $ is
 	args   []string
-	budget int // bytes that arguments may still insert
+	used   []bool // which of args were asked for
+	budget int    // bytes that arguments may still insert
 }
 
-// NewScanner makes a scanner that inserts args for $1, @1, $# and @#.
-func NewScanner(f *File, args []string) *Scanner {
-	return &Scanner{file: f, text: f.Text, line: 1, col: 1, args: args, budget: MaxSource}
+// NewScanner makes a scanner that inserts args for $1, @1, $# and @#. In used,
+// which is nil or as long as args, it marks those that the text names.
+func NewScanner(f *File, args []string, used []bool) *Scanner {
+	return &Scanner{file: f, text: f.Text, line: 1, col: 1, args: args, used: used, budget: MaxSource}
 }
 
 // peek is the character n places ahead, or -1 at the end.
@@ -95,17 +102,25 @@ func (s *Scanner) Next() *Token {
 		s.space()
 		pos := Pos{s.file, s.line, s.col}
 		fromArg := s.arg != ""
+		if fromArg {
+			pos = s.argPos
+		}
 		t := &Token{Pos: pos, Arg: fromArg}
 		c := s.peek(0)
 		switch {
 		case c < 0:
 			t.Kind = EOF
 			return t
-		case (c == '$' || c == '@') && !fromArg && (digit(s.peek(1)) || s.peek(1) == '#'):
+		case (c == '$' || c == '@') && fromArg && (digit(s.peek(1)) || s.peek(1) == '#'):
+			// The user's word is not searched for further arguments.
+			s.skip(len(s.arg))
+			t.Kind, t.Err = Junk, "invalid nested substitution of command line arguments"
+			return t
+		case (c == '$' || c == '@') && (digit(s.peek(1)) || s.peek(1) == '#'):
 			s.skip(1)
 			text, ok := s.argument()
 			if !ok {
-				t.Kind, t.Err = Junk, "command line argument out of range [1-"+itoa(len(s.args))+"]"
+				t.Kind, t.Arg, t.Err = Junk, true, "command line argument out of range [1-"+itoa(len(s.args))+"]"
 				return t
 			}
 			if s.budget -= len(text); s.budget < 0 {
@@ -116,7 +131,7 @@ func (s *Scanner) Next() *Token {
 				t.Kind, t.Text = String, Quote(text)
 				return t
 			}
-			s.arg = text
+			s.arg, s.argPos = text, pos
 			continue
 		case identStart(c):
 			var b strings.Builder
@@ -144,6 +159,8 @@ func (s *Scanner) Next() *Token {
 			return s.str(t)
 		case c == '%' && s.peek(1) == '{':
 			return s.embed(t)
+		case c < ' ' || c >= 0x7f:
+			return s.junk(t)
 		}
 		t.Kind = Operator
 		for _, op := range operators {
@@ -164,6 +181,35 @@ func (s *Scanner) Next() *Token {
 		s.skip(1)
 		return t
 	}
+}
+
+// junk reads a character that no token starts with. Its text is the character
+// itself if it is one that prints, else the escapes of its bytes.
+func (s *Scanner) junk(t *Token) *Token {
+	t.Kind = Junk
+	var b []byte
+	for n := range utf8.UTFMax {
+		if c := s.peek(n); c >= 0 {
+			b = append(b, byte(c))
+		}
+	}
+	r, size := utf8.DecodeRune(b)
+	s.skip(size)
+	if t.Text = string(b[:size]); r == utf8.RuneError || !unicode.IsGraphic(r) || unicode.IsSpace(r) {
+		t.Text = ""
+		for _, c := range b[:size] {
+			t.Text += `\x` + string("0123456789abcdef"[c>>4]) + string("0123456789abcdef"[c&15])
+		}
+	}
+	switch {
+	case r == '\ufeff':
+		t.Hint = "the script has a byte order mark, which must go"
+	case unicode.Is(unicode.Pi, r) || unicode.Is(unicode.Pf, r) || r == '\u201a' || r == '\u201e':
+		t.Hint = "strings stand in plain quotes, \""
+	case r >= utf8.RuneSelf && unicode.IsSpace(r):
+		t.Hint = "this is a blank of a kind that a script may not have"
+	}
+	return t
 }
 
 // space skips blanks and comments. "#" starts a comment; $# and @# are read
@@ -201,6 +247,9 @@ func (s *Scanner) argument() (string, bool) {
 	}
 	if n < 1 || n > len(s.args) {
 		return "", false
+	}
+	if s.used != nil {
+		s.used[n-1] = true
 	}
 	return s.args[n-1], true
 }

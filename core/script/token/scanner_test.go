@@ -6,7 +6,7 @@ import (
 )
 
 func scan(text string, args ...string) string {
-	s := NewScanner(&File{Name: "t", Text: text}, args)
+	s := NewScanner(&File{Name: "t", Text: text}, args, nil)
 	var out []string
 	for {
 		t := s.Next()
@@ -36,7 +36,10 @@ func TestScanner(t *testing.T) {
 		{`"abc`, nil, `ju:"abcCould not find matching closing quote`},
 		{"%{ a %} %( %? %: %)", nil, "em: a  op:%( op:%? op:%: op:%)"},
 		{"%{ a", nil, "ju:%{ aCould not find matching '%}' to close embedded function block"},
-		{"a \x00\xff", nil, "id:a op:\x00 op:\xff"},
+		{"a \x00\xff", nil, `id:a ju:\x00 ju:\xff`},
+		{"“x”\u00a0\ufeff", nil, `ju:“ id:x ju:” ju:\xc2\xa0 ju:\xef\xbb\xbf`},
+		{"$1", []string{"$2"}, "ju:invalid nested substitution of command line arguments"},
+		{"@1", []string{"$2"}, "st:$2"},
 	} {
 		if got := scan(test.text, test.args...); got != test.want {
 			t.Errorf("%q: got %q, want %q", test.text, got, test.want)
@@ -45,8 +48,8 @@ func TestScanner(t *testing.T) {
 }
 
 func TestPositions(t *testing.T) {
-	s := NewScanner(&File{Name: "f", Text: "a\n  $1 b"}, []string{"x y"})
-	want := []string{"f:1:1", "f:2:5", "f:2:5", "f:2:6"} // inserted text stands behind the argument
+	s := NewScanner(&File{Name: "f", Text: "a\n  $1 b"}, []string{"x y"}, nil)
+	want := []string{"f:1:1", "f:2:3", "f:2:3", "f:2:6"} // inserted text stands where its $ is
 	for i, w := range want {
 		if got := s.Next().Pos.String(); got != w {
 			t.Errorf("token %d: got %s, want %s", i, got, w)
@@ -69,7 +72,7 @@ func FuzzScanner(f *testing.F) {
 	f.Add("$1", "\"")
 	f.Add("/*", "%{")
 	f.Fuzz(func(t *testing.T, text, arg string) {
-		s := NewScanner(&File{Name: "f", Text: text}, []string{arg})
+		s := NewScanner(&File{Name: "f", Text: text}, []string{arg}, nil)
 		for n := 0; ; n++ {
 			tok := s.Next()
 			if tok.Kind == EOF {

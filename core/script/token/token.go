@@ -13,7 +13,7 @@ type Kind int
 // The kinds of tokens.
 const (
 	EOF      Kind = iota
-	Junk          // text that is no token; Err says why
+	Junk          // text that is no token; Err may say why
 	Ident         // name, $name, @name
 	Operator      // + << { %( and so on
 	String        // string literal, escapes already read
@@ -83,8 +83,10 @@ type Token struct {
 	Pos  Pos
 	// Chain is the macro invocation or alias this token came from, if any.
 	Chain *Token
-	// Err is the message of a Junk token.
+	// Err is the message of a Junk token that is wrong wherever it stands.
 	Err string
+	// Hint says what may have been meant by a Junk token.
+	Hint string
 	// Arg marks text inserted from a script argument.
 	Arg bool
 }
