@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,19 +14,7 @@ import (
 // TestSecurityTable holds the table of security findings to its rows, and each test
 // that it names to one that is there.
 func TestSecurityTable(t *testing.T) {
-	var sources strings.Builder
-	err := filepath.WalkDir("..", func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() || !strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		b, err := os.ReadFile(path)
-		sources.Write(b)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := sources.String()
+	text := testSources(t)
 	rows := map[string]int{}
 	name := regexp.MustCompile(`^Test\w+(/\w+)?$`)
 	for line := range strings.Lines(string(read(t, "testdata/security.md"))) {
@@ -54,5 +43,52 @@ func TestSecurityTable(t *testing.T) {
 	}
 	if rows["residual"] < 4 || len(rows) != 1 {
 		t.Errorf("rows besides the findings: %v", rows)
+	}
+}
+
+// testSources is the text of all tests.
+func testSources(t *testing.T) string {
+	t.Helper()
+	var sources strings.Builder
+	err := filepath.WalkDir("..", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		sources.Write(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sources.String()
+}
+
+// TestCaseTable holds the table of e2e/run cases to the tests.
+func TestCaseTable(t *testing.T) {
+	text := testSources(t)
+	n := 0
+	for line := range strings.Lines(string(read(t, "testdata/cases.txt"))) {
+		f := strings.Fields(line)
+		if len(f) == 0 || f[0] == "#" {
+			continue
+		}
+		n++
+		if len(f) < 4 || f[0] != fmt.Sprintf("%02d", n) {
+			t.Fatalf("row %d is %q", n, line)
+		}
+		function, part, _ := strings.Cut(f[2], "/")
+		if !strings.Contains(text, "\nfunc "+function+"(t *testing.T) {") {
+			t.Errorf("there is no test %s", function)
+		}
+		if part != "" {
+			read(t, "testdata/cases/"+part+".txt")
+		}
+	}
+	if files, err := filepath.Glob("testdata/cases/*.txt"); err != nil || len(files) != 13 {
+		t.Errorf("%d files, %v; each has a row", len(files), err)
+	}
+	if n != 24 {
+		t.Errorf("%d cases, not 24", n)
 	}
 }

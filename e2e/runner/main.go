@@ -19,6 +19,7 @@ var commands = []struct {
 	{"demo", "the main job, end to end, as a transcript; --short: up to Hello (root)", demo},
 	{"test", "all tests: unit, fuzz seeds, testscript, guests (root); test quick: the main walk and what is fast", test},
 	{"guest", "a production host for one's own scripts: -k KERNEL -u USER --server -- COMMAND (root)", guest},
+	{"cases", "scripts and commands of users that were once misread, one line each (root)", cases},
 	{"interop", "with upstream SystemTap 5.6 on its own kernel, and 4.8 over the wire (root, 4 GB, minutes)", interoperate},
 	{"bench", "side by side with upstream: medians, ratios, budgets (root, 2 GB, minutes)", benchmark},
 	{"fuzz", "every fuzz target for a TIME such as 30s", fuzz},

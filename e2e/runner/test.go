@@ -49,18 +49,9 @@ func test(l *lab.Lab, args []string) error {
 	if os.Geteuid() != 0 {
 		fmt.Println("Not root: guests, servers' users and network namespaces are skipped, which is most of e2e. As root: sudo ./e2e/run test")
 	}
-	if err := l.EnsureTools(); err != nil {
+	if err := headers(l); err != nil {
 		return err
 	}
-	var headers []string
-	for _, v := range lab.Versions() {
-		k, err := l.FetchKernel(v)
-		if err != nil {
-			return err
-		}
-		headers = append(headers, k.Headers)
-	}
-	os.Setenv("STAPBOX_KERNEL_HEADERS", strings.Join(headers, string(filepath.ListSeparator)))
 	s := newSummary(l, cmp.Or(strings.Join(args, " "), map[bool]string{true: "quick", false: "all"}[quick]))
 	vetted := make(chan error, 1)
 	go func() { vetted <- vet() }()
@@ -88,6 +79,22 @@ func test(l *lab.Lab, args []string) error {
 		err = nil // go test's status is about the first run
 	}
 	return errors.Join(err, <-vetted)
+}
+
+// headers gets what tests build modules with, and tells them where it is.
+func headers(l *lab.Lab) error {
+	if err := l.EnsureTools(); err != nil {
+		return err
+	}
+	var dirs []string
+	for _, v := range lab.Versions() {
+		k, err := l.FetchKernel(v)
+		if err != nil {
+			return err
+		}
+		dirs = append(dirs, k.Headers)
+	}
+	return os.Setenv("STAPBOX_KERNEL_HEADERS", strings.Join(dirs, string(filepath.ListSeparator)))
 }
 
 // everything runs all tests: those of guests beside those of this machine.
