@@ -2,9 +2,10 @@
 // user is, gives up every privilege and becomes stapio.
 //
 // It runs setuid root for users who are not. What it reads of theirs it reads
-// as them (setfsuid(2)), once, into private memory; the verdict, the new name
-// and what the kernel gets are all of that memory. It runs no program but the
-// stapio of a fixed, root-owned place, as the invoking user. It writes no file.
+// as them (setfsuid(2), without capabilities), once, into private memory; the
+// verdict, the new name and what the kernel gets are all of that memory. It runs no
+// program but the stapio of a fixed, root-owned place, as the invoking user. It
+// writes nothing but the lock and whose the loaded modules are.
 //
 // The order of things (loader-relay 1.3):
 //
@@ -13,6 +14,7 @@
 //	-> credentials, relocations, time zone, remote id -> drop privileges -> exec stapio
 //
 // With -A what lies between is opening and closing the module's control channel.
+// Root who goes on as another user does not become stapio: another.go.
 //
 // Unlike upstream it changes no setting of the host: it mounts nothing (modules
 // have their files in procfs since 4.5; one built for debugfs needs it mounted),

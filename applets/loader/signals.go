@@ -82,7 +82,8 @@ func (l *loader) ended(s os.Signal) {
 // Go runtime leaves them so (os/signal). The others have their default action
 // again, so that none is taken by a handler that exec(2) then ends: for some
 // milliseconds they end staprun or stapio and leave the module, which staprun -d
-// removes; stap does so by itself. It says whether a signal has come before.
+// removes; stap does so by itself. Where root stays beside stapio (exec is false) the
+// caller listens to them already. It says whether a signal has come before.
 func (i *interrupts) handOver(exec bool) (interrupted bool) {
 	terminal := make(chan os.Signal, 16)
 	signal.Notify(terminal, unix.SIGHUP, unix.SIGINT)
