@@ -233,7 +233,8 @@ func TestOutside(t *testing.T) {
 		} {
 			for _, path := range []string{h.key, h.other, "/etc/shadow"} {
 				command := fmt.Sprintf(format, path)
-				if path == "/etc/shadow" && strings.Contains(format, "rm ") {
+				// What would do harm to this machine, and what Landlock alone does not keep root from.
+				if path == "/etc/shadow" && (strings.Contains(format, "rm ") || strings.Contains(format, "touch ")) {
 					continue
 				}
 				out, err := sh(t, s, h.spec, command+"; e=$?; rm -f x y l h; exit $e")
