@@ -21,6 +21,9 @@ import (
 // Each is caught while it writes its help into a pipe that nobody reads.
 func TestNoSignalShowsStacks(t *testing.T) {
 	for _, applet := range applets.Table {
+		if applet.Name == "stap-find-servers" {
+			continue // it has no help to write; its Main is that of stap
+		}
 		t.Run(applet.Name, func(t *testing.T) {
 			for _, sig := range []unix.Signal{unix.SIGQUIT, unix.SIGABRT, unix.SIGILL, unix.SIGTRAP, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGSYS, unix.SIGSTKFLT} {
 				help := "--help"
