@@ -57,10 +57,13 @@ func testScripts(t *testing.T, dir string) {
 			e.Setenv("RELEASE", strings.TrimPrefix(filepath.Base(firstHeaders()), "linux-headers-"))
 			e.Setenv("KERNELS", kernelState())
 			e.Setenv("NOBODY", fmt.Sprintf("setpriv --reuid=%d --regid=%d --clear-groups", lab.ServerUID, lab.ServerUID))
-			for _, d := range []string{e.WorkDir, filepath.Join(e.WorkDir, ".tmp")} {
-				if err := os.Chmod(d, 0o777); err != nil {
-					return err
-				}
+			// The home directory is nobody else's to write; what an unprivileged user
+			// writes is in $TMPDIR.
+			if err := os.Chmod(e.WorkDir, 0o755); err != nil {
+				return err
+			}
+			if err := os.Chmod(filepath.Join(e.WorkDir, ".tmp"), 0o777|os.ModeSticky); err != nil {
+				return err
 			}
 			return nil
 		},
