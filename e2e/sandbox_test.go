@@ -29,6 +29,7 @@ func TestSandboxOnKernel(t *testing.T) {
 		for u, tests := range map[*lab.User]string{&lab.Nobody: "Honest|Fetch$|Sparse|Outside|SystemCalls|Refuses", &lab.Root: "Honest|Fetch$|Sparse|SystemCalls"} {
 			r := lab.Command(*u, "/tmp/sandbox.test", "-test.v", "-test.run="+tests)
 			r.Dir = "/tmp"
+			r.Timeout = 300
 			a := s.do(t, r)
 			if a.Status != 0 || strings.Contains(string(a.Stdout), "missing:") || strings.Count(string(a.Stdout), "--- PASS") != strings.Count(tests, "|")+1 {
 				t.Errorf("%s: status %d\n%s%s", u.Name, a.Status, a.Stdout, a.Stderr)

@@ -13,6 +13,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +65,9 @@ func Enter(argv []string) (c Caller, err error) {
 	if !secure {
 		return c, nil
 	}
+	// The personality is a thread's. Other threads of the Go runtime, which exist
+	// already, keep the caller's: what follows stays on the one that resets it.
+	runtime.LockOSThread()
 	os.Clearenv()
 	if len(argv) == 0 || filepath.Base(argv[0]) != Applet {
 		name := ""
