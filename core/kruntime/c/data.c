@@ -197,7 +197,8 @@ STP_COLD noinline unsigned long stp_to_user(void __user *to, const void *from, u
 	return copy_to_user(to, from, n);
 }
 
-/* As many whole records as fit; a part of one that alone is longer than that. */
+/* As many whole records as fit, but no more than a copy takes that nothing can
+ * interrupt; a part of one that alone is longer than that. */
 STP_COLD static ssize_t stp_trace_read(struct file *f, char __user *buf, size_t count, loff_t *pos)
 {
 	struct stp_ring *r = pde_data(file_inode(f));
@@ -219,7 +220,7 @@ STP_COLD static ssize_t stp_trace_read(struct file *f, char __user *buf, size_t 
 		if (signal_pending(current))
 			break;
 		tail = READ_ONCE(r->tail);
-		n = min3((unsigned long)count, smp_load_acquire(&r->head) - tail, r->size);
+		n = min3((unsigned long)count, smp_load_acquire(&r->head) - tail, MEGABYTE);
 		rc = tail ? -ENODATA : 0;
 		if (!n)
 			break;
