@@ -464,7 +464,7 @@ func TestDefect_10_3_13_NoDebugfsIsNeeded(t *testing.T) {
 // Switching output files removed the device node.
 func TestDefect_10_2_06_DevNullStays(t *testing.T) {
 	onFirst(t, func(t *testing.T, s *scene) {
-		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptPages, manyActions))
+		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptPages, manyActions, muchTime))
 		want(t, s.do(t, lab.Shell(lab.Root, "staprun -S 1,1 -o /dev/null /tmp/defect.ko; echo $?; test -c /dev/null && echo there; ls /dev/null*")), 0, "0\nthere\n/dev/null\n")
 	})
 }
@@ -472,7 +472,7 @@ func TestDefect_10_2_06_DevNullStays(t *testing.T) {
 // A target that ended while begin probes ran was never noticed.
 func TestDefect_10_3_02_TargetThatEndsAtOnce(t *testing.T) {
 	onKernels(t, func(t *testing.T, s *scene) {
-		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptBusy, manyActions))
+		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptBusy, manyActions, muchTime))
 		r := lab.Command(lab.Dev, "staprun", "-c", "true", "/tmp/defect.ko")
 		want(t, s.do(t, r), 0, "began\nend\n")
 		r = lab.Command(lab.Dev, "staprun", "-c", "/proc/nonexistent/program", "/tmp/defect.ko")

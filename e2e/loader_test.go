@@ -277,7 +277,7 @@ staprun /tmp/ticker.ko; echo rc=$?; kill -INT $!; wait $!; rm -r $PWD`))
 			s.forgetSigners(t)
 		})
 		t.Run("a flood arrives complete and in order", func(t *testing.T) {
-			s.put(t, "/tmp/flood.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe begin { for (i = 0; i < 150000; i++) printf("%d:%056d\n", i, i) exit() }`, "-DMAXACTION=10000000", "-DMAXACTION_INTERRUPTIBLE=10000000"))
+			s.put(t, "/tmp/flood.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe begin { for (i = 0; i < 150000; i++) printf("%d:%056d\n", i, i) exit() }`, "-DMAXACTION=10000000", "-DMAXACTION_INTERRUPTIBLE=10000000", muchTime))
 			got := s.do(t, lab.Shell(lab.Dev, `staprun -o /tmp/flood.txt /tmp/flood.ko; echo rc=$?; awk -F: '$1 != NR-1 || length($2) != 56 {bad++} END {print NR, bad+0}' /tmp/flood.txt; rm /tmp/flood.txt`))
 			want(t, got, 0, "rc=0\n150000 0\n")
 		})

@@ -23,7 +23,10 @@ const (
 	scriptWarn   = `probe timer.ms(200) { warn("later") }`
 )
 
+// manyActions lets a handler do what takes seconds in an emulated machine.
 const manyActions = "-DMAXACTION=1000000000"
+
+const muchTime = "-DMAXTIME_SESSION=60000"
 
 // shellHead is what the rows' shell scripts have: m is the module's file, NAME
 // its name; await waits until a command succeeds, listens until a process is a stapio
@@ -54,7 +57,7 @@ func shellRow(section, id, what, stp, sh, stdout string, stderr ...string) row {
 	return row{section, id, what, func(t *testing.T, s *scene) {
 		var args []string
 		if stp == scriptFlood || stp == scriptPages || stp == scriptBusy {
-			args = []string{manyActions}
+			args = []string{manyActions, muchTime}
 		}
 		want(t, inGuest(t, s, stp, sh, args...), 0, stdout, stderr...)
 	}}

@@ -108,7 +108,7 @@ func (s *scene) security01(t *testing.T) {
 		want(t, a, 0, "text\n1002\n1\n", "Child process exited with status 3")
 	})
 	t.Run("a stapio that is killed", func(t *testing.T) {
-		a := s.do(t, lab.Shell(lab.Root, "SYSTEMTAP_REAL_UID=1002 staprun /tmp/look.ko >/tmp/seen & p=$!; until grep -q end /tmp/seen; do sleep 0.1; done; killall -KILL stapio; wait $p; s=$?; cat /tmp/seen; echo $s; staprun -d "+testModule))
+		a := s.do(t, lab.Shell(lab.Root, "SYSTEMTAP_REAL_UID=1002 staprun /tmp/look.ko >/tmp/killed & p=$!; until grep -q end /tmp/killed; do sleep 0.1; done; killall -KILL stapio; wait $p; s=$?; cat /tmp/killed; echo $s; staprun -d "+testModule))
 		want(t, a, 0, "terminal \x1b]0;title\a \u009b end\n137\n", "stapio of user 1002 was ended by a signal: killed")
 	})
 	s.do(t, lab.Shell(lab.Root, "rm -f /tmp/seen /root/secret"))

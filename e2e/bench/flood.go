@@ -58,7 +58,7 @@ func (b *bench) flood(ctx context.Context) error {
 		side
 		name, script string
 	}{{theirs, "lines", linesScript}, {ours, "ourlines", linesScript}, {theirs, "ticks", tickScript}, {ours, "ourticks", tickScript}} {
-		if _, err := b.time(ctx, m.side, b.p4(m.side, "-m", m.name, "-DMAXACTION=10000000", "-DSTP_NO_OVERLOAD", "-e", m.script)...); err != nil {
+		if _, err := b.time(ctx, m.side, b.p4(m.side, "-m", m.name, "-DMAXACTION=10000000", "-DMAXTIME_SESSION=60000", "-DSTP_NO_OVERLOAD", "-e", m.script)...); err != nil {
 			return err
 		}
 		text, err := os.ReadFile(filepath.Join(b.work, m.name+".ko"))
