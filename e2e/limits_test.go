@@ -249,10 +249,19 @@ func TestSecurity02NoScriptHoldsACPU(t *testing.T) {
 					t.Run(who.user.Name+" "+in.context, func(t *testing.T) {
 						// The output is hundreds of megabytes: they have to fit where they wait, and who
 						// keeps them holds the CPU too.
-						r := lab.Shell(who.user, "staprun -b 500 "+put(who.level, dearScript(who.globals, who.rows, in.point))+" | tail -c 20000")
+						rows := who.rows
+						if in.context == "begin" { // a hundred times as long: shared out among the kernels
+							rows = nil
+							for i, d := range who.rows {
+								if s.turn(i) {
+									rows = append(rows, d)
+								}
+							}
+						}
+						r := lab.Shell(who.user, "staprun -b 500 "+put(who.level, dearScript(who.globals, rows, in.point))+" | tail -c 20000")
 						r.Timeout = 180
 						a, absences := s.watched(t, r)
-						checkRows(t, who.rows, in.limit, a, absences)
+						checkRows(t, rows, in.limit, a, absences)
 					})
 				}
 			}
