@@ -496,7 +496,7 @@ func TestServerRefusals(t *testing.T) {
 		{"a name for a module below stapdev", append(use, "--privilege=stapusr", "-m", "mine", "-e", hello), "You can't specify -m when --privilege=stapusr is specified.\n"},
 		{"a macro below stapdev", append(use, "--privilege=stapusr", "-DMAXACTION=1000000", "-e", hello), "You can't specify -D when --privilege=stapusr is specified.\n"},
 		{"an error of syntax", append(use, "-e", `probe begin { exit( }`), "parse error: expected literal string or number\n"},
-		{"a request too large", append(use, "-e", "probe begin { exit() } # "+noise(20000)), "Error size of (compressed) request file is too large: "},
+		{"a request too large", append(use, "-e", "probe begin { exit() } # "+noise(60000)), "Error size of (compressed) request file is too large: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			stdout, stderr, status := stap(tt.args...)
