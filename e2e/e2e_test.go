@@ -103,8 +103,10 @@ func onKernel(t *testing.T, version string, test func(t *testing.T, s *scene)) {
 	besidesOthers(t)
 	t.Run(version, func(t *testing.T) {
 		t.Parallel()
+		began := time.Now()
 		s := sceneOf(t, version)
 		s.busy.Lock()
+		t.Logf("its turn after %.2f s", time.Since(began).Seconds()) // ./e2e/run test takes that off
 		t.Cleanup(s.busy.Unlock)
 		// The order of tests is not fixed: none finds files of another.
 		s.do(t, lab.Shell(lab.Root, "rm -rf /tmp/* /tmp/.[!.]* /home/*/* /home/*/.[!.]*"))

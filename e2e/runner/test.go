@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,9 @@ type event struct {
 
 // onKernel finds the kernel in the name of a guest test.
 var onKernel = regexp.MustCompile(`/(\d+\.\d+)(/|$)`)
+
+// itsTurn is what a guest test says when its guest is free.
+var itsTurn = regexp.MustCompile(`its turn after ([0-9.]+) s`)
 
 // quickTests are those of the built binary that test quick runs: the command
 // line, and the walk of a request in one guest.
@@ -194,12 +198,13 @@ type summary struct {
 	output   map[string][]string // of tests that have not passed yet
 	parents  map[string]bool
 	count    map[string]int
+	waited   map[string]float64 // seconds until a guest was free
 	took     map[string]float64 // seconds, of tests and of their part on each kernel
 	failures []failure          // leaves, and packages that fail without a test
 }
 
 func newSummary(l *lab.Lab, what string) *summary {
-	return &summary{lab: l, run: goTest, start: time.Now(), line: newProgress(l, what), result: map[string]string{}, output: map[string][]string{}, parents: map[string]bool{}, count: map[string]int{}, took: map[string]float64{}}
+	return &summary{lab: l, run: goTest, start: time.Now(), line: newProgress(l, what), result: map[string]string{}, output: map[string][]string{}, parents: map[string]bool{}, count: map[string]int{}, took: map[string]float64{}, waited: map[string]float64{}}
 }
 
 func (s *summary) add(e event) {
@@ -209,6 +214,9 @@ func (s *summary) add(e event) {
 	switch e.Action {
 	case "output":
 		s.output[key] = append(s.output[key], e.Output)
+		if m := itsTurn.FindStringSubmatch(e.Output); m != nil {
+			s.waited[key], _ = strconv.ParseFloat(m[1], 64) // the pattern is a number
+		}
 		if strings.Contains(e.Output, lab.Rebooted) {
 			s.rebooted++
 			s.line.print(e.Output)
@@ -232,7 +240,7 @@ func (s *summary) add(e event) {
 		s.result[key] = e.Action
 		s.line.ends(e.Test)
 		if m := onKernel.FindStringSubmatchIndex(e.Test); !strings.Contains(e.Test, "/") || m != nil && m[1] == len(e.Test) {
-			s.took[e.Test] = e.Elapsed
+			s.took[e.Test] = e.Elapsed - s.waited[key]
 		}
 		if e.Action != "pass" {
 			text := fmt.Sprintf("%s %s %s\n%s", strings.ToUpper(e.Action), e.Package, e.Test, strings.Join(s.output[key], ""))
