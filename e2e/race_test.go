@@ -355,7 +355,7 @@ func TestRemovalRemovesWhatWasProven(t *testing.T) {
 		t.Run("an insertion waits", func(t *testing.T) {
 			leave(lab.Dev)
 			r := lab.Command(lab.Dev, "staprun", "-d", testModule)
-			r.Break = &request.Break{Text: "delete_module", Nth: 1, Shell: "cd /tmp; (staprun -o /dev/null /tmp/ticker.ko; echo $?) >/tmp/second 2>&1 & sleep 0.3; cat /tmp/second"}
+			r.Break = &request.Break{Text: "delete_module", Nth: 1, Shell: "cd /tmp; (staprun -o /dev/null /tmp/ticker.ko; echo $?) >/tmp/second 2>&1 & sleep 1.5; cat /tmp/second"}
 			a := s.do(t, r)
 			want(t, a, 0, "", "act: staprun -d delete_module")
 			if strings.Contains(string(a.Stderr), "File exists") {

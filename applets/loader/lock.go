@@ -128,9 +128,9 @@ func stateOf(stat string) holding {
 		return idling
 	}
 	switch rest[1] {
-	case 'T', 't':
+	case 'T':
 		return stopped
-	case 'R', 'D':
+	case 'R', 'D', 't': // nobody but root can trace staprun: it goes on
 		return working
 	}
 	return idling
