@@ -198,8 +198,11 @@ func (c *client) run(ctx context.Context) int {
 func (c *client) ownData() error {
 	err := ownfile.OnlyOurs(c.data, c.uid)
 	var foreign *ownfile.ForeignError
-	if !errors.As(err, &foreign) {
+	if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
 		return nil // what cannot be looked at cannot be read either
+	}
+	if !errors.As(err, &foreign) {
+		return fmt.Errorf("%q is not used: %w", c.data, err)
 	}
 	if c.passwdHome == "" {
 		if u, err := user.LookupId(strconv.Itoa(c.uid)); err == nil {

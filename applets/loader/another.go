@@ -83,6 +83,10 @@ func (l *loader) delegate(program, module string, dir *os.File, who *another, st
 			Pdeathsig: unix.SIGHUP,
 		},
 	}
+	// Root's own stapio may have root's descriptors, this one may not (Linux 5.11).
+	if err := unix.CloseRange(3, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return 1, fmt.Errorf("marking inherited descriptors: %w", err)
+	}
 	// The child takes its directory with the user's rights.
 	child, err := os.StartProcess(program, argv, attr)
 	if err != nil && l.Dir != "/" {
@@ -223,6 +227,8 @@ func relayOutput(from *os.File, to int, ended <-chan struct{}) {
 	_, err := unix.IoctlGetTermios(to, unix.TCGETS)
 	clean := cleaner{terminal: err == nil}
 	in := int(from.Fd())
+	// Whoever has the other end can open this one too, and take what was polled for.
+	unix.SetNonblock(in, true)
 	defer runtime.KeepAlive(from)
 	buf := make([]byte, 64<<10)
 	left := -1 // bytes still to be copied, -1: no limit
@@ -241,6 +247,9 @@ func relayOutput(from *os.File, to int, ended <-chan struct{}) {
 		if n, err := unix.Poll(fds, 50); err != nil && err != unix.EINTR {
 			return
 		} else if n <= 0 {
+			if n == 0 && left > 0 {
+				break // another reader has taken it
+			}
 			continue
 		}
 		n, err := unix.Read(in, buf)

@@ -1,10 +1,12 @@
 package loader
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -147,5 +149,46 @@ func TestSecurity01Delegate(t *testing.T) {
 	text = strings.Split(string(got), "fd 10")[0]
 	if want := "/\n4242\n4243 4244\n0\nCapEff:\t0000000000000000\nfd 0\nfd 1\nfd 2\nfd 3\n"; err != nil || status != 7 || text != want {
 		t.Errorf("status %d, %v, %q; got %q, want %q", status, err, stderr.String(), got, want)
+	}
+}
+
+// Another user's process opens its own standard output for reading and takes what
+// root has polled for, and keeps it open for writing: root's staprun ends all the same.
+func TestSecurity01StolenOutput(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/proc/self/fd/%d", w.Fd())
+	for range 8 {
+		fd, err := syscall.Open(path, syscall.O_RDONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			b := make([]byte, 4096)
+			for {
+				if n, _ := syscall.Read(fd, b); n <= 0 {
+					return
+				}
+			}
+		}()
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() { relayOutput(r, int(null.Fd()), ended); close(done) }()
+	for range 300 {
+		w.Write([]byte("x"))
+		time.Sleep(time.Millisecond)
+	}
+	close(ended)
+	select {
+	case <-done:
+	case <-time.After(3 * time.Second):
+		t.Error("root's staprun still waits 3 s after stapio has ended")
 	}
 }

@@ -149,6 +149,15 @@ func (s *server) current() *compile.Service {
 	}
 	stamp := stampTapsets(s.opts.tapsets)
 	s.mu.Lock()
+	if stamp == s.stamp {
+		s.mu.Unlock()
+		return s.compiler()
+	}
+	s.mu.Unlock()
+	// No reload comes between what is copied here and what counts afterwards.
+	s.settling.Lock()
+	defer s.settling.Unlock()
+	s.mu.Lock()
 	same := stamp == s.stamp
 	n := &settings{limits: s.lim, clients: s.clients, options: s.options, rlimits: s.service.Rlimits, stamp: stamp}
 	s.mu.Unlock()
@@ -194,6 +203,8 @@ func (s *server) reload() {
 	}
 	// Whatever came of it, the service goes on.
 	defer s.tell(systemd.Ready)
+	s.settling.Lock()
+	defer s.settling.Unlock()
 	n, err := s.read()
 	if err == nil {
 		n.id, err = s.changed()

@@ -113,6 +113,7 @@ type server struct {
 	queue    queue
 	work     work
 
+	settling    sync.Mutex // held from reading settings until they count, before mu
 	mu          sync.Mutex
 	lim         limits       // as read last
 	clients     *clientTrust // nil: certificates of clients are not asked for

@@ -55,14 +55,7 @@ type Caller struct {
 // must end at once.
 func Enter(argv []string) (c Caller, err error) {
 	c = Caller{os.Environ(), -1}
-	secure := Secure()
-	// Inherited descriptors are not for the programs to come, whoever these run as
-	// (close_range(2) with CLOEXEC, Linux 5.11). Only a process without privilege
-	// runs on a kernel that lacks the call, or in a container that forbids it.
-	if err := unix.CloseRange(3, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC); err != nil && (secure || os.Geteuid() == 0) {
-		return c, fmt.Errorf("marking inherited descriptors: %w", err)
-	}
-	if !secure {
+	if !Secure() {
 		return c, nil
 	}
 	// The personality is a thread's. Other threads of the Go runtime, which exist
@@ -80,6 +73,15 @@ func Enter(argv []string) (c Caller, err error) {
 	return c, harden()
 }
 
+// keepDescriptors keeps inherited descriptors from the programs that this process
+// executes (close_range(2) with CLOEXEC, Linux 5.11).
+func keepDescriptors() error {
+	if err := unix.CloseRange(3, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("marking inherited descriptors: %w", err)
+	}
+	return nil
+}
+
 func harden() error {
 	// GOGC and GOMEMLIMIT were the caller's.
 	debug.SetGCPercent(100)
@@ -88,7 +90,10 @@ func harden() error {
 		return fmt.Errorf("forbidding core dumps: %w", err)
 	}
 	// Descriptors 0 to 2 are open: the Go runtime opens /dev/null for missing
-	// ones when AT_SECURE is set.
+	// ones when AT_SECURE is set. All others are not for the programs to come.
+	if err := keepDescriptors(); err != nil {
+		return err
+	}
 	for fd := range 3 {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
 			return fmt.Errorf("descriptor %d is closed: %w", fd, err)

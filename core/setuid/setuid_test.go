@@ -23,8 +23,8 @@ func TestEnterWithoutPrivilege(t *testing.T) {
 	}
 }
 
-// Descriptors that a process has inherited are not for the programs to come, whoever
-// it runs as and whoever these do.
+// Descriptors that a privileged process has inherited are not for the programs to
+// come. Root's own programs get root's.
 func TestSecurity01InheritedDescriptors(t *testing.T) {
 	fd, err := unix.Dup(0) // not close-on-exec
 	if err != nil {
@@ -32,6 +32,12 @@ func TestSecurity01InheritedDescriptors(t *testing.T) {
 	}
 	defer unix.Close(fd)
 	if _, err := Enter([]string{"anything"}); err != nil {
+		t.Fatal(err)
+	}
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
+		t.Errorf("without privilege: flags %x, %v", flags, err)
+	}
+	if err := keepDescriptors(); err != nil {
 		t.Fatal(err)
 	}
 	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 )
@@ -25,10 +27,29 @@ const (
 	GuestAddress = "10.77.0.2"
 )
 
-var networks atomic.Int32
+var (
+	networks atomic.Int32
+	leftOnce sync.Once
+)
+
+// removeLeft removes the namespaces of runs that were killed.
+func (l *Lab) removeLeft() {
+	names, err := filepath.Glob("/run/netns/stapbox-*-*")
+	if err != nil {
+		return
+	}
+	for _, path := range names {
+		name := filepath.Base(path)
+		pid := strings.Split(name, "-")[1]
+		if _, err := os.Stat("/proc/" + pid); err != nil {
+			l.run("", "ip", "netns", "del", name) // another run may be faster
+		}
+	}
+}
 
 // NewNetwork makes the namespace and the device.
 func (l *Lab) NewNetwork() (*Network, error) {
+	leftOnce.Do(l.removeLeft)
 	n := &Network{Namespace: fmt.Sprintf("stapbox-%d-%d", os.Getpid(), networks.Add(1)), Tap: "tap0"}
 	if err := l.run("", "ip", "netns", "add", n.Namespace); err != nil {
 		return nil, err

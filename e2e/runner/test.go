@@ -25,6 +25,8 @@ import (
 type event struct {
 	Action, Package, Test, Output string
 	Elapsed                       float64
+
+	early bool // a package that failed for another reason than its tests, or before they ended
 }
 
 // onKernel finds the kernel in the name of a guest test.
@@ -78,9 +80,6 @@ func test(l *lab.Lab, args []string) error {
 	s.print()
 	if s.count["fail"] > 0 {
 		return errors.Join(errors.New("tests failed"), <-vetted)
-	}
-	if len(s.flaky) > 0 {
-		err = nil // go test's status is about the first run
 	}
 	return errors.Join(err, <-vetted)
 }
@@ -144,7 +143,24 @@ func (s *summary) together(lists ...[]string) error {
 
 // goTest runs go test and counts what it says.
 func (s *summary) goTest(args ...string) error {
-	return s.run(args, s.add)
+	open, failed := map[string]string{}, map[string]bool{} // of this run: tests that have not ended, packages with a failed one
+	err := s.run(args, func(e event) {
+		key := e.Package + "\x00" + e.Test
+		switch {
+		case e.Test != "" && e.Action == "run":
+			open[key] = e.Package
+		case e.Test != "" && (e.Action == "pass" || e.Action == "fail" || e.Action == "skip"):
+			delete(open, key)
+			failed[e.Package] = failed[e.Package] || e.Action == "fail"
+		case e.Test == "" && e.Action == "fail":
+			e.early = !failed[e.Package] || slices.Contains(slices.Collect(maps.Values(open)), e.Package)
+		}
+		s.add(e)
+	})
+	if slices.Contains(slices.Collect(maps.Values(failed)), true) {
+		return nil // what failed is counted
+	}
+	return err
 }
 
 func goTest(args []string, each func(event)) error {
@@ -229,7 +245,7 @@ func (s *summary) add(e event) {
 	case "pass", "fail", "skip":
 		if e.Test == "" {
 			s.line.print(fmt.Sprintf("%-5s %-40s %6.1fs\n", e.Action, e.Package, e.Elapsed))
-			if e.Action == "fail" && !s.explained(e.Package, "") {
+			if e.Action == "fail" && (e.early || !s.explained(e.Package, "")) {
 				// It did not build, or ended early.
 				text := fmt.Sprintf("FAIL %s\n%s", e.Package, strings.Join(s.output[key], ""))
 				s.line.print(text)

@@ -121,3 +121,34 @@ func TestSummaryRebooted(t *testing.T) {
 		t.Errorf("%d", s.rebooted)
 	}
 }
+
+// A guest test fails once and then passes alone; the other run of the same package
+// dies meanwhile: that is a failure.
+func TestSummaryLostRun(t *testing.T) {
+	s := summaryOf(t)
+	dies := errors.New("exit status 1")
+	s.run = func(args []string, each func(event)) error {
+		for _, l := range strings.Split(args[0], ",") {
+			f := append(strings.SplitN(l, " ", 3), "")
+			each(event{Action: f[0], Package: f[1], Test: f[2]})
+		}
+		return dies
+	}
+	if err := s.goTest("run e TestRows,run e TestRows/6.12,fail e TestRows/6.12,fail e TestRows,fail e "); err != nil {
+		t.Errorf("failures that are counted: %v", err)
+	}
+	if err := s.goTest("run e TestHost,fail e "); !errors.Is(err, dies) {
+		t.Errorf("a run that ended early: %v", err)
+	}
+	s.run = func(args []string, each func(event)) error {
+		each(event{Action: "pass", Package: "e", Test: "TestRows/6.12"})
+		return nil
+	}
+	if err := s.again(); err != nil {
+		t.Fatal(err)
+	}
+	s.print()
+	if s.count["fail"] != 1 || len(s.flaky) != 1 {
+		t.Errorf("flaky %v, failures %v", s.flaky, s.names())
+	}
+}

@@ -25,7 +25,9 @@ void stp_leave(struct stp_context *c, unsigned int size, const char *where)
 	if (unlikely(c->error)) {
 		size_t n = strnlen(c->trace, sizeof(c->trace));
 
-		snprintf(c->trace + n, sizeof(c->trace) - n, " (called from %s)", where);
+		if (n < sizeof(c->trace) - 1)
+			snprintf(c->trace + n, sizeof(c->trace) - n, " (called from %.*s)", (int)sizeof(c->trace), where);
+		stp_charge_at(c, 8, c->where);
 	}
 }
 

@@ -312,7 +312,8 @@ int stp_map_clear(struct stp_context *c, struct stp_map *m, const char *where)
 	if (stp_busy(c, m, where))
 		return 0;
 	if (m->used < m->mask / 32) {
-		if (!stp_affords(c, m->used / 2, where))
+		/* each element is a few misses of the cache */
+		if (stp_charge_at(c, 2 * m->used, where))
 			return 0;
 		list_for_each_entry_safe(n, next, &m->order, order)
 			stp_free_node(m, n);

@@ -155,7 +155,8 @@ static size_t stp_escape_text(struct stp_context *c, char *out, size_t n, size_t
 			len = snprintf(buf, sizeof(buf), u < 0x10000 ? "\\u%04X" : "\\U%08X", u);
 		else
 			taken = 1, len = stp_escape(buf, s[*at]);
-		if (n + len > room || ((*at & 3) == 3 && stp_charge(c, 1)))
+		/* snprintf takes as long as dozens of bytes that are copied */
+		if (n + len > room || ((u || (*at & 3) == 3) && stp_charge(c, u ? 4 : 1)))
 			break;
 		n = stp_append(out, n, buf, len);
 	}

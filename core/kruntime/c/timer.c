@@ -60,18 +60,11 @@ static bool stp_timer_put_off(struct stp_cpu *k, struct hrtimer *h)
 	return true;
 }
 
-static void stp_timer_ran(struct stp_cpu *k, s64 now)
+static void stp_timer_ran(struct stp_cpu *k, s64 start, s64 now)
 {
-	s64 start;
-
 	if (!k)
 		return;
-	/* When the first of a row began is known if it read the clock; if it did
-	 * not, it took little. A skipped one finds the clock of what it interrupted. */
-	start = k->timers_end;
-	if (!k->timers_took)
-		start = k->c.deadline ? (s64)k->c.deadline - stp_script.limits[STP_IRQS_OFF].time : now;
-	k->timers_took += max(now - start, 1LL);
+	k->timers_took += max(now - (k->timers_took ? k->timers_end : start), 1LL);
 	k->timers_end = now;
 }
 
@@ -80,6 +73,7 @@ static enum hrtimer_restart stp_timer_fire(struct hrtimer *h)
 	struct stp_timer *t = container_of(h, struct stp_timer, t);
 	struct stp_cpu *k = stp_cpus[smp_processor_id()];
 	ktime_t now;
+	s64 start;
 
 	if (atomic_read(&stp_state) != STP_S_RUNNING)
 		return HRTIMER_NORESTART;
@@ -87,9 +81,10 @@ static enum hrtimer_restart stp_timer_fire(struct hrtimer *h)
 		return HRTIMER_NORESTART;	/* its CPU is gone */
 	if (stp_timer_put_off(k, h))
 		return HRTIMER_RESTART;
+	start = ktime_to_ns(ktime_get());
 	stp_run_probe(t->probe, STP_S_RUNNING);
 	now = ktime_get();
-	stp_timer_ran(k, ktime_to_ns(now));
+	stp_timer_ran(k, start, ktime_to_ns(now));
 	hrtimer_forward(h, now, stp_interval(t));
 	return HRTIMER_RESTART;
 }
