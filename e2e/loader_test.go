@@ -346,7 +346,7 @@ func TestUserNamespaceCannotRaiseItsLevel(t *testing.T) {
 func (s *scene) detached(t *testing.T, u lab.User, words ...string) {
 	t.Helper()
 	r := lab.Command(u, append([]string{"staprun", "-o", "/dev/null"}, words...)...)
-	r.Signals = []request.Signal{{Number: 19, After: 1200}, {Number: 9, After: 1300}}
+	r.Signals = []request.Signal{{Number: 19, After: 2200}, {Number: 9, After: 2300}}
 	s.do(t, r)
 	if s.loaded(t) == "" {
 		t.Fatal("no module is left")
