@@ -128,9 +128,9 @@ func stateOf(stat string) holding {
 		return idling
 	}
 	switch rest[1] {
-	case 'T':
+	case 'T', 't':
 		return stopped
-	case 'R', 'D', 't': // nobody but root can trace staprun: it goes on
+	case 'R', 'D':
 		return working
 	}
 	return idling

@@ -89,7 +89,7 @@ func TestSecurityStoppedHolderOfTheLock(t *testing.T) {
 
 func TestStateOf(t *testing.T) {
 	for stat, want := range map[string]holding{
-		"12 (staprun) R 1 2": working, "12 (a) S (b)) D 1": working, "12 (staprun) T 1": stopped, "12 (x) t 1": working,
+		"12 (staprun) R 1 2": working, "12 (a) S (b)) D 1": working, "12 (staprun) T 1": stopped, "12 (x) t 1": stopped,
 		"12 (staprun) S 1": idling, "12 (staprun) I 1": idling, "": idling, "12 (x)": idling, "12 (x) ": idling,
 	} {
 		if got := stateOf(stat); got != want {
