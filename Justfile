@@ -18,6 +18,18 @@ image DIR=".":
 test:
     ./e2e/run test
 
+# what is fast of them, and the main walk in one guest
+quick:
+    ./e2e/run test quick
+
+# scripts and commands of users that were once misread, one line each
+cases:
+    ./e2e/run cases
+
+# a production host with its compile server, for scripts of one's own
+guest *ARGS:
+    ./e2e/run guest --server {{ARGS}}
+
 # the main job, end to end, as a transcript
 demo:
     ./e2e/run demo

@@ -51,7 +51,7 @@ func Home(u User) string {
 type GuestConfig struct {
 	Kernel *Kernel
 	Image  *Image // files to add to the basic ones, or nil
-	Agent  string // path of the agent's executable, "" for none
+	Agent  string // path of the agent's executable
 	Box    string // path of stapbox, installed with stapbox install
 	CPUs   int
 	Memory int      // megabytes
@@ -222,8 +222,7 @@ const Rebooted = "a guest died before our code ran, and is booted again: "
 // errEarly is a guest that died before our code ran.
 var errEarly = errors.New("the guest died before our code ran")
 
-// Boot builds the image and starts the guest. It returns when the agent is
-// ready, or, without an agent, when a shell waits for a command.
+// Boot builds the image and starts the guest. It returns when the agent is ready.
 func (l *Lab) Boot(c GuestConfig) (*Guest, error) {
 	modules := networkModules
 	if c.Firmware != nil {
@@ -261,13 +260,11 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 			return err
 		}
 	}
-	if c.Agent != "" {
-		b, err := os.ReadFile(c.Agent)
-		if err != nil {
-			return err
-		}
-		im.File("agent", 0o755, b)
+	agentProgram, err := os.ReadFile(c.Agent)
+	if err != nil {
+		return err
 	}
+	im.File("agent", 0o755, agentProgram)
 	if c.Image != nil {
 		for n, e := range c.Image.entries {
 			if _, ok := im.entries[n]; !ok || e.mode&syscall.S_IFMT != syscall.S_IFDIR {
@@ -347,21 +344,8 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 		return err
 	}
 	ready := make(chan request.Answer, 1)
-	if c.Agent == "" {
-		go func() {
-			for !strings.Contains(g.Console.Text(), shellPrompt) {
-				select {
-				case <-g.exited:
-					return
-				case <-time.After(20 * time.Millisecond):
-				}
-			}
-			ready <- request.Answer{Ready: true}
-		}()
-	} else {
-		g.waiting[0] = ready
-		go g.receive()
-	}
+	g.waiting[0] = ready
+	go g.receive()
 	select {
 	case <-ready:
 		return nil
@@ -371,9 +355,6 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 		return fmt.Errorf("%w: nothing for %v; console:\n%s", errEarly, wait, g.Console.Text())
 	}
 }
-
-// shellPrompt is what root's shell on the console shows.
-const shellPrompt = "root@production$ "
 
 // installBox runs stapbox install --root for a tree that becomes part of the
 // image, as an administrator would.
@@ -494,7 +475,6 @@ type Console struct {
 	text bytes.Buffer
 	news chan struct{}
 	seen int
-	Echo func([]byte) // called with everything the guest prints
 }
 
 func newConsole(conn net.Conn) *Console {
@@ -506,11 +486,7 @@ func newConsole(conn net.Conn) *Console {
 			if n > 0 {
 				c.mu.Lock()
 				c.text.Write(buf[:n])
-				echo := c.Echo
 				c.mu.Unlock()
-				if echo != nil {
-					echo(buf[:n])
-				}
 				select {
 				case c.news <- struct{}{}:
 				default:
@@ -522,13 +498,6 @@ func newConsole(conn net.Conn) *Console {
 		}
 	}()
 	return c
-}
-
-// SetEcho sets what is called with everything the guest prints from now on.
-func (c *Console) SetEcho(f func([]byte)) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.Echo = f
 }
 
 // Type sends text as if typed.
