@@ -373,6 +373,7 @@ func (s *summary) print() {
 // how long it takes. What to expect is what the last run with the same arguments
 // that passed took.
 type progress struct {
+	out     io.Writer
 	on      bool
 	path    string // of the record
 	what    string
@@ -390,7 +391,7 @@ type record struct {
 }
 
 func newProgress(l *lab.Lab, what string) *progress {
-	p := &progress{path: filepath.Join(l.Dir, "runs.json"), what: what, start: time.Now(), last: map[string]record{}}
+	p := &progress{out: os.Stdout, path: filepath.Join(l.Dir, "runs.json"), what: what, start: time.Now(), last: map[string]record{}}
 	p.on = isTerminal(os.Stdout)
 	if b, err := os.ReadFile(p.path); err == nil {
 		json.Unmarshal(b, &p.last) // an unreadable record is none
@@ -431,7 +432,7 @@ func (p *progress) show() {
 	if len(p.running) > 0 {
 		text += "  " + p.running[len(p.running)-1]
 	}
-	fmt.Printf("\r\033[K%.*s", width, text)
+	fmt.Fprintf(p.out, "\r\033[K%.*s", width, text)
 }
 
 func clock(seconds float64) string { return fmt.Sprintf("%d:%02d", int(seconds)/60, int(seconds)%60) }
@@ -439,12 +440,12 @@ func clock(seconds float64) string { return fmt.Sprintf("%d:%02d", int(seconds)/
 // print prints lines where the progress is.
 func (p *progress) print(text string) {
 	p.clear()
-	fmt.Print(text)
+	fmt.Fprint(p.out, text)
 }
 
 func (p *progress) clear() {
 	if p.on {
-		fmt.Print("\r\033[K")
+		fmt.Fprint(p.out, "\r\033[K")
 	}
 }
 

@@ -24,6 +24,7 @@ func said(s *summary, lines ...string) {
 func summaryOf(t *testing.T) *summary {
 	t.Helper()
 	s := newSummary(&lab.Lab{Dir: t.TempDir(), Log: io.Discard}, "test")
+	s.line.out = io.Discard // it would be counted as the outer run's
 	s.run = func(args []string, _ func(event)) error { return fmt.Errorf("not expected: go test %v", args) }
 	return s
 }
