@@ -322,6 +322,9 @@ func TestTrustUnchanged(t *testing.T) {
 	contains(t, "stderr", d.err.String(), "Two servers announce the certificate serial "+ci+":\n", "No servers identified for trust\n")
 	d = newDesk(t, privilege.GroupDev)
 	d.trust(t, f, d.signers)
+	d.stap("--version") // finds DATA
+	d.trust(t, f, d.userStore().dir)
+	d.stap("--trust-servers=ssl,revoke,no-prompt", "--use-server="+ci)
 	d.stap("-vv", "--trust-servers=ssl,signer,revoke,no-prompt", "--use-server="+ci)
 	contains(t, "stderr", d.err.String(), "certinfo=\""+ci+"\" sha256="+identity.Fingerprint(f.id.Certificate)+" is already untrusted as an SSL peer for the current user and as a module signer for all users\n")
 	// A store that cannot be changed is named.

@@ -287,7 +287,9 @@ func (c *client) confirm(t trustSpec, targets []contacted) bool {
 	return len(word) > 0 && (word[0][0] == 'y' || word[0][0] == 'Y')
 }
 
-// change writes to the stores, and reports whether it could.
+// change writes to the stores, and reports whether it could. Who is revoked is
+// remembered in each: what it signed is refused by name, and no later trust in all
+// servers, or in an address, brings it back.
 func (c *client) change(t trustSpec, target contacted) (ok bool) {
 	ok = true
 	by := strconv.Itoa(c.uid)
@@ -297,16 +299,12 @@ func (c *client) change(t trustSpec, target contacted) (ok bool) {
 	for _, st := range c.stores(t) {
 		var changed bool
 		var err error
-		switch {
-		case !t.revoke:
+		if t.revoke {
+			changed, err = edit.Revoke(st.dir, st.rules, target.fingerprint)
+		} else {
 			changed, err = edit.Add(st.dir, st.rules, target.cert, edit.Note{
 				Host: target.host, When: c.now(), By: by, Scope: st.scope,
 			})
-		case t.signer && st.dir == c.signers:
-			// Modules it signed are refused by name, not just unknown.
-			changed, err = edit.Revoke(st.dir, st.rules, target.fingerprint)
-		default:
-			changed, err = edit.Remove(st.dir, st.rules, target.fingerprint)
 		}
 		switch {
 		case err != nil:

@@ -10,7 +10,6 @@ import (
 	"stapbox/core/identity"
 	"stapbox/core/privilege"
 	"stapbox/core/trust"
-	"stapbox/core/trust/edit"
 )
 
 func trusting(d *desk, dir string, rules trust.Rules, f *fakeServer) bool {
@@ -33,8 +32,8 @@ func TestRevokedStaysRevoked(t *testing.T) {
 		spec  string
 	}{{d.userStore(), "ssl"}, {d.hostStore(), "ssl,all-users"}, {d.signerStore(), "signer"}} {
 		d.trust(t, f, tt.store.dir)
-		if _, err := edit.Revoke(tt.store.dir, tt.store.rules, fp); err != nil {
-			t.Fatal(err)
+		if code := d.stap("--trust-servers="+tt.spec+",revoke,no-prompt", "--use-server=sha256:"+fp); code != 0 {
+			t.Fatalf("revoking: status %d\n%s", code, d.err.String())
 		}
 		for _, args := range [][]string{{tt.spec + ",no-prompt", "sha256:" + fp}, {tt.spec, "sha256:" + fp}, {tt.spec, f.spec()}} {
 			d.inv.Stdin = strings.NewReader("y\n")

@@ -94,31 +94,6 @@ func Add(dir string, rules trust.Rules, cert *x509.Certificate, note Note) (bool
 	return true, nil
 }
 
-// Remove takes a certificate out of the store: it is as if it had never been
-// there. It reports whether it was.
-func Remove(dir string, rules trust.Rules, fingerprint string) (bool, error) {
-	digest, err := trust.ParseFingerprint(fingerprint)
-	if err != nil {
-		return false, err
-	}
-	d, _, err := open(dir, rules, false)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("opening trust store %q: %w", dir, err)
-	}
-	defer d.Close()
-	switch err := unix.Unlinkat(int(d.Fd()), fmt.Sprintf("%x.pem", digest), 0); err {
-	case nil:
-		return true, d.Sync()
-	case unix.ENOENT:
-		return false, nil
-	default:
-		return false, fmt.Errorf("removing sha256:%x from %q: %w", digest, dir, err)
-	}
-}
-
 // Revoke puts a certificate on the store's list of revoked ones. Its file
 // stays, so that what it signed is refused by name and not just unknown. It
 // reports whether that is news.
