@@ -12,11 +12,13 @@ import (
 	"stapbox/core/stapopts"
 )
 
-// A worker translates what clients send, so it may come to obey one of them. What a
-// level may do is checked there, in the script; here, outside of the worker, it is
-// checked in the module: below stapdev a module imports from the kernel what the
-// runtime of this program imports, and nothing else. What a client must not call he
-// cannot call then either.
+// A worker translates what clients send, so a client may find a way past its checks
+// of the script. Here, outside of the worker, the names are checked that the module
+// takes from the kernel: below stapdev those of this program's runtime, and no
+// others. That finds C that came into a module of such a level. It is no barrier to a
+// worker that obeys a client in full: machine code finds a function by its distance
+// from another one, without a name. That barrier is the sandbox's, and the
+// translator's own tests.
 
 // imported is what a compiler adds by itself, for a kernel's mitigations and
 // instrumentation; by prefix.
@@ -61,6 +63,13 @@ func (s *Service) RuntimeImports(release Release) (map[string]bool, error) {
 	return p.Imports(), nil
 }
 
+// Modules that are live patches have names resolved also that are not exported
+// (Documentation/livepatch/module-elf-format.rst).
+const (
+	livepatchSection                  = ".klp."
+	shnLivepatch     elf.SectionIndex = 0xff20
+)
+
 // undefinedSymbols are the names that an object takes from elsewhere. The object is a
 // worker's: what package elf makes of it is not trusted to end well.
 func undefinedSymbols(object []byte) (names []string, err error) {
@@ -75,6 +84,9 @@ func undefinedSymbols(object []byte) (names []string, err error) {
 	}
 	tables := 0
 	for _, s := range f.Sections {
+		if strings.HasPrefix(s.Name, livepatchSection) {
+			return nil, fmt.Errorf("section %s belongs to live patches", oneLine(s.Name))
+		}
 		if s.Type == elf.SHT_SYMTAB {
 			tables++
 		}
@@ -87,6 +99,9 @@ func undefinedSymbols(object []byte) (names []string, err error) {
 		return nil, err
 	}
 	for _, s := range symbols {
+		if s.Section == shnLivepatch {
+			return nil, fmt.Errorf("symbol %s is one of live patches", oneLine(s.Name))
+		}
 		if s.Section == elf.SHN_UNDEF && s.Name != "" {
 			names = append(names, s.Name)
 		}

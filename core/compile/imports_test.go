@@ -39,6 +39,13 @@ func object(tables int, names ...string) []byte {
 	return header
 }
 
+// livepatch gives the section number of live patches to the one name of an object.
+func livepatch(object []byte) []byte {
+	strtab := bytes.IndexByte(object[65:], 0) + 66 - 64
+	binary.LittleEndian.PutUint16(object[64+strtab+24+6:], 0xff20)
+	return object
+}
+
 // Whatever a worker has made of a script: below stapdev it imports what the runtime
 // does, or is not signed.
 func TestSecurityResidualImportsOfALevel(t *testing.T) {
@@ -54,6 +61,8 @@ func TestSecurityResidualImportsOfALevel(t *testing.T) {
 		{object(1, "call_usermodehelper"), "may not import call_usermodehelper"},
 		{object(2, "_printk"), "not exactly one table"},
 		{object(0), "not exactly one table"},
+		{livepatch(object(1, "_printk")), "symbol _printk is one of live patches"},
+		{bytes.Replace(object(1, ".klp.sym.vmlinux.x,0"), []byte("\x00\x00\x00\x00\x02\x00\x00\x00"), []byte("\x01\x00\x00\x00\x02\x00\x00\x00"), 1), "section .klp.sym.vmlinux.x,0 belongs to live patches"},
 		{[]byte("no ELF"), "reading the symbols"},
 	} {
 		err := s.checkImports(r, tt.module)
