@@ -15,9 +15,11 @@ const (
 	unitCost     = 16
 
 	// A charge is written when as many units have gathered; a few of a
-	// statement are left out, so that ordinary handlers pay nothing.
+	// statement are left out, so that ordinary handlers pay nothing. In loops
+	// and functions fewer are: what is left out there comes again and again.
 	costCharge = 64 * unitCost
-	costLeast  = 8 * unitCost
+	costOnce   = 8 * unitCost
+	costAgain  = 2 * unitCost
 )
 
 // work adds to what the code written so far costs.
@@ -31,7 +33,11 @@ func (b *body) work(cost int, tok *token.Token) {
 // settle charges what has gathered, unless it is little. It stands where control
 // flow divides or joins: the code before has run as often as the charge.
 func (b *body) settle(tok *token.Token) {
-	if b.cost >= costLeast {
+	least := costOnce
+	if b.fn != nil || len(b.loops) > 0 {
+		least = costAgain
+	}
+	if b.cost >= least {
 		b.charge(tok)
 	}
 	b.cost = 0

@@ -80,8 +80,10 @@ func TestChargesInTheUnit(t *testing.T) {
 		name, script string
 		want         int
 	}{
-		{"a small handler", `global n, a probe timer.s(1) { n++ a[pid()]++ printf("%d %s\n", n, execname()) }`, 0},
+		{"a small handler", `global n, a probe timer.s(1) { n++ a[pid()]++ printf("%d %s\n", n, execname()) } probe end { println(a[1]) }`, 0},
 		{"1000 calls", "global n probe begin { n = " + strings.TrimSuffix(strings.Repeat("pid()+", 1000), "+") + " }", 1000 / 64},
+		{"a few calls in a loop", `global n probe begin { while (n < 9) n = pid() + tid() + cpu() }`, 1},
+		{"a few calls in a function", `global n function f() { return pid() + tid() + cpu() } probe begin { n = f() }`, 1},
 		{"a loop's third part", "global n probe begin { for (i = 0; i < 9; i = " + strings.TrimSuffix(strings.Repeat("pid()+", 10), "+") + ") n++ }", 1},
 	} {
 		if got := strings.Count(unit(t, tt.script, Options{}), "stp_charge_at("); got < tt.want || tt.want == 0 && got != 0 {

@@ -5,24 +5,31 @@
 #include <linux/timekeeping.h>
 #include <asm/timex.h>
 
+/* A clock that is a device, as hpet or acpi_pm, takes a microsecond and more. */
+static u64 stp_real_time(struct stp_context *c)
+{
+	stp_charge(c, 8);
+	return ktime_get_real_fast_ns();
+}
+
 int64_t stp_fn_gettimeofday_ns(struct stp_context *c)
 {
-	return ktime_get_real_fast_ns();
+	return stp_real_time(c);
 }
 
 int64_t stp_fn_gettimeofday_us(struct stp_context *c)
 {
-	return ktime_get_real_fast_ns() / 1000;
+	return stp_real_time(c) / 1000;
 }
 
 int64_t stp_fn_gettimeofday_ms(struct stp_context *c)
 {
-	return ktime_get_real_fast_ns() / 1000000;
+	return stp_real_time(c) / 1000000;
 }
 
 int64_t stp_fn_gettimeofday_s(struct stp_context *c)
 {
-	return ktime_get_real_fast_ns() / 1000000000;
+	return stp_real_time(c) / 1000000000;
 }
 
 int64_t stp_fn_get_cycles(struct stp_context *c)
