@@ -3,6 +3,7 @@ package backend
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -140,7 +141,9 @@ func TestAuto(t *testing.T) {
 	}
 }
 
-// The real thing, where it is installed.
+// The real thing, where it is installed, does by way of this package what it does by
+// itself: it builds the module, or says why not (4.8 does not build on the kernels of
+// its own distribution).
 func TestSystemtapItself(t *testing.T) {
 	path, err := FindSystemtap(context.Background(), os.LookupEnv)
 	dirs := filepath.SplitList(os.Getenv("STAPBOX_KERNEL_HEADERS"))
@@ -149,7 +152,25 @@ func TestSystemtapItself(t *testing.T) {
 	}
 	j, _, stderr := job(t, "probe begin { exit() }")
 	j.Kernel = dirs[0]
-	if a, rc := (Systemtap{Path: path, Environ: os.Environ()}).Translate(context.Background(), j); rc != 0 || a.Path == "" {
-		t.Errorf("status %d\n%s", rc, stderr)
+	alone := exec.Command(path, "-p4", "-r", j.Kernel, "-e", "probe begin { exit() }")
+	alone.Dir = t.TempDir()
+	out, err := alone.CombinedOutput()
+	a, rc := (Systemtap{Path: path, Environ: os.Environ()}).Translate(context.Background(), j)
+	if (rc == 0) != (err == nil) || (rc == 0) != (a.Path != "") {
+		t.Errorf("status %d\n%s\nalone: %v\n%s", rc, stderr, err, out)
 	}
+	if last := lastError(out); err != nil && (last == "" || !strings.Contains(stderr.String(), last)) {
+		t.Errorf("alone it says %q, by way of this package:\n%s", last, stderr)
+	}
+}
+
+// lastError is the last line of a compiler's output that tells of an error, from
+// the line number on: the rest names a temporary directory.
+func lastError(out []byte) (last string) {
+	for line := range strings.Lines(string(out)) {
+		if _, text, ok := strings.Cut(line, " error: "); ok {
+			last = strings.TrimSpace(text)
+		}
+	}
+	return last
 }
