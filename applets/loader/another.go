@@ -25,7 +25,8 @@ import (
 //	environment  made anew
 //	descriptors  the module's control directory only
 //	memory       stapio is executed after its process has become the user's
-//	directory    the working directory if the user can get there himself, else /
+//	directory    the working directory if there is one and the user can get there
+//	             himself, else /
 //	keys         the session keyring is a new one (session-keyring(7))
 
 // delegate runs stapio as another user and gives its exit status. Signals that
@@ -74,8 +75,14 @@ func (l *loader) delegate(program, module string, dir *os.File, who *another, st
 	if stop.handOver(false) {
 		environ = append(environ, version.Interrupted+"=1")
 	}
+	// Root's working directory has no name when somebody has removed it. Without a
+	// name the child would keep root's.
+	directory := l.Dir
+	if directory == "" {
+		directory = "/"
+	}
 	attr := &os.ProcAttr{
-		Dir: l.Dir, Env: environ, Files: []*os.File{theirs[0], theirs[1], theirs[2], dir},
+		Dir: directory, Env: environ, Files: []*os.File{theirs[0], theirs[1], theirs[2], dir},
 		Sys: &syscall.SysProcAttr{
 			Setsid:     true,
 			Credential: &syscall.Credential{Uid: uint32(who.uid), Gid: uint32(who.gid), Groups: ids(who.groups)},
@@ -89,7 +96,7 @@ func (l *loader) delegate(program, module string, dir *os.File, who *another, st
 	}
 	// The child takes its directory with the user's rights.
 	child, err := os.StartProcess(program, argv, attr)
-	if err != nil && l.Dir != "/" {
+	if err != nil && directory != "/" {
 		attr.Dir = "/"
 		child, err = os.StartProcess(program, argv, attr)
 	}

@@ -150,6 +150,19 @@ func TestSecurity01Delegate(t *testing.T) {
 	if want := "/\n4242\n4243 4244\n0\nCapEff:\t0000000000000000\nfd 0\nfd 1\nfd 2\nfd 3\n"; err != nil || status != 7 || text != want {
 		t.Errorf("status %d, %v, %q; got %q, want %q", status, err, stderr.String(), got, want)
 	}
+
+	// Root's working directory has been removed.
+	if dir, err = os.Open(base); err != nil {
+		t.Fatal(err)
+	}
+	l.Dir = ""
+	stop = catch(func(os.Signal) {})
+	stop.inserting()
+	status, err = l.delegate(script, "m", dir, &another{4242, 4243, []int{4243}}, stop)
+	got, _ = os.ReadFile(out)
+	if at, _, _ := strings.Cut(string(got), "\n"); err != nil || status != 7 || at != "/" {
+		t.Errorf("without a directory: status %d, %v, %q; in %q", status, err, stderr.String(), at)
+	}
 }
 
 // Another user's process opens its own standard output for reading and takes what
