@@ -159,14 +159,45 @@ func (l *loader) rootAgain() error {
 	if err := unix.Capset(&header, &caps[0]); err != nil {
 		return fmt.Errorf("clearing inheritable capabilities: %w", err)
 	}
-	// With SECBIT_NO_SETUID_FIXUP the capabilities would outlive the change of ids
-	// (capabilities(7)).
-	if err := unix.Prctl(unix.PR_SET_SECUREBITS, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("clearing securebits: %w", err)
+	if err := dropSecurebits(); err != nil {
+		return err
 	}
 	// A kernel without keys, or a container that forbids the call, has none to give.
 	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && err != unix.ENOSYS && err != unix.EPERM {
 		return fmt.Errorf("leaving root's session keyring: %w", err)
+	}
+	return nil
+}
+
+// <linux/securebits.h>
+const (
+	noRoot        = 1 << 0
+	noSetuidFixup = 1 << 2
+	keepCaps      = 1 << 4
+)
+
+// dropSecurebits clears the bits that would give the user more than he has
+// (capabilities(7)): with noSetuidFixup and keepCaps root's capabilities outlive the
+// change of ids, and with noSetuidFixup and noRoot, which stapio's children inherit,
+// setuid programs that the user runs cannot give up root as they mean to. Where the
+// kernel does not let it, as when these bits are locked or CAP_SETPCAP is missing,
+// root does not go on as another.
+//
+// The bits that are left are locks and noCapAmbientRaise: these take rights away.
+// The kernel refuses every PR_SET_SECUREBITS of a process without CAP_SETPCAP, such
+// as one in a container, even one that changes nothing; so where there is nothing to
+// clear the kernel is not asked.
+func dropSecurebits() error {
+	const harmful = noRoot | noSetuidFixup | keepCaps
+	bits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
+	if err != nil {
+		return fmt.Errorf("reading securebits: %w", err)
+	}
+	if bits&harmful == 0 {
+		return nil
+	}
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, uintptr(bits&^harmful), 0, 0, 0); err != nil {
+		return fmt.Errorf("clearing securebits %#x: %w", bits, err)
 	}
 	return nil
 }

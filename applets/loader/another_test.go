@@ -1,14 +1,18 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stapbox/core/invocation"
 	"stapbox/core/report"
@@ -203,5 +207,64 @@ func TestSecurity01StolenOutput(t *testing.T) {
 	case <-done:
 	case <-time.After(3 * time.Second):
 		t.Error("root's staprun still waits 3 s after stapio has ended")
+	}
+}
+
+// Bits that would give a user rights of root's are cleared, or root does not go on;
+// others stay, and a process without CAP_SETPCAP and without such bits goes on.
+func TestSecurity01Securebits(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root has securebits to set")
+	}
+	const noSetuidFixupLocked, noCapAmbientRaise, noCapAmbientRaiseLocked = 1 << 3, 1 << 6, 1 << 7
+	const setpcap = 8 // <linux/capability.h>
+	for _, tt := range []struct {
+		name      string
+		bits      int
+		noSetpcap bool
+		want      int // -1: refused
+	}{
+		{"none", 0, false, 0},
+		{"none, in a container", 0, true, 0},
+		{"capabilities would stay", noSetuidFixup | keepCaps, false, 0},
+		{"capabilities would stay, in a container", noSetuidFixup, true, -1},
+		{"locked", noSetuidFixup | noSetuidFixupLocked, false, -1},
+		{"others are locked", noRoot | noSetuidFixup | noCapAmbientRaise | noCapAmbientRaiseLocked, false, noCapAmbientRaise | noCapAmbientRaiseLocked},
+		{"others, in a container", noCapAmbientRaise, true, noCapAmbientRaise},
+		{"setuid programs, in a container", noRoot, true, -1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				runtime.LockOSThread() // and the thread ends with it
+				if err := unix.Prctl(unix.PR_SET_SECUREBITS, uintptr(tt.bits), 0, 0, 0); err != nil {
+					t.Error(err)
+					return
+				}
+				if tt.noSetpcap {
+					header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+					var caps [2]unix.CapUserData
+					err := unix.Capget(&header, &caps[0])
+					caps[0].Effective &^= 1 << setpcap
+					caps[0].Permitted &^= 1 << setpcap
+					if err := errors.Join(err, unix.Capset(&header, &caps[0])); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				err := (&loader{}).rootAgain()
+				if tt.want < 0 {
+					if !errors.Is(err, unix.EPERM) {
+						t.Errorf("got %v, want EPERM", err)
+					}
+					return
+				}
+				if got, gerr := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0); err != nil || gerr != nil || got != tt.want {
+					t.Errorf("got %#x, %v, %v; want %#x", got, err, gerr, tt.want)
+				}
+			}()
+			<-done
+		})
 	}
 }
