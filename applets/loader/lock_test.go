@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
@@ -185,5 +186,43 @@ func TestSecurity10ClaimsOfModules(t *testing.T) {
 	disclaimAll("kernel")
 	if n, err := claimed(uid, loaded); n != 1 || err != nil {
 		t.Errorf("got %d, %v, want 1", n, err)
+	}
+}
+
+// Only a module that the kernel does not have is forgotten, not one that cannot be
+// looked at; and the look is root's.
+func TestSecurity10ClaimsThatCannotBeCounted(t *testing.T) {
+	inRun(t)
+	const uid = 4242
+	if _, err := claim(uid, "m"); err != nil {
+		t.Fatal(err)
+	}
+	old := sysModule
+	t.Cleanup(func() { sysModule = old })
+	base := t.TempDir()
+	notMounted, notADirectory, hidden := filepath.Join(base, "none"), filepath.Join(base, "file"), filepath.Join(base, "hidden")
+	if err := errors.Join(os.WriteFile(notADirectory, nil, 0o644), os.MkdirAll(filepath.Join(hidden, "m"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{notMounted, notADirectory} {
+		sysModule = dir
+		n, err := claimed(uid, nil)
+		if _, gone := os.Lstat(filepath.Join(claimDir(uid), "m")); err == nil || gone != nil {
+			t.Errorf("%s: got %d, %v; the claim: %v", filepath.Base(dir), n, err, gone)
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("only root looks for users")
+	}
+	sysModule = hidden
+	if err := errors.Join(os.Chmod(base, 0o700), unix.Setresuid(uid, 0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	n, err := claimed(uid, nil)
+	if err := unix.Setresuid(0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n != 1 || err != nil {
+		t.Errorf("hidden from users: got %d, %v, want 1", n, err)
 	}
 }
