@@ -17,9 +17,9 @@ import (
 
 // A user may give the control file of his module away, to an id of his own in a
 // user namespace (newuidmap(1)), and still be the one who loaded the module. So
-// the loader writes down whose a module is: an empty file UID/NAME below a
-// directory that only root can enter. The files of one user are written and
-// removed while his lock is held.
+// the loader writes down whose a module is: a file UID/NAME below a directory that
+// only root can enter. It is empty before the insertion and has a word in it
+// afterwards. The files of one user are written and removed while his lock is held.
 
 func claimDir(uid int) string { return filepath.Join(hostpaths.LoadClaims(), strconv.Itoa(uid)) }
 
@@ -44,6 +44,40 @@ func claim(uid int, module string) (news bool, err error) {
 		return false, fmt.Errorf("writing down whose the module is: %w", err)
 	}
 	return true, unix.Close(fd)
+}
+
+// confirm says that a claimed module is in the kernel. Where it cannot be said,
+// removal has to wait for others who claim the name.
+func confirm(uid int, module string) {
+	if uid != 0 {
+		os.WriteFile(filepath.Join(claimDir(uid), module), []byte("loaded\n"), 0o600)
+	}
+}
+
+// confirmed reports whether a user is known to have loaded a module himself.
+func confirmed(uid int, module string) bool {
+	st, err := os.Lstat(filepath.Join(claimDir(uid), module))
+	return err == nil && st.Size() > 0
+}
+
+// claimants are the users other than one who may have loaded a module of this name.
+func claimants(but int, module string) (uids []int, err error) {
+	users, err := os.ReadDir(hostpaths.LoadClaims())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("looking whose the module is: %w", err)
+	}
+	for _, u := range users {
+		uid, err := strconv.Atoi(u.Name())
+		if err != nil || uid == but {
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(claimDir(uid), module)); err == nil {
+			uids = append(uids, uid)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("looking whose the module is: %w", err)
+		}
+	}
+	return uids, nil
 }
 
 // disclaim says that a module of a user's is not there any more.

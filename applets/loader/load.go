@@ -415,7 +415,10 @@ func (l *loader) insertOnce(m *module) error {
 	unlock := lockInsertions()
 	defer unlock()
 	err = kmod.Insert(sealed, l.params)
-	if err != nil && news {
+	switch {
+	case err == nil:
+		confirm(uid, m.name)
+	case news:
 		disclaim(uid, m.name)
 	}
 	return err

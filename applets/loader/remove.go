@@ -138,9 +138,10 @@ func (l *loader) removeAll() int {
 // module is not there, not a SystemTap module, not the caller's, or in use.
 var errNotProven = errors.New("not a detached module of the caller's")
 
-// removeModule removes a module of the caller's. That he may open its control
-// channel with his own ids proves that it is a SystemTap module, that it is his,
-// and that nobody is attached to it (CVE-2010-4171). Afterwards the real uid is 0.
+// removeModule removes a module of the caller's. That its control channel is his, and
+// that he may open it with his own ids, proves that it is a SystemTap module, that it
+// is his, and that nobody is attached to it (CVE-2010-4171). Access alone proves
+// nothing: the owner may give the channel any mode. Afterwards the real uid is 0.
 func (l *loader) removeModule(name string) (err error) {
 	d := decision{Action: "remove", UID: os.Getuid(), Module: name}
 	defer func() {
@@ -155,16 +156,18 @@ func (l *loader) removeModule(name string) (err error) {
 		return fmt.Errorf("%w: %v", errNotProven, err)
 	}
 	defer dir.Close()
-	// An insertion of the same user's comes first.
 	var st unix.Stat_t
-	if err := unix.Fstatat(int(dir.Fd()), ".cmd", &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && (d.UID == 0 || d.UID == int(st.Uid)) {
-		unlockUser, err := lockUser(int(st.Uid))
-		if err == nil {
-			defer unlockUser()
-		} else if !errors.Is(err, errNoLock) {
-			return err
-		}
+	if err := unix.Fstatat(int(dir.Fd()), ".cmd", &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("%w: %w", errNotProven, &os.PathError{Op: "stat", Path: dir.Name() + "/.cmd", Err: err})
 	}
+	if d.UID != 0 && d.UID != int(st.Uid) {
+		return fmt.Errorf("%w: it belongs to user %d: %w", errNotProven, st.Uid, fs.ErrPermission)
+	}
+	users, unlockUsers, err := lockRemoval(d.UID, int(st.Uid), name)
+	if err != nil {
+		return err
+	}
+	defer unlockUsers()
 	ch, err := transport.OpenChannel(dir)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotProven, err)
@@ -190,8 +193,57 @@ func (l *loader) removeModule(name string) (err error) {
 	}
 	if d.UID == 0 {
 		disclaimAll(name)
-	} else {
-		disclaim(d.UID, name)
+		return nil
+	}
+	for _, uid := range users {
+		disclaim(uid, name)
 	}
 	return nil
+}
+
+// lockRemoval waits for the insertions and removals of whoever may have loaded a
+// module: what another staprun knows about a name (lock.go) is to stay true.
+//
+// That is the owner of its control channel if he is known to have loaded it, and then
+// nobody else is waited for: anybody may claim a name, and stop. An owner who is not
+// may have got the channel from whoever did, who still has the lock, as when both are
+// ids of one person's in a user namespace (newuidmap(1)). Root, who may do anything,
+// waits for the owner only. The result is whose claims are the caller's to drop when
+// the module is gone.
+func lockRemoval(caller, owner int, name string) (users []int, unlock func(), err error) {
+	var held []func()
+	unlock = func() {
+		for _, release := range held {
+			release()
+		}
+	}
+	lock := func(uid int) error {
+		release, err := lockUser(uid)
+		if err != nil && !errors.Is(err, errNoLock) {
+			unlock()
+			return err
+		}
+		if err == nil {
+			held = append(held, release)
+		}
+		users = append(users, uid)
+		return nil
+	}
+	if err := lock(owner); err != nil {
+		return nil, nil, err
+	}
+	if caller == 0 || confirmed(owner, name) {
+		return users, unlock, nil
+	}
+	others, err := claimants(owner, name)
+	if err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	for _, uid := range others {
+		if err := lock(uid); err != nil {
+			return nil, nil, err
+		}
+	}
+	return users, unlock, nil
 }

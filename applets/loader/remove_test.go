@@ -1,0 +1,144 @@
+package loader
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stapbox/core/hostpaths"
+	"stapbox/core/transport"
+)
+
+// channelOf is the control channel of a module that the kernel does not have.
+const channelOf = "stap_test_not_loaded"
+
+// withChannel has a control channel of an owner and a mode in a directory of the
+// test's, where staprun -d looks for it.
+func withChannel(t *testing.T, owner int, mode os.FileMode) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root removes modules")
+	}
+	inRun(t)
+	old := transport.Dirs
+	t.Cleanup(func() { transport.Dirs = old })
+	base, err := os.MkdirTemp("/tmp", "channel") // which users can enter
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	transport.Dirs = []string{base}
+	cmd := filepath.Join(base, channelOf, ".cmd")
+	if err := errors.Join(os.Chmod(base, 0o755), os.Mkdir(filepath.Dir(cmd), 0o755), os.WriteFile(cmd, nil, 0o600),
+		os.Chmod(cmd, mode), os.Chown(cmd, owner, owner)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// removeAs is staprun -d of a user.
+func removeAs(t *testing.T, uid int) error {
+	t.Helper()
+	if err := unix.Setresuid(uid, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	err := (&loader{}).removeModule(channelOf)
+	if err := unix.Setresuid(0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	return err
+}
+
+// The owner of a module's control channel, who may give it any mode, does not make it
+// anybody else's to remove.
+func TestSecurity10RemovalByTheOwner(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		caller, owner int
+		mode          os.FileMode
+		proven        bool
+	}{
+		{"his own", 4242, 4242, 0o600, true},
+		{"root", 0, 4242, 0o600, true},
+		{"another's", 4242, 100000, 0o600, false},
+		{"another's, for everybody", 4242, 100000, 0o666, false},
+		{"root's, for everybody", 4242, 0, 0o666, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			withChannel(t, tt.owner, tt.mode)
+			err := removeAs(t, tt.caller)
+			// The kernel has no such module, or lets nobody ask.
+			if err == nil || errors.Is(err, errNotProven) == tt.proven || !tt.proven && !errors.Is(err, fs.ErrPermission) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// A user who stops his staprun behind the insertion and gives the control channel to
+// an id of his own waits for that staprun, as that id too. Nobody else who claims the
+// name is waited for by a user who is known to have loaded the module.
+func TestSecurity10RemovalOfWhatWasGivenAway(t *testing.T) {
+	const user, subordinate = 4242, 100000
+	for _, tt := range []struct {
+		name            string
+		owner, claimant int
+		confirm, waits  bool
+	}{
+		{"given away", subordinate, user, false, true},
+		{"loaded by the owner", user, 4711, true, false},
+		{"loaded by SystemTap's staprun", user, 0, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			withChannel(t, tt.owner, 0o600)
+			if tt.confirm {
+				if _, err := claim(tt.owner, channelOf); err != nil {
+					t.Fatal(err)
+				}
+				confirm(tt.owner, channelOf)
+			}
+			if _, err := claim(tt.claimant, channelOf); err != nil {
+				t.Fatal(err)
+			}
+			unlock, err := lockUser(tt.claimant)
+			if err != nil {
+				t.Fatal(err)
+			}
+			const held = 300 * time.Millisecond
+			time.AfterFunc(held, unlock)
+			start := time.Now()
+			if err := removeAs(t, tt.owner); errors.Is(err, errNotProven) {
+				t.Error(err)
+			}
+			if waited := time.Since(start) >= held; waited != tt.waits {
+				t.Errorf("waited: %v, want %v", waited, tt.waits)
+			}
+		})
+	}
+}
+
+// What is loaded is told from what is only about to be, and who claims it from who
+// has other modules.
+func TestSecurity10Claimants(t *testing.T) {
+	inRun(t)
+	for uid, module := range map[int]string{4242: "m", 4243: "m", 4244: "other"} {
+		if _, err := claim(uid, module); err != nil || confirmed(uid, module) {
+			t.Fatalf("user %d: confirmed %v, %v", uid, confirmed(uid, module), err)
+		}
+	}
+	confirm(4243, "m")
+	if confirmed(4242, "m") || !confirmed(4243, "m") || confirmed(4244, "m") {
+		t.Error("a module is confirmed for the wrong user")
+	}
+	if got, err := claimants(4243, "m"); err != nil || len(got) != 1 || got[0] != 4242 {
+		t.Errorf("got %v, %v", got, err)
+	}
+	hostpaths.Runstatedir += "/missing"
+	if got, err := claimants(4243, "m"); err != nil || len(got) > 0 {
+		t.Errorf("no claims: got %v, %v", got, err)
+	}
+}
