@@ -119,7 +119,7 @@ func (c *client) run(ctx context.Context) int {
 		}
 	}
 	if c.data = hostpaths.UserDir(c.inv.Getenv("SYSTEMTAP_DIR"), home); c.data == "" {
-		c.data = "/nonexistent/.systemtap" // no store can be there
+		c.data = "/proc/nonexistent/.systemtap" // no store can be there
 	}
 	if !filepath.IsAbs(c.data) {
 		c.data = filepath.Join(c.inv.Dir, c.data)
