@@ -117,15 +117,17 @@ func serveWithoutNamespaces(t *testing.T, name string, args ...string) *serving 
 // TestServerChannels has a real server asked for files that are not the
 // client's, through each channel: a file of root, the server's key, and a file of
 // another request. None is shown, and none is harmed. It does so as confined as
-// this host allows, and on one without namespaces.
+// this host allows, and on one without namespaces, where each channel is asked for
+// one of the files.
 func TestServerChannels(t *testing.T) {
 	for _, host := range []struct {
 		name  string
 		serve func(*testing.T, string, ...string) *serving
+		files int // of the three, for each channel
 		log   []string
 	}{
-		{"sandboxed", serve, []string{"Workers are confined by namespaces, Landlock, seccomp"}},
-		{"no-namespaces", serveWithoutNamespaces, []string{"Workers are confined by Landlock, seccomp", "WARNING: workers are less confined than they could be, this host lacks namespaces"}},
+		{"sandboxed", serve, 3, []string{"Workers are confined by namespaces, Landlock, seccomp"}},
+		{"no-namespaces", serveWithoutNamespaces, 1, []string{"Workers are confined by Landlock, seccomp", "WARNING: workers are less confined than they could be, this host lacks namespaces"}},
 	} {
 		t.Run(host.name, func(t *testing.T) {
 			s := host.serve(t, "channels-"+host.name, "--max-compressed-request=200000", "--max-request-size=2000000", "--cache-size=0")
@@ -158,8 +160,10 @@ func TestServerChannels(t *testing.T) {
 			}
 			before := state()
 			all, answered := 0, 0
-			for _, c := range channels() {
-				for _, file := range []string{key, other, "/etc/shadow"} {
+			for i, c := range channels() {
+				secrets := []string{key, other, "/etc/shadow"}
+				for n := range host.files {
+					file := secrets[(i+n)%len(secrets)]
 					fill := func(list []string) (filled []string) {
 						for _, w := range list {
 							filled = append(filled, strings.ReplaceAll(w, "FILE", file))

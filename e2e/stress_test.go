@@ -59,9 +59,9 @@ func TestStressCycles(t *testing.T) {
 			}
 			return m
 		}
-		cycle(60) // caches of the kernel and of busybox
+		cycle(30) // caches of the kernel and of busybox
 		before := count()
-		n := rounds(200, 10000) / len(lab.Versions()) // as many on all kernels together
+		n := rounds(120, 10000) / len(lab.Versions()) // as many on all kernels together
 		cycle(n / 2)
 		middle := count()
 		cycle(n / 2)
