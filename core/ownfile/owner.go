@@ -27,41 +27,58 @@ func (e *ForeignError) Error() string { return fmt.Sprintf("%q %s; hint: %s", e.
 // files that tell whose a group is; tests have others.
 var passwdFile, groupFile = "/etc/passwd", "/etc/group"
 
+// maxLinks is how many links the kernel follows on one way (path_resolution(7)).
+const maxLinks = 40
+
 // OnlyOurs returns a ForeignError unless nobody but a user and root can have put
-// there, or can replace, what is at a path: it and every directory above it, links
-// and what they lead to, belong to him or to root, and others may not write to them.
-// A directory with the sticky bit, such as /tmp, is as good. Of what is missing only
-// the directories that are there are looked at.
+// there, or can replace, what is at a path. The rule is for everything that the kernel
+// meets on its way there, step by step: every directory, every link, the directories
+// on the way to what each link leads to, and the end of the way. All of these belong
+// to the user or to root, and others may not write to them. A directory with the
+// sticky bit, such as /tmp, is as good. Where something is missing the way ends.
+//
+// Of several foreign steps the last is told. Any other error says that the way could
+// not be walked to its end.
 func OnlyOurs(path string, uid int) error {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return err
-	}
-	for {
-		real, err := filepath.EvalSymlinks(path)
-		if errors.Is(err, fs.ErrNotExist) && path != "/" {
-			// A link that leads nowhere is the business of its directory too.
-			path = filepath.Dir(path)
-			continue
-		}
+	if !filepath.IsAbs(path) {
+		dir, err := os.Getwd()
 		if err != nil {
 			return err
 		}
-		for _, at := range []string{path, real} {
-			for ; ; at = filepath.Dir(at) {
-				var st unix.Stat_t
-				if err := unix.Lstat(at, &st); err != nil {
-					return &os.PathError{Op: "lstat", Path: at, Err: err}
-				}
-				if err := ours(at, &st, uid); err != nil {
-					return err
-				}
-				if at == "/" {
-					break
-				}
+		path = dir + "/" + path // not cleaned: .. behind a link is not what it looks like
+	}
+	var foreign error
+	at, rest := "/", path
+	for links := 0; ; {
+		var st unix.Stat_t
+		if err := unix.Lstat(at, &st); errors.Is(err, fs.ErrNotExist) {
+			return foreign
+		} else if err != nil {
+			return &os.PathError{Op: "lstat", Path: at, Err: err}
+		}
+		if err := ours(at, &st, uid); err != nil {
+			foreign = err
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			target, err := os.Readlink(at)
+			if err != nil {
+				return err
+			}
+			if links++; links > maxLinks {
+				return &os.PathError{Op: "lstat", Path: path, Err: unix.ELOOP}
+			}
+			at, rest = filepath.Dir(at), target+"/"+rest
+			if filepath.IsAbs(target) {
+				at = "/"
 			}
 		}
-		return nil
+		rest = strings.TrimLeft(rest, "/")
+		if rest == "" {
+			return foreign
+		}
+		var step string
+		step, rest, _ = strings.Cut(rest, "/")
+		at = filepath.Join(at, step) // which has no link in it by now
 	}
 }
 

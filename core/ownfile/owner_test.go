@@ -45,6 +45,28 @@ func TestSecurity05OnlyOurs(t *testing.T) {
 		{"a user's link to root's", 0, func(dir, file string) error {
 			return errors.Join(os.Rename(file, dir+"/real"), os.Symlink("real", file), os.Lchown(file, user, user))
 		}, "belongs to user id 4242"},
+		{"a user's link between root's", 0, func(dir, file string) error {
+			middle := filepath.Join(filepath.Dir(dir), "middle")
+			return errors.Join(os.Rename(file, dir+"/real"), os.Symlink(middle, file), os.Symlink("d/real", middle), os.Lchown(middle, user, user))
+		}, "/middle\" belongs to user id 4242"},
+		{"a link between in everybody's directory", 0, func(dir, file string) error {
+			open := filepath.Join(filepath.Dir(dir), "open")
+			return errors.Join(os.Mkdir(open, 0o755), os.Chmod(open, 0o777), os.Rename(file, dir+"/real"), os.Symlink("../open/link", file), os.Symlink("../d/real", open+"/link"))
+		}, "/open\" can be written by everybody"},
+		{"a link between in a user's directory, for a directory", 0, func(dir, file string) error {
+			his, real := filepath.Join(filepath.Dir(dir), "his"), filepath.Join(filepath.Dir(dir), "real")
+			return errors.Join(os.Mkdir(his, 0o755), os.Rename(dir, real), os.Symlink(his+"/link", dir), os.Symlink(real, his+"/link"), os.Chown(his, user, user))
+		}, "/his\" belongs to user id 4242"},
+		{"links between root's", 0, func(dir, file string) error {
+			return errors.Join(os.Rename(file, dir+"/real"), os.Symlink("../d/./link", file), os.Symlink(dir+"//real", dir+"/link"))
+		}, ""},
+		{"a user's link to nothing", 0, func(dir, file string) error {
+			return errors.Join(os.Remove(file), os.Symlink("nothing", file), os.Lchown(file, user, user))
+		}, "/d/f\" belongs to user id 4242"},
+		{"a link to nothing in a user's directory", 0, func(dir, file string) error {
+			his := filepath.Join(filepath.Dir(dir), "his")
+			return errors.Join(os.Mkdir(his, 0o755), os.Chown(his, user, user), os.Remove(file), os.Symlink(his+"/nothing", file))
+		}, "/his\" belongs to user id 4242"},
 		{"missing in a user's directory", 0, func(dir, file string) error { return errors.Join(os.Remove(file), os.Chown(dir, user, user)) }, "/d\" belongs to user id 4242"},
 		{"missing", 0, func(dir, file string) error { return os.RemoveAll(dir) }, ""},
 	} {
@@ -74,6 +96,33 @@ func TestSecurity05OnlyOurs(t *testing.T) {
 				t.Errorf("%q was read", data)
 			}
 		})
+	}
+}
+
+// The parent of what a link leads to is not the parent of the link.
+func TestSecurity05ParentBehindALink(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives files away")
+	}
+	base := t.TempDir()
+	his := filepath.Join(base, "his")
+	if err := errors.Join(os.MkdirAll(his+"/d", 0o755), os.WriteFile(his+"/f", nil, 0o644), os.WriteFile(base+"/f", nil, 0o644),
+		os.Symlink(his+"/d", base+"/link"), os.Chown(his, user, user)); err != nil {
+		t.Fatal(err)
+	}
+	var foreign *ForeignError
+	if err := OnlyOurs(base+"/link/../f", 0); !errors.As(err, &foreign) || foreign.At != his {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestOnlyOursLoop(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.Symlink("b", dir+"/a"), os.Symlink("a", dir+"/b")); err != nil {
+		t.Fatal(err)
+	}
+	if err := OnlyOurs(dir+"/a", os.Getuid()); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("got %v", err)
 	}
 }
 
