@@ -127,6 +127,11 @@ func (c *client) run(ctx context.Context) int {
 	worker := c.inv.Getenv(sandbox.Variable) != ""
 	args := c.inv.Args
 	if !worker {
+		// These are for everybody, whatever is wrong with DATA.
+		if opts, err := stapopts.Parse(args); err == nil && (opts.Help || opts.Version) {
+			c.tell(opts)
+			return 0
+		}
 		if err := c.ownData(); err != nil {
 			c.say("stap: ERROR: %v", err)
 			return 1
@@ -148,23 +153,20 @@ func (c *client) run(ctx context.Context) int {
 	}
 	var err error
 	c.opts, err = stapopts.Parse(args)
+	if err == nil && (c.opts.Help || c.opts.Version) { // rc has it
+		c.tell(c.opts)
+		return 0
+	}
 	for _, n := range c.opts.Notes {
 		c.say("%s", n)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		c.say("%v", err)
 		var usage *stapopts.UsageError
 		if errors.As(err, &usage) {
 			fmt.Fprint(c.inv.Stderr, stapopts.Hint)
 		}
 		return 1
-	case c.opts.Help:
-		fmt.Fprint(c.inv.Stdout, versionText()+"\n"+usageText)
-		return 0
-	case c.opts.Version:
-		fmt.Fprint(c.inv.Stderr, versionText())
-		return 0
 	}
 	if !worker && len(c.opts.Rlimits) > 0 {
 		if err := sandbox.Confine(c.opts.Rlimits); err != nil {
@@ -189,6 +191,18 @@ func (c *client) run(ctx context.Context) int {
 		return 1
 	}
 	return c.translateAndRun(ctx)
+}
+
+// tell serves --help and --version.
+func (c *client) tell(opts *stapopts.Options) {
+	for _, n := range opts.Notes {
+		c.say("%s", n)
+	}
+	if opts.Help {
+		fmt.Fprint(c.inv.Stdout, versionText()+"\n"+usageText)
+		return
+	}
+	fmt.Fprint(c.inv.Stderr, versionText())
 }
 
 // ownData makes sure that nobody else can have put anything into DATA, which holds

@@ -46,18 +46,27 @@ func TestSecurity05ForeignHome(t *testing.T) {
 			base := filepath.Dir(d.dir)
 			home := filepath.Join(base, "home")
 			d.passwdHome = filepath.Join(base, "own")
-			// rc has an option that shows.
 			if err := errors.Join(os.Mkdir(d.passwdHome, 0o755), os.Mkdir(filepath.Join(home, ".systemtap"), 0o755),
-				os.WriteFile(filepath.Join(home, ".systemtap/rc"), []byte("--version"), 0o644), tt.make(d, home)); err != nil {
+				os.WriteFile(filepath.Join(home, ".systemtap/rc"), []byte("-w"), 0o644), tt.make(d, home)); err != nil {
 				t.Fatal(err)
 			}
-			code := d.stap("--help")
+			d.translator = &fakeBackend{}
+			code := d.stap("-p4", "-e", hello)
 			got := strings.NewReplacer(home, "HOME", d.passwdHome, "OWN", filepath.Join(base, "other"), "OTHER").Replace(d.err.String())
 			if code != tt.code || got != tt.warning {
 				t.Errorf("status %d, got %q, want %q", code, got, tt.warning)
 			}
 			if words, err := d.rc(); tt.code == 0 && (err != nil || len(words) == 1 != tt.rc) {
 				t.Errorf("rc has %q, %v", words, err)
+			}
+			// Help is for everybody.
+			if code := d.stap("--help"); code != 0 || d.err.Len() > 0 || !strings.Contains(d.out.String(), "Usage: stap") {
+				t.Errorf("--help: status %d, %q", code, d.err.String())
+			}
+			for _, option := range []string{"-V", "--version"} {
+				if code := d.stap(option); code != 0 || d.err.String() != versionText() {
+					t.Errorf("%s: status %d, %q", option, code, d.err.String())
+				}
 			}
 		})
 	}

@@ -24,8 +24,8 @@ type ForeignError struct {
 
 func (e *ForeignError) Error() string { return fmt.Sprintf("%q %s; hint: %s", e.At, e.Reason, e.Hint) }
 
-// files that tell whose a group is; tests have others.
-var passwdFile, groupFile = "/etc/passwd", "/etc/group"
+// files that tell whose a group is, and which user ids there are; tests have others.
+var passwdFile, groupFile, uidMapFile = "/etc/passwd", "/etc/group", "/proc/self/uid_map"
 
 // maxLinks is how many links the kernel follows on one way (path_resolution(7)).
 const maxLinks = 40
@@ -86,6 +86,11 @@ func OnlyOurs(path string, uid int) error {
 func ours(at string, st *unix.Stat_t, uid int) error {
 	kind := st.Mode & unix.S_IFMT
 	switch {
+	case st.Uid != 0 && unmapped(st.Uid):
+		return &ForeignError{
+			at, fmt.Sprintf("belongs to a user id that this user namespace does not have (it shows %d): root's and other users' look alike here", st.Uid),
+			"leave the namespace, or make one in which root's id is mapped",
+		}
 	case st.Uid != 0 && int(st.Uid) != uid:
 		return &ForeignError{at, fmt.Sprintf("belongs to user id %d", st.Uid), "chown " + userName(uid)}
 	case kind == unix.S_IFLNK || kind == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0:
@@ -95,6 +100,28 @@ func ours(at string, st *unix.Stat_t, uid int) error {
 		return &ForeignError{at, fmt.Sprintf("can be written by group id %d", st.Gid), "chmod go-w"}
 	}
 	return nil
+}
+
+// unmapped reports whether a user id stands for all those that this user namespace
+// does not have (user_namespaces(7)), the host's root included, as after unshare -r.
+// Whose a file is cannot be told then, even by somebody who has no id himself. What
+// cannot be told is not trusted, also where only the owner may write: the owner may.
+func unmapped(uid uint32) bool {
+	overflow, err := os.ReadFile("/proc/sys/kernel/overflowuid")
+	if err != nil || strings.TrimSpace(string(overflow)) != strconv.FormatUint(uint64(uid), 10) {
+		return false
+	}
+	uidMap, err := os.ReadFile(uidMapFile)
+	if err != nil {
+		return false // a kernel without user namespaces
+	}
+	for line := range strings.Lines(string(uidMap)) {
+		var first, outside, count uint64
+		if n, _ := fmt.Sscan(line, &first, &outside, &count); n == 3 && uint64(uid) >= first && uint64(uid)-first < count {
+			return false
+		}
+	}
+	return true
 }
 
 // userName is root, or the number of another.

@@ -116,6 +116,39 @@ func TestSecurity05ParentBehindALink(t *testing.T) {
 	}
 }
 
+// In a user namespace root's files and those of other users may look alike: whose they
+// are is not said, nor how to give them away.
+func TestSecurity05UserNamespace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives files away")
+	}
+	const overflow = 65534 // of a kernel on which nobody has changed it
+	dir := t.TempDir()
+	t.Cleanup(func() { uidMapFile = "/proc/self/uid_map" })
+	for _, tt := range []struct {
+		name, uidMap string
+		owner, uid   int
+		want         string // "": accepted
+	}{
+		{"one id", "         0       1000          1\n", overflow, 0, "does not have (it shows 65534): root's and other users' look alike here; hint: leave the namespace"},
+		{"no id", "", overflow, overflow, "does not have (it shows 65534)"},
+		{"an id it has", "0 1000 1\n1 100000 65536\n", user, 0, "belongs to user id 4242; hint: chown root"},
+		{"a container's nobody", "0 1000 1\n1 100000 65536\n", overflow, 0, "belongs to user id 65534; hint: chown root"},
+		{"a container's nobody's", "0 1000 1\n1 100000 65536\n", overflow, overflow, ""},
+		{"the host's nobody's", "         0          0 4294967295\n", overflow, overflow, ""},
+	} {
+		uidMapFile = filepath.Join(dir, "uid_map")
+		file := filepath.Join(dir, "f")
+		if err := errors.Join(os.WriteFile(uidMapFile, []byte(tt.uidMap), 0o644), os.WriteFile(file, nil, 0o644), os.Chown(file, tt.owner, 0)); err != nil {
+			t.Fatal(err)
+		}
+		var foreign *ForeignError
+		if err := OnlyOurs(file, tt.uid); tt.want == "" && err != nil || tt.want != "" && (!errors.As(err, &foreign) || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
+		}
+	}
+}
+
 func TestOnlyOursLoop(t *testing.T) {
 	dir := t.TempDir()
 	if err := errors.Join(os.Symlink("b", dir+"/a"), os.Symlink("a", dir+"/b")); err != nil {
