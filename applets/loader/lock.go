@@ -58,6 +58,23 @@ func lockInsertions() (unlock func()) {
 	if err != nil {
 		return func() {}
 	}
+	release := func() { unix.Close(fd) }
+	if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) != nil {
+		var taken bool
+		if release, taken = behind(fd); !taken {
+			return release
+		}
+	}
+	text := strconv.Itoa(unix.Gettid()) + "\n"
+	unix.Pwrite(fd, []byte(text), 0)
+	return sync.OnceFunc(func() {
+		unix.Ftruncate(fd, 0)
+		release()
+	})
+}
+
+// behind waits for the lock behind whoever holds it, and watches him.
+func behind(fd int) (release func(), taken bool) {
 	given := make(chan struct{})
 	giveUp := make(chan struct{})
 	go func() {
@@ -80,17 +97,9 @@ func lockInsertions() (unlock func()) {
 	release, taken, err := wait(fd, lockWait, giveUp, func() error { return unix.Flock(fd, unix.LOCK_EX) })
 	close(given)
 	if err != nil {
-		return func() {}
+		return func() {}, false
 	}
-	if !taken {
-		return release
-	}
-	text := strconv.Itoa(unix.Gettid()) + "\n"
-	unix.Pwrite(fd, []byte(text), 0)
-	return func() {
-		unix.Ftruncate(fd, 0)
-		release()
-	}
+	return release, taken
 }
 
 // holding is what the holder of the lock does.
