@@ -13,6 +13,7 @@ import (
 )
 
 func main() {
+	quiet := invocation.EndQuietly()
 	caller, err := setuid.Enter(os.Args)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "stapbox: ERROR: %v\n", err)
@@ -22,7 +23,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "stapbox: ERROR: called without a name (argc is 0)")
 		os.Exit(1)
 	}
-	inv := invocation.FromProcess(os.Args[0], os.Args[1:], caller.Environ)
+	inv := invocation.FromProcess(os.Args[0], os.Args[1:], caller.Environ, quiet)
 	inv.Umask = caller.Umask
 	os.Exit(applets.Run(context.Background(), inv))
 }

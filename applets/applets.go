@@ -50,7 +50,6 @@ const boxName = "stapbox"
 
 // Run finds the applet for the invocation's name and runs it.
 func Run(ctx context.Context, inv *invocation.Invocation) int {
-	inv.EndQuietly()
 	inv.Name = filepath.Base(inv.Name)
 	if inv.Name == boxName && container.Is(inv.Args, os.Getpid()) {
 		return container.Main(ctx, inv)

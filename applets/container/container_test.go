@@ -73,7 +73,7 @@ func TestChoose(t *testing.T) {
 // script: every signal and child is then of that process alone.
 func TestMain(m *testing.M) {
 	if script := os.Getenv("TEST_SERVER"); script != "" {
-		inv := invocation.FromProcess("stapbox", []string{Command}, os.Environ())
+		inv := invocation.FromProcess("stapbox", []string{Command}, os.Environ(), nil)
 		s := &supervisor{inv: inv, program: script}
 		status, err := s.run([]string{"word"})
 		if err != nil {

@@ -22,27 +22,38 @@ func Fatal() []os.Signal { return slices.Clone(fatal) }
 
 // EndQuietly has the process end by these signals as a program in C does, without
 // a word. Faults of the program itself are not signals from elsewhere: they panic as
-// before.
-func (inv *Invocation) EndQuietly() {
-	inv.fatal = make(chan os.Signal, 1)
-	signal.Notify(inv.fatal, fatal...)
-	c := inv.fatal
+// before. The result is for FromProcess.
+//
+// main calls it first of all. What remains are the milliseconds from exec(2) to main.
+// The Go runtime installs its own handlers before it starts any package, and of
+// packages without a need for each other it starts ours, by name, among the last; so
+// an init would gain nothing, and debug.SetTraceback shows no less than what
+// GOTRACEBACK in the caller's environment asks for, which is the stacks if it is not
+// set. A signal in that time still shows them; from a setuid copy it shows its name
+// only (runtime, "secure mode").
+func EndQuietly() Quiet {
+	q := make(chan os.Signal, 1)
+	signal.Notify(q, fatal...)
 	go func() {
-		if s, ok := (<-c).(syscall.Signal); ok {
+		if s, ok := (<-q).(syscall.Signal); ok {
 			EndBy(s)
 		}
 	}()
+	return q
 }
+
+// Quiet are the signals of EndQuietly that no applet listens to.
+type Quiet chan os.Signal
 
 // Handles says that an applet listens to some of these signals itself by now.
 func (inv *Invocation) Handles(signals ...os.Signal) {
-	if inv.fatal == nil {
+	if inv.quiet == nil {
 		return
 	}
-	signal.Stop(inv.fatal)
+	signal.Stop(inv.quiet)
 	rest := slices.DeleteFunc(Fatal(), func(s os.Signal) bool { return slices.Contains(signals, s) })
 	if len(rest) > 0 {
-		signal.Notify(inv.fatal, rest...)
+		signal.Notify(inv.quiet, rest...)
 	}
 }
 

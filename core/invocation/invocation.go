@@ -22,7 +22,7 @@ type Invocation struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 
-	fatal chan os.Signal // of EndQuietly
+	quiet Quiet
 }
 
 // Getenv returns the value of an environment variable, "" when it is unset.
@@ -47,8 +47,9 @@ func (inv *Invocation) Errorf(format string, args ...any) {
 	fmt.Fprintf(inv.Stderr, "%s: %s\n", inv.Name, fmt.Sprintf(format, args...))
 }
 
-// FromProcess is the invocation of this very process.
-func FromProcess(name string, args, environ []string) *Invocation {
+// FromProcess is the invocation of this very process. Quiet is nil in a process that
+// has not called EndQuietly.
+func FromProcess(name string, args, environ []string, quiet Quiet) *Invocation {
 	dir, err := os.Getwd()
 	if err != nil {
 		dir = "" // a removed working directory matters only to those who need it
@@ -56,5 +57,6 @@ func FromProcess(name string, args, environ []string) *Invocation {
 	return &Invocation{
 		Name: name, Path: name, Args: args, Environ: environ, Dir: dir, Umask: -1,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		quiet: quiet,
 	}
 }

@@ -50,7 +50,8 @@ type Caller struct {
 	Umask   int // -1 where it was left alone
 }
 
-// Enter is called first in main. It returns what was taken from the process, for
+// Enter is called first in main, but for the handlers of signals, which need nothing
+// of the caller's. It returns what was taken from the process, for
 // the programs to come that are the caller's again, or the reason why the process
 // must end at once.
 func Enter(argv []string) (c Caller, err error) {

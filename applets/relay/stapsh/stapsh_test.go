@@ -25,7 +25,7 @@ import (
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("STAPSH_TEST_BINDIR"); dir != "" {
 		hostpaths.Bindir = dir
-		os.Exit(Main(context.Background(), invocation.FromProcess("stapsh", os.Args[1:], os.Environ())))
+		os.Exit(Main(context.Background(), invocation.FromProcess("stapsh", os.Args[1:], os.Environ(), nil)))
 	}
 	os.Exit(m.Run())
 }
