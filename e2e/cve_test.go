@@ -486,7 +486,7 @@ func TestDefect_10_3_02_TargetThatEndsAtOnce(t *testing.T) {
 // Children of system() hid the end of the target.
 func TestDefect_10_3_03_TargetAmongOtherChildren(t *testing.T) {
 	onFirst(t, func(t *testing.T, s *scene) {
-		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe timer.ms(10) { system("true") } probe end { println("end") }`))
+		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe timer.ms(50) { system("true") } probe end { println("end") }`))
 		a := s.do(t, lab.Command(lab.Dev, "staprun", "-w", "-c", "sleep 1", "/tmp/defect.ko"))
 		want(t, a, 0, "end\n")
 		a = s.do(t, lab.Command(lab.Dev, "staprun", "-w", "-c", "sh -c 'sleep 1; exit 3'", "/tmp/defect.ko"))
