@@ -3,9 +3,12 @@ package e2e
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +18,12 @@ import (
 // runGuest is ./e2e/run guest with the files of a directory.
 func runGuest(t *testing.T, dir string, args ...string) *exec.Cmd {
 	t.Helper()
+	return runCommand(t, dir, append([]string{"guest"}, args...)...)
+}
+
+// runCommand is ./e2e/run in a directory.
+func runCommand(t *testing.T, dir string, args ...string) *exec.Cmd {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("guests need root, for a network namespace with a tap device")
 	}
@@ -22,7 +31,7 @@ func runGuest(t *testing.T, dir string, args ...string) *exec.Cmd {
 	if out, err := exec.Command("go", "build", "-o", runner, "stapbox/e2e/runner").CombinedOutput(); err != nil {
 		t.Fatalf("building the runner: %v\n%s", err, out)
 	}
-	cmd := exec.Command(runner, append([]string{"guest"}, args...)...)
+	cmd := exec.Command(runner, args...)
 	cmd.Env = append(os.Environ(), "STAPBOX_CWD="+dir)
 	return cmd
 }
@@ -114,4 +123,95 @@ func TestGuestRefuses(t *testing.T) {
 			t.Errorf("%v: %v, %q; want %q", tt.args, err, out, tt.want)
 		}
 	}
+}
+
+// A signal that comes before the command runs, or while there is none, ends the
+// runner with 128 and its number. Processes, network namespaces and files go with
+// it, whether the terminal sends the signal to all of its processes or not.
+func TestRunEndedBySignal(t *testing.T) {
+	for _, tt := range []struct {
+		name, args string
+		when       string // what the command line of a process of the run has in it
+		signal     syscall.Signal
+		all        bool
+	}{
+		{"guest, build", "guest", "go build ", syscall.SIGINT, true},
+		{"guest, server", "guest --server -- true", "stap-serverd -r ", syscall.SIGTERM, false},
+		{"guest, boot", "guest", "qemu-system-x86_64 ", syscall.SIGHUP, false},
+		{"guest, terminal", "guest --server -- true", "qemu-system-x86_64 ", syscall.SIGINT, true},
+		{"demo", "demo --short", "qemu-system-x86_64 ", syscall.SIGINT, true},
+		{"test", "test -run ^TestGuest$ stapbox/e2e/lab", "qemu-system-x86_64 ", syscall.SIGINT, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, err := os.MkdirTemp("", "s") // short: sockets are below
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.RemoveAll(dir)
+			if err := os.Chmod(dir, 0o755); err != nil { // servers run as other users
+				t.Fatal(err)
+			}
+			cmd := runCommand(t, "", strings.Fields(tt.args)...)
+			cmd.Env = append(cmd.Env, "TMPDIR="+dir)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			cmd.WaitDelay = 5 * time.Second // others keep the pipe
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				for pid := range processesWith(dir) {
+					syscall.Kill(pid, syscall.SIGKILL)
+				}
+			})
+			for deadline := time.Now().Add(2 * time.Minute); !slices.ContainsFunc(slices.Collect(maps.Values(processesWith(dir))), func(s string) bool { return strings.Contains(s, tt.when) }); time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					cmd.Process.Kill()
+					cmd.Wait()
+					t.Fatalf("no process %q:\n%s", tt.when, &out)
+				}
+			}
+			to := cmd.Process.Pid
+			if tt.all {
+				to = -to
+			}
+			syscall.Kill(to, tt.signal)
+			hung := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+			err = cmd.Wait()
+			hung.Stop()
+			if got, want := cmd.ProcessState.ExitCode(), 128+int(tt.signal); got != want {
+				t.Errorf("status %d, %v, want %d:\n%s", got, err, want, &out)
+			}
+			for pid, command := range processesWith(dir) {
+				t.Errorf("process %d is left: %s", pid, command)
+			}
+			left, _ := filepath.Glob(filepath.Join(dir, "*"))
+			namespaces, _ := filepath.Glob("/run/netns/stapbox-*-*")
+			for _, n := range namespaces {
+				if _, err := os.Stat("/proc/" + strings.Split(filepath.Base(n), "-")[1]); err != nil {
+					left = append(left, n)
+				}
+			}
+			if len(left) > 0 {
+				t.Errorf("left: %q", left)
+			}
+		})
+	}
+}
+
+// processesWith gives the command lines of processes in whose command line or
+// environment a directory is.
+func processesWith(dir string) map[int]string {
+	found := map[int]string{}
+	all, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range all {
+		command, _ := os.ReadFile(filepath.Join(p, "cmdline"))
+		environ, _ := os.ReadFile(filepath.Join(p, "environ"))
+		if strings.Contains(string(command)+string(environ), dir) {
+			pid, _ := strconv.Atoi(filepath.Base(p))
+			found[pid] = strings.ReplaceAll(string(command), "\x00", " ")
+		}
+	}
+	return found
 }

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,23 +34,31 @@ var (
 )
 
 // removeLeft removes the namespaces of runs that were killed.
-func (l *Lab) removeLeft() {
+func removeLeft() { removeOf(func(pid string) bool { return !exists("/proc/" + pid) }) }
+
+// RemoveNetworks removes the namespaces that this process has made, and those of
+// runs that were killed.
+func RemoveNetworks() {
+	self := strconv.Itoa(os.Getpid())
+	removeOf(func(pid string) bool { return pid == self || !exists("/proc/"+pid) })
+}
+
+func removeOf(is func(pid string) bool) {
 	names, err := filepath.Glob("/run/netns/stapbox-*-*")
 	if err != nil {
 		return
 	}
 	for _, path := range names {
 		name := filepath.Base(path)
-		pid := strings.Split(name, "-")[1]
-		if _, err := os.Stat("/proc/" + pid); err != nil {
-			l.run("", "ip", "netns", "del", name) // another run may be faster
+		if is(strings.Split(name, "-")[1]) {
+			exec.Command("ip", "netns", "del", name).Run() // another run may be faster
 		}
 	}
 }
 
 // NewNetwork makes the namespace and the device.
 func (l *Lab) NewNetwork() (*Network, error) {
-	leftOnce.Do(l.removeLeft)
+	leftOnce.Do(removeLeft)
 	n := &Network{Namespace: fmt.Sprintf("stapbox-%d-%d", os.Getpid(), networks.Add(1)), Tap: "tap0"}
 	if err := l.run("", "ip", "netns", "add", n.Namespace); err != nil {
 		return nil, err

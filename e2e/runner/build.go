@@ -8,7 +8,7 @@ import (
 )
 
 // build makes the one file, as it is deployed and tested.
-func build(_ *lab.Lab, args []string) error {
+func build(_ *ending, _ *lab.Lab, args []string) error {
 	path := "stapbox"
 	if len(args) > 0 {
 		path = args[0]

@@ -16,7 +16,7 @@ import (
 const casesTable = "e2e/testdata/cases.txt"
 
 // cases runs the tests of the table and prints one line for each.
-func cases(l *lab.Lab, _ []string) error {
+func cases(_ *ending, l *lab.Lab, _ []string) error {
 	if err := headers(l); err != nil {
 		return err
 	}

@@ -189,7 +189,7 @@ var (
 )
 
 // demo plays the walk of a request. With --short it ends at the first Hello.
-func demo(l *lab.Lab, args []string) (err error) {
+func demo(_ *ending, l *lab.Lab, args []string) (err error) {
 	short := len(args) == 1 && args[0] == "--short"
 	if len(args) > 0 && !short {
 		return fmt.Errorf("%q: demo has no option but --short", args)

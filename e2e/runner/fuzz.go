@@ -14,7 +14,7 @@ import (
 // fuzz runs every fuzz target of the tree, one after the other, each for the
 // given time. A target that fails does not keep the others from running; what
 // it found is in the testdata folder of its package, as go test says.
-func fuzz(_ *lab.Lab, args []string) error {
+func fuzz(_ *ending, _ *lab.Lab, args []string) error {
 	if len(args) != 1 {
 		return errors.New("usage: fuzz TIME (such as 30s)")
 	}

@@ -33,7 +33,8 @@ const guestUsage = `usage: ./e2e/run guest [-k 6.1|6.12|7.2] [-u usr|sys|dev|roo
 Boots the production host of the demo: a stock Debian kernel, stapbox installed, no compiler. Without
 COMMAND its user gets a shell on this terminal; the host ends with the shell. COMMAND runs without one,
 and its output and exit status are those of this command. A copy of the files in the current directory
-is in the user's home directory.
+is in the user's home directory. A signal goes to COMMAND while that runs; before that, or to a shell,
+it ends the host.
 `
 
 // errUsage is a wrong command line, which has been told already.
@@ -75,7 +76,7 @@ func parseGuest(args []string) (*guestOptions, error) {
 }
 
 // guest boots a production host for one's own scripts.
-func guest(l *lab.Lab, args []string) error {
+func guest(e *ending, l *lab.Lab, args []string) error {
 	o, err := parseGuest(args)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
@@ -88,10 +89,10 @@ func guest(l *lab.Lab, args []string) error {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	return withPrograms(l, func(p *lab.Programs) error { return o.play(ctx, l, p) })
+	return withPrograms(l, func(p *lab.Programs) error { return o.play(ctx, e, l, p) })
 }
 
-func (o *guestOptions) play(ctx context.Context, l *lab.Lab, programs *lab.Programs) error {
+func (o *guestOptions) play(ctx context.Context, e *ending, l *lab.Lab, programs *lab.Programs) error {
 	var kernel *lab.Kernel
 	var peer *lab.Peer
 	var err error
@@ -137,7 +138,7 @@ func (o *guestOptions) play(ctx context.Context, l *lab.Lab, programs *lab.Progr
 			return err
 		}
 	}
-	return o.run(g)
+	return o.run(e, g)
 }
 
 // trusted makes the host trust the server as a peer and as a signer, when it is
@@ -211,7 +212,7 @@ func (o *guestOptions) files(im *lab.Image, dir string) error {
 }
 
 // run runs the command, or a shell, on a terminal if there is one here.
-func (o *guestOptions) run(g *lab.Guest) error {
+func (o *guestOptions) run(e *ending, g *lab.Guest) error {
 	argv := o.command
 	if len(argv) == 0 {
 		argv = []string{"/bin/sh", "-l"}
@@ -219,12 +220,19 @@ func (o *guestOptions) run(g *lab.Guest) error {
 	// The shell finds programs as at the user's prompt, and says what it does not find.
 	r := lab.Command(o.user, append([]string{"/bin/sh", "-c", `exec "$@"`, "sh"}, argv...)...)
 	r.Env = append(r.Env, "PS1=\\u@production$ ")
+	// Signals that come now wait for the command: a terminal in raw mode must not be left.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGQUIT, syscall.SIGWINCH)
+	defer signal.Stop(signals)
+	release := e.take(signals)
+	defer release()
+	restore := func() {}
 	if rows, columns, ok := terminal(); ok {
 		r.Terminal, r.Rows, r.Columns = true, rows, columns
 		r.Env = slices.DeleteFunc(r.Env, func(s string) bool { return strings.HasPrefix(s, "TERM=") })
 		r.Env = append(r.Env, "TERM="+os.Getenv("TERM"))
-		restore, err := raw()
-		if err != nil {
+		var err error
+		if restore, err = raw(); err != nil {
 			return err
 		}
 		defer restore()
@@ -236,9 +244,6 @@ func (o *guestOptions) run(g *lab.Guest) error {
 		return err
 	}
 	go s.Input(os.Stdin)
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGWINCH)
-	defer signal.Stop(signals)
 	go func() {
 		for got := range signals {
 			if got == syscall.SIGWINCH {
@@ -246,6 +251,11 @@ func (o *guestOptions) run(g *lab.Guest) error {
 					s.Resize(rows, columns)
 				}
 				continue
+			}
+			if len(o.command) == 0 {
+				// A shell for a dialogue ignores SIGTERM.
+				restore()
+				e.end(got)
 			}
 			s.Signal(int(got.(syscall.Signal)))
 		}

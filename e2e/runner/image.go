@@ -12,7 +12,7 @@ import (
 )
 
 // images builds the images of client and server into a directory.
-func images(l *lab.Lab, args []string) error {
+func images(_ *ending, l *lab.Lab, args []string) error {
 	dir := "."
 	if len(args) > 0 {
 		dir = args[0]

@@ -6,13 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"time"
 
 	"stapbox/e2e/lab"
 )
 
 var commands = []struct {
 	name, what string
-	run        func(l *lab.Lab, args []string) error
+	run        func(e *ending, l *lab.Lab, args []string) error
 }{
 	{"build", "the one static file, ./stapbox or another PATH", build},
 	{"image", "images for containers, stapbox-{client,server}.oci.tar, into DIR", images},
@@ -27,6 +29,11 @@ var commands = []struct {
 }
 
 func main() {
+	if os.Args[0] == afterwards && len(os.Args) == 3 {
+		takeAway(os.Args[1])
+		status, _ := strconv.Atoi(os.Args[2]) // as end has written it
+		os.Exit(status)
+	}
 	name := "help"
 	if len(os.Args) > 1 {
 		name = os.Args[1]
@@ -40,18 +47,7 @@ func main() {
 		if c.name != name {
 			continue
 		}
-		err := c.run(l, os.Args[2:])
-		var status exitStatus
-		switch {
-		case err == nil:
-			return
-		case errors.As(err, &status):
-			os.Exit(int(status))
-		case errors.Is(err, errUsage):
-			os.Exit(2)
-		}
-		fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", name, err)
-		os.Exit(1)
+		os.Exit(play(l, name, c.run, os.Args[2:]))
 	}
 	fmt.Println("usage: ./e2e/run COMMAND")
 	for _, c := range commands {
@@ -60,4 +56,29 @@ func main() {
 	if name != "help" {
 		os.Exit(2)
 	}
+}
+
+// play runs a command, and gives the exit status.
+func play(l *lab.Lab, name string, run func(*ending, *lab.Lab, []string) error, args []string) int {
+	e, err := begin()
+	if err == nil {
+		err = run(e, l, args)
+	}
+	if e != nil {
+		err = errors.Join(err, os.RemoveAll(e.dir))
+	}
+	var status exitStatus
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return int(status)
+	case errors.Is(err, errUsage):
+		return 2
+	}
+	// ^C may end a child, and so what it was for, before this process has ended the
+	// run: the signal says more than the error.
+	time.Sleep(100 * time.Millisecond)
+	fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", name, err)
+	return 1
 }

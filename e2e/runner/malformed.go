@@ -16,7 +16,7 @@ import (
 
 // malformed sends what no honest client sends. The server must refuse each, by
 // closing or with an answer whose status is not 0, and go on.
-func malformed(_ *lab.Lab, args []string) error {
+func malformed(_ *ending, _ *lab.Lab, args []string) error {
 	if len(args) != 1 {
 		return errors.New("usage: malformed ADDRESS:PORT")
 	}

@@ -10,9 +10,9 @@ import (
 )
 
 // interoperate compares with upstream, on its own kernel and over the wire.
-func interoperate(l *lab.Lab, _ []string) error {
+func interoperate(e *ending, l *lab.Lab, _ []string) error {
 	return withPrograms(l, func(p *lab.Programs) error {
-		return interop.Run(context.Background(), l, p, os.Stdout)
+		return e.cancelling(func(ctx context.Context) error { return interop.Run(ctx, l, p, os.Stdout) })
 	})
 }
 
@@ -37,8 +37,8 @@ func withPrograms(l *lab.Lab, do func(*lab.Programs) error) error {
 }
 
 // benchmark times ours and upstream's side by side.
-func benchmark(l *lab.Lab, _ []string) error {
+func benchmark(e *ending, l *lab.Lab, _ []string) error {
 	return withPrograms(l, func(p *lab.Programs) error {
-		return bench.Run(context.Background(), l, p, os.Stdout)
+		return e.cancelling(func(ctx context.Context) error { return bench.Run(ctx, l, p, os.Stdout) })
 	})
 }

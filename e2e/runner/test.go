@@ -46,7 +46,7 @@ const (
 const e2ePackage = "stapbox/e2e"
 
 // test runs everything and closes with counts.
-func test(l *lab.Lab, args []string) error {
+func test(_ *ending, l *lab.Lab, args []string) error {
 	quick := len(args) > 0 && args[0] == "quick"
 	if quick {
 		args = args[1:]
