@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -10,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -214,4 +217,53 @@ func processesWith(dir string) map[int]string {
 		}
 	}
 	return found
+}
+
+// flood is input without end, and counts its bytes.
+type flood struct{ atomic.Int64 }
+
+func (f *flood) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = "y\n"[i%2]
+	}
+	f.Add(int64(len(b)))
+	return len(b), nil
+}
+
+// ^C reaches a command that does not read its input, however much of that there
+// is. The terminal sends it to all processes of the runner; the guest outlives that.
+func TestGuestSignalPassesInput(t *testing.T) {
+	cmd := runGuest(t, "", "-k", "6.12", "--", "sh", "-c", `trap 'echo got it; exit 7' INT; echo up; while :; do sleep 1; done`)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var input flood
+	var stderr bytes.Buffer
+	cmd.Stdin, cmd.Stderr = &input, &stderr
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	hung := time.AfterFunc(3*time.Minute, func() { cmd.Process.Kill() })
+	defer hung.Stop()
+	stdout := bufio.NewReader(pipe)
+	if line, err := stdout.ReadString('\n'); line != "up\n" {
+		t.Errorf("first it prints %q, %v", line, err)
+	}
+	for before := int64(-1); before != input.Load(); time.Sleep(2 * time.Second) {
+		before = input.Load()
+	}
+	if got := input.Load(); got > 1<<20 {
+		t.Errorf("%d bytes of input are read ahead", got)
+	}
+	syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
+	rest, err := io.ReadAll(stdout)
+	if string(rest) != "got it\n" {
+		t.Errorf("then it prints %q, %v", rest, err)
+	}
+	err = cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != 7 {
+		t.Errorf("status %d, %v, want 7:\n%s", got, err, &stderr)
+	}
 }

@@ -81,6 +81,15 @@ func serve(port *os.File) error {
 		defer mu.Unlock()
 		port.Write(append(b, '\n'))
 	}
+	// The shell that started the agent in the background ignores these. The agent
+	// catches them, so that they end a streamed command from its first moment.
+	var ignored []int
+	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(s) {
+			ignored = append(ignored, int(s))
+		}
+		signal.Notify(make(chan os.Signal, 1), s)
+	}
 	answer(request.Answer{Ready: true})
 	lines := bufio.NewReaderSize(port, 1<<20)
 	for {
@@ -100,6 +109,7 @@ func serve(port *os.File) error {
 			wait := watched.start(r, answer)
 			go func() { answer(wait()) }()
 		default:
+			r.Ignored = append(r.Ignored, ignored...) // as of a command in the background
 			go func() { answer(handle(r)) }()
 		}
 	}
@@ -209,6 +219,10 @@ func become(description string, traced bool) error {
 			return err
 		}
 	}
+	for _, s := range r.Ignored {
+		// A Go program that ignores a signal leaves it ignored for what it executes.
+		signal.Ignore(syscall.Signal(s))
+	}
 	if r.UserNamespace {
 		// Changing ids made /proc/self root's, where the maps are written.
 		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
@@ -220,15 +234,6 @@ func become(description string, traced bool) error {
 		if _, _, e := unix.RawSyscall(unix.SYS_PERSONALITY, uintptr(r.Personality), 0, 0); e != 0 {
 			return e
 		}
-	}
-	if r.Stream {
-		// The shell that started the agent in the background ignores these. A
-		// signal that is caught has its default effect after exec.
-		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGQUIT)
-	}
-	for _, s := range r.Ignored {
-		// A Go program that ignores a signal leaves it ignored for what it executes.
-		signal.Ignore(syscall.Signal(s))
 	}
 	if len(r.Blocked) > 0 {
 		var set unix.Sigset_t

@@ -44,7 +44,7 @@ func (s *streams) start(r request.Request, send func(request.Answer)) (wait func
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: r.Terminal}
 	cmd.WaitDelay = time.Second
-	one := &stream{stdin: make(chan []byte, 64)}
+	one := &stream{stdin: make(chan []byte, request.Window)}
 	print := func(b []byte) { send(request.Answer{ID: r.ID, Part: true, Stdout: b}) }
 	copied := make(chan struct{})
 	var stdin io.WriteCloser
@@ -80,7 +80,10 @@ func (s *streams) start(r request.Request, send func(request.Answer)) (wait func
 	s.mu.Unlock()
 	go func() {
 		for b := range one.stdin {
-			stdin.Write(b)
+			if _, err := stdin.Write(b); err != nil {
+				continue // the command has closed its input: no more is asked for
+			}
+			send(request.Answer{ID: r.ID, Part: true, Taken: true})
 		}
 		if one.master == nil {
 			stdin.Close()
@@ -112,7 +115,8 @@ func (one *stream) close() {
 }
 
 // pass gives a running command what a request brings. A command that has ended
-// gets nothing.
+// gets nothing. It waits for no command, so that a signal reaches one that does not
+// read its input.
 func (s *streams) pass(r request.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,7 +125,7 @@ func (s *streams) pass(r request.Request) {
 		return
 	}
 	if len(r.Data) > 0 && !one.closed {
-		one.stdin <- r.Data
+		one.stdin <- r.Data // there is room: who sends has request.Window
 	}
 	if r.EOF {
 		one.close()

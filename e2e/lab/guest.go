@@ -80,7 +80,7 @@ type Guest struct {
 	agent   net.Conn
 	next    int
 	waiting map[int]chan request.Answer
-	parts   map[int]func(request.Answer) // of streamed commands
+	parts   map[int]func(request.Answer) // what to do with answers of streamed commands
 }
 
 // networkModules are what a Debian cloud kernel needs for a network card and the
@@ -317,7 +317,6 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 			"-device", "virtio-net-pci,netdev=n0,romfile=")...)
 	}
 	g.cmd = exec.Command(args[0], args[1:]...)
-	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var errs bytes.Buffer
 	g.cmd.Stderr = &errs
 	if err := startLocked(g.cmd); err != nil {
@@ -389,18 +388,16 @@ func (g *Guest) receive() {
 			continue
 		}
 		g.mu.Lock()
-		if part := g.parts[a.ID]; a.Part {
-			g.mu.Unlock()
-			if part != nil {
-				part(a)
-			}
-			continue
+		part, c := g.parts[a.ID], g.waiting[a.ID]
+		if !a.Part {
+			delete(g.waiting, a.ID)
+			delete(g.parts, a.ID)
 		}
-		c := g.waiting[a.ID]
-		delete(g.waiting, a.ID)
-		delete(g.parts, a.ID)
 		g.mu.Unlock()
-		if c != nil {
+		if part != nil {
+			part(a)
+		}
+		if c != nil && !a.Part {
 			c <- a
 		}
 	}

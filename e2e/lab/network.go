@@ -103,9 +103,15 @@ func (n *Network) Close() error {
 	return nil
 }
 
-// startLocked starts a command whose Pdeathsig counts for this process: the
-// signal comes when the starting thread ends, so that thread must not.
+// startLocked starts a command that is killed when this process ends: its Pdeathsig
+// comes when the starting thread ends, so that thread must not. A terminal sends ^C
+// to its group of processes; the command has one of its own, because what happens
+// then is for this process to say.
 func startLocked(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig, cmd.SysProcAttr.Setpgid = syscall.SIGKILL, true
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()

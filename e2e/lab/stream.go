@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"stapbox/e2e/agent/request"
 )
@@ -14,12 +15,14 @@ type Streamed struct {
 	guest  *Guest
 	id     int
 	answer chan request.Answer
+	ended  chan struct{}
+	window chan struct{} // an element for each request with input that is not taken
 }
 
 // Stream starts a command. What it prints is written as it comes, all of it to
 // stdout if the request is for a terminal.
 func (g *Guest) Stream(r request.Request, stdout, stderr io.Writer) (*Streamed, error) {
-	s := &Streamed{guest: g, answer: make(chan request.Answer, 1)}
+	s := &Streamed{guest: g, answer: make(chan request.Answer, 1), ended: make(chan struct{}), window: make(chan struct{}, request.Window)}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.next++
@@ -27,8 +30,15 @@ func (g *Guest) Stream(r request.Request, stdout, stderr io.Writer) (*Streamed, 
 	s.id = r.ID
 	g.waiting[s.id] = s.answer
 	g.parts[s.id] = func(a request.Answer) {
-		stdout.Write(a.Stdout)
-		stderr.Write(a.Stderr)
+		switch {
+		case a.Taken:
+			<-s.window
+		case a.Part:
+			stdout.Write(a.Stdout)
+			stderr.Write(a.Stderr)
+		default:
+			close(s.ended)
+		}
 	}
 	return s, g.send(r)
 }
@@ -50,15 +60,34 @@ func (s *Streamed) tell(r request.Request) error {
 	return s.guest.send(r)
 }
 
-// Input copies a reader to the command's standard input until its end.
-func (s *Streamed) Input(r io.Reader) error {
-	buf := make([]byte, 4096)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if err := s.tell(request.Request{Data: buf[:n]}); err != nil {
+// errEnded is a command that gets no more input.
+var errEnded = errors.New("the command has ended")
+
+// give sends input to the command. It waits as long as request.Window requests
+// before are not taken; a signal does not.
+func (s *Streamed) give(b []byte) error {
+	for chunk := range slices.Chunk(b, request.Chunk) {
+		select {
+		case s.window <- struct{}{}:
+			if err := s.tell(request.Request{Data: chunk}); err != nil {
 				return err
 			}
+		case <-s.ended:
+			return errEnded
+		case <-s.guest.exited:
+			return errEnded
+		}
+	}
+	return nil
+}
+
+// Input copies a reader to the command's standard input until its end.
+func (s *Streamed) Input(r io.Reader) error {
+	buf := make([]byte, request.Chunk)
+	for {
+		n, err := r.Read(buf)
+		if err := s.give(buf[:n]); err != nil {
+			return err
 		}
 		if err != nil {
 			return s.tell(request.Request{EOF: true})
@@ -67,7 +96,7 @@ func (s *Streamed) Input(r io.Reader) error {
 }
 
 // Type sends text to the command's standard input.
-func (s *Streamed) Type(text string) error { return s.tell(request.Request{Data: []byte(text)}) }
+func (s *Streamed) Type(text string) error { return s.give([]byte(text)) }
 
 // Signal sends a signal to the command's process group.
 func (s *Streamed) Signal(number int) error { return s.tell(request.Request{Signal: number}) }

@@ -2,6 +2,13 @@
 // one JSON object per line in each direction.
 package request
 
+// Window is how many requests with input a streamed command may have that it has
+// not taken: the agent keeps no more than that, and always has room for a signal.
+const Window = 64
+
+// Chunk is the most input of one request, in bytes.
+const Chunk = 4096
+
 // Request asks for a command to be run, or for a file to be written or read.
 type Request struct {
 	ID int
@@ -66,6 +73,7 @@ type Answer struct {
 	ID       int
 	Ready    bool // sent once, when the agent starts
 	Part     bool // Stdout and Stderr are what a streamed command has just printed
+	Taken    bool // with Part: the command has taken the Data of one request
 	Status   int  // exit status, or 128 and the signal's number
 	Stdout   []byte
 	Stderr   []byte
