@@ -174,12 +174,20 @@ func (s *Server) Log() string {
 	return s.log.String()
 }
 
-// WaitLog waits for a line of the log.
+// cannotPrepare is in the log when a kernel's runtime could not be built: what waits
+// for that kernel would wait in vain.
+var cannotPrepare = regexp.MustCompile(`(preparing kernel \S+: status .*)`)
+
+// WaitLog waits for a line of the log, or for the end of hope for one.
 func (s *Server) WaitLog(pattern string, wait time.Duration) error {
 	re := regexp.MustCompile(pattern)
 	for deadline := time.Now().Add(wait); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if re.MatchString(s.Log()) {
+		log := s.Log()
+		if re.MatchString(log) {
 			return nil
+		}
+		if m := cannotPrepare.FindStringSubmatch(log); m != nil {
+			return fmt.Errorf("the server: %s", strings.ReplaceAll(m[1], `\n`, "\n"))
 		}
 	}
 	return fmt.Errorf("the server's log does not show %q after %v:\n%s", pattern, wait, s.Log())

@@ -15,6 +15,7 @@ int stp_fmt_mem(struct stp_context *c, int conv, int flags, int64_t width, int64
 		const char *where)
 {
 	int64_t n = clamp_t(int64_t, prec < 0 ? 1 : prec, 0, stp_script.buffer_size / 4);
+	static const char digits[] = "0123456789abcdef";
 	int64_t field = conv == 'M' ? 2 * n : n, i;
 	char bytes[PIECE], hex[2 * PIECE];
 	bool user = flags & STP_ALT;
@@ -45,8 +46,8 @@ int stp_fmt_mem(struct stp_context *c, int conv, int flags, int64_t width, int64
 		if (!stp_peek(bytes, addr + i, len, user))
 			memset(bytes, 0, len);	/* gone since */
 		for (j = 0; j < len; j++) {
-			hex[2 * j] = hex_asc_hi(bytes[j]);
-			hex[2 * j + 1] = hex_asc_lo(bytes[j]);
+			hex[2 * j] = digits[(u8)bytes[j] >> 4];
+			hex[2 * j + 1] = digits[bytes[j] & 15];
 		}
 		if (conv == 'M')
 			stp_put(c, hex, 2 * len);
