@@ -247,6 +247,9 @@ func TestWalk(t *testing.T) {
 			if stdout, _, status := run(lab.Usr, "-e", hello); stdout != "" || status != 1 {
 				t.Errorf("status %d, stdout %q", status, stdout)
 			}
+			// Other tests use this server.
+			s.forgetSigners(t)
+			s.do(t, lab.Shell(lab.Root, "rm -rf /etc/systemtap/ssl/client/*"))
 		})
 	})
 }
