@@ -164,7 +164,7 @@ func (s *summary) goTest(args ...string) error {
 }
 
 func goTest(args []string, each func(event)) error {
-	cmd := exec.Command("go", append([]string{"test", "-json", "-count=1", "-timeout=40m"}, args...)...)
+	cmd := exec.Command("go", append([]string{"test", "-json", "-count=1", "-vet=off", "-timeout=40m"}, args...)...) // vet has all of it
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
