@@ -120,6 +120,7 @@ func serveWithoutNamespaces(t *testing.T, name string, args ...string) *serving 
 // this host allows, and on one without namespaces, where each channel is asked for
 // one of the files.
 func TestServerChannels(t *testing.T) {
+	few(t)
 	for _, host := range []struct {
 		name  string
 		serve func(*testing.T, string, ...string) *serving

@@ -42,6 +42,7 @@ func runCommand(t *testing.T, dir string, args ...string) *exec.Cmd {
 // A command's output and exit status are those of ./e2e/run guest; the scripts
 // are in the current directory or in the command, and a server compiles them.
 func TestGuestCommand(t *testing.T) {
+	few(t)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "own.stp"), []byte(`probe begin { printf("from a file, %d\n", uid()) exit() }`), 0o644); err != nil {
 		t.Fatal(err)
@@ -233,6 +234,7 @@ func (f *flood) Read(b []byte) (int, error) {
 // ^C reaches a command that does not read its input, however much of that there
 // is. The terminal sends it to all processes of the runner; the guest outlives that.
 func TestGuestSignalPassesInput(t *testing.T) {
+	few(t)
 	cmd := runGuest(t, "", "-k", "6.12", "--", "sh", "-c", `trap 'echo got it; exit 7' INT; echo up; while :; do sleep 1; done`)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var input flood

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,10 +15,14 @@ import (
 	"stapbox/e2e/lab"
 )
 
+var debianMaking sync.Mutex // the first test makes the tree
+
 // debian is the tree in which the programs are that read what an installation
 // writes for the host.
 func debian(t *testing.T) *lab.Debian {
 	t.Helper()
+	debianMaking.Lock()
+	defer debianMaking.Unlock()
 	d, err := stage.lab.FetchDebian(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -46,6 +51,7 @@ const maxExposure = 3.0
 // enough shut in.
 // Requirements: R-002-036 B-56
 func TestUnitsVerify(t *testing.T) {
+	few(t)
 	got := inDebian(t, "--systemd", `
 systemd-analyze --man=no --recursive-errors=yes verify stap-server@default.service stap-server@default.socket stap-server.service systemtap.service 2>&1
 echo verified $?
@@ -76,6 +82,7 @@ grep -hE '^(After|Before)=' /usr/lib/systemd/system/systemtap.service
 // itself: the one finds nothing to do after the other, and they make the same.
 // Requirements: R-000-010 R-002-077
 func TestUnitsUsersAndDirectories(t *testing.T) {
+	few(t)
 	const show = `
 getent passwd stap-server; getent group stapusr stapsys stapdev stap-server; getent shadow stap-server | cut -d: -f1,2
 stat -c '%n %a %U:%G' /var/lib/stap-server /var/log/stap-server /var/cache/systemtap`
@@ -124,6 +131,7 @@ for i in image other; do grep -h '^stap' /$i/etc/passwd /$i/etc/group | sort; st
 
 // A new log is written to after rotation.
 func TestUnitsLogrotate(t *testing.T) {
+	few(t)
 	got := inDebian(t, "--systemd", `
 head -c 40000 /dev/zero >/var/log/systemtap.log
 systemd-tmpfiles --create /usr/lib/tmpfiles.d/stapbox.conf
@@ -163,6 +171,7 @@ systemtap.log.1 40000 644 root:root
 // Hooks compile and clean up, say what would not start, and never fail.
 // Requirements: R-002-089
 func TestUnitsKernelHooks(t *testing.T) {
+	few(t)
 	got := inDebian(t, "--systemd", `
 r=$(ls /lib/modules)
 hook=/usr/lib/kernel/install.d/60-stapbox.install
@@ -212,6 +221,7 @@ strange:
 
 // Completion offers what the programs have.
 func TestUnitsCompletion(t *testing.T) {
+	few(t)
 	got := inDebian(t, "--systemd", `
 mkdir -p /c && cd /c && touch one.stp two.txt
 cat >/complete.sh <<'END'
@@ -263,6 +273,7 @@ staprun -: -A -C -D -L -M -N -R -S -T -V -b -c -d -h -i -o -r -t -u -v -w -x
 // own user; boot is told by update-rc.d(8).
 // Requirements: R-000-025 R-000-026 R-000-029 R-000-031 R-002-037 R-002-083 R-003-118 R-000-024 R-002-036 R-003-100 C-02 C-23
 func TestUnitsInitScripts(t *testing.T) {
+	few(t)
 	got := inDebian(t, "--sysvinit", `
 for s in stap-server systemtap; do sh -n /etc/init.d/$s && update-rc.d $s defaults; done 2>&1
 ls /etc/rc3.d | grep tap; ls /etc/rc0.d | grep tap
@@ -317,6 +328,7 @@ stap-server 600
 // The page about paths has those that the programs use.
 // Requirements: R-003-076 R-003-140
 func TestPathsPage(t *testing.T) {
+	few(t)
 	page := string(read(t, "../man/stappaths.md"))
 	settings, _, err := initconf.New(nil)
 	if err != nil {
