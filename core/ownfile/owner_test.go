@@ -35,6 +35,8 @@ func TestSecurity05OnlyOurs(t *testing.T) {
 		{"sticky directory", 0, func(dir, file string) error { return os.Chmod(dir, os.ModeSticky|0o777) }, ""},
 		{"for root's group", 0, func(dir, file string) error { return os.Chmod(file, 0o664) }, ""},
 		{"for a group", 0, func(dir, file string) error { return errors.Join(os.Chown(file, 0, user), os.Chmod(file, 0o664)) }, "can be written by group id 4242"},
+		{"for a group that is nobody's own", 0, func(dir, file string) error { return errors.Join(os.Chown(file, 0, 4343), os.Chmod(file, 0o664)) }, "can be written by group id 4343"},
+		{"a sticky file", 0, func(dir, file string) error { return os.Chmod(file, os.ModeSticky|0o666) }, "can be written by everybody"},
 		{"for his own group", user, func(dir, file string) error {
 			return errors.Join(os.Chown(file, user, user), os.Chown(dir, user, user), os.Chmod(dir, 0o775), os.Chmod(file, 0o664))
 		}, ""},
@@ -76,7 +78,7 @@ func TestSecurity05OnlyOurs(t *testing.T) {
 			t.Cleanup(func() { passwdFile, groupFile = "/etc/passwd", "/etc/group" })
 			dir := filepath.Join(base, "d")
 			file := filepath.Join(dir, "f")
-			if err := errors.Join(os.WriteFile(passwdFile, []byte("app:x:4242:4242::/:\n"), 0o644), os.WriteFile(groupFile, []byte("app:x:4242:\n"), 0o644),
+			if err := errors.Join(os.WriteFile(passwdFile, []byte("app:x:4242:4242::/:\n"), 0o644), os.WriteFile(groupFile, []byte("app:x:4242:\nstaff:x:4343:\n"), 0o644),
 				os.Mkdir(dir, 0o755), os.WriteFile(file, []byte("text"), 0o644), tt.make(dir, file)); err != nil {
 				t.Fatal(err)
 			}
@@ -97,6 +99,19 @@ func TestSecurity05OnlyOurs(t *testing.T) {
 			}
 		})
 	}
+	// The file that is open counts, not one that has its name by now.
+	file := filepath.Join(t.TempDir(), "f")
+	if err := errors.Join(os.WriteFile(file, []byte("his"), 0o644), os.Chown(file, user, user)); err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, file)
+	if err := errors.Join(os.Remove(file), os.WriteFile(file, []byte("root's"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	var foreign *ForeignError
+	if err := Check(f, 0); !errors.As(err, &foreign) {
+		t.Errorf("a user's file that is open: got %v", err)
+	}
 }
 
 // The parent of what a link leads to is not the parent of the link.
@@ -110,9 +125,12 @@ func TestSecurity05ParentBehindALink(t *testing.T) {
 		os.Symlink(his+"/d", base+"/link"), os.Chown(his, user, user)); err != nil {
 		t.Fatal(err)
 	}
-	var foreign *ForeignError
-	if err := OnlyOurs(base+"/link/../f", 0); !errors.As(err, &foreign) || foreign.At != his {
-		t.Errorf("got %v", err)
+	t.Chdir(base)
+	for _, path := range []string{base + "/link/../f", "link/../f"} {
+		var foreign *ForeignError
+		if err := OnlyOurs(path, 0); !errors.As(err, &foreign) || foreign.At != his {
+			t.Errorf("%s: got %v", path, err)
+		}
 	}
 }
 
