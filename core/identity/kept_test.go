@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"stapbox/core/ownfile"
 )
 
 func keyOf(t *testing.T, dir string) []byte {
@@ -27,6 +29,7 @@ func TestSecurity07ClockJump(t *testing.T) {
 		"2038":                   time.Date(2038, 1, 19, 0, 0, 0, 0, time.UTC),
 		"the last hour":          now.AddDate(0, 12, 0).Add(-time.Minute),
 		"before the certificate": now.AddDate(-1, 0, 0),
+		"two hours before":       now.Add(-2 * time.Hour),
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "server")
@@ -56,6 +59,27 @@ func TestSecurity07ClockJump(t *testing.T) {
 				return nil
 			})
 		})
+	}
+}
+
+// Of several that are kept and valid the first one is back.
+func TestSecurity07ClockJumpTwice(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "server")
+	o := Options{NodeName: "x.example", KeyType: Ed25519}
+	var first *Identity
+	for _, at := range []time.Time{now, now.AddDate(0, 1, 0), now.AddDate(5, 0, 0)} {
+		o.Now = at
+		id, err := Generate(dir, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = id
+		}
+	}
+	o.Now = now.AddDate(0, 2, 0)
+	if id, err := Ensure(dir, o, t.Logf); err != nil || !id.Certificate.Equal(first.Certificate) {
+		t.Errorf("got the one of %v, %v", id.Certificate.NotBefore, err)
 	}
 }
 
@@ -105,7 +129,7 @@ func TestSecurity07NoKeyIsOverwritten(t *testing.T) {
 }
 
 // Whoever can read the directory can lock it, and keeps nobody from making the
-// identity.
+// identity. For one that is there not even the lock file counts.
 func TestSecurity03LockOfIdentity(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "server")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -119,17 +143,30 @@ func TestSecurity03LockOfIdentity(t *testing.T) {
 	if err := unix.Flock(int(d.Fd()), unix.LOCK_SH); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() {
-		_, err := Ensure(dir, Options{NodeName: "x.example", KeyType: Ed25519, Now: now}, t.Logf)
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		if err != nil {
-			t.Error(err)
+	ensure := func(what string) {
+		t.Helper()
+		done := make(chan error, 1)
+		go func() {
+			_, err := Ensure(dir, Options{NodeName: "x.example", KeyType: Ed25519, Now: now}, t.Logf)
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: the server waits for a lock", what)
 		}
-	case <-time.After(10 * time.Second):
-		t.Error("the server waits for a lock that anybody can hold")
 	}
+	ensure("a directory that anybody has locked")
+	lock, err := os.Open(filepath.Join(dir, ownfile.LockName))
+	if err == nil {
+		defer lock.Close()
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ensure("an identity that is there")
 }

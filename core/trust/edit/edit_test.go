@@ -200,6 +200,9 @@ func TestSecurity03LockOfTrustStore(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, trust.RevokedList), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	other := signing.Fingerprint(certificate(t))
+	within("revoking another", func() (bool, error) { return Revoke(dir, rules, other) }, true)
 	lock(filepath.Join(dir, ".lock"))
 	within("adding what is there", func() (bool, error) { return Add(dir, rules, cert, Note{When: now}) }, false)
+	within("revoking what is revoked", func() (bool, error) { return Revoke(dir, rules, other) }, false)
 }
