@@ -59,6 +59,7 @@ func TestSecurityResidualImportsOfALevel(t *testing.T) {
 		{object(1), ""},
 		{object(1, "_printk", "commit_creds", "prepare_kernel_cred"), "privilege level stapusr may not import commit_creds, prepare_kernel_cred from the kernel"},
 		{object(1, "call_usermodehelper"), "may not import call_usermodehelper"},
+		{object(1, "xmemcpy"), "may not import xmemcpy"},
 		{object(2, "_printk"), "not exactly one table"},
 		{object(0), "not exactly one table"},
 		{livepatch(object(1, "_printk")), "symbol _printk is one of live patches"},
@@ -73,6 +74,16 @@ func TestSecurityResidualImportsOfALevel(t *testing.T) {
 	s.Imports = func(Release) (map[string]bool, error) { return nil, errors.New("not prepared") }
 	if err := s.checkImports(r, object(1, "_printk")); err == nil || !strings.Contains(err.Error(), "not prepared") {
 		t.Errorf("a list that cannot be had: got %v", err)
+	}
+	// The service asks, below stapdev.
+	for level, signed := range map[string]bool{"stapusr": false, "stapsys": false, "stapdev": true} {
+		s := newService(t)
+		asked := false
+		s.Imports = func(Release) (map[string]bool, error) { asked = true; return nil, nil }
+		got := s.ask(t, t.Context(), req61("-emodule "+level, "--privilege="+level))
+		if modules, _ := got.Modules(); asked && signed || (got.RC == 0) != signed || (len(modules) == 1) != signed {
+			t.Errorf("%s: asked %v, status %d, %d modules, %q", level, asked, got.RC, len(modules), got.Stderr)
+		}
 	}
 }
 
