@@ -105,6 +105,26 @@ func TestBuiltinStopsWhereAsked(t *testing.T) {
 	}
 }
 
+// In a directory of --tmpdir whatever has the name of the C file is neither followed
+// nor written to.
+func TestSecurity12SourceIsNew(t *testing.T) {
+	for name, prepare := range map[string]func(other, path string) error{"link": os.Symlink, "hard link": os.Link} {
+		j, _, stderr := job(t, hello)
+		j.LastPass, j.Name = 3, "m"
+		other := filepath.Join(t.TempDir(), "other")
+		if err := os.WriteFile(other, []byte("precious"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := prepare(other, filepath.Join(j.TempDir, "m_src.c")); err != nil {
+			t.Fatal(err)
+		}
+		_, rc := Builtin{}.Translate(context.Background(), j)
+		if text, err := os.ReadFile(other); rc != 0 || err != nil || string(text) != "precious" {
+			t.Errorf("%s: status %d, %s; the other has %.20q, %v", name, rc, stderr, text, err)
+		}
+	}
+}
+
 // Another translator, or a host with another one, is worth asking where the
 // script is not to blame, and nowhere else. Not the words of a message tell, which
 // may be the script's.
