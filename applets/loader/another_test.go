@@ -110,8 +110,8 @@ func TestSecurity01OutputAfterTheEnd(t *testing.T) {
 	}
 }
 
-// The working directory, the descriptors and the session of a program that runs as
-// another user.
+// The working directory, the descriptors, the environment and the session of a program
+// that runs as another user.
 func TestSecurity01Delegate(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("root goes on as another")
@@ -136,7 +136,29 @@ func TestSecurity01Delegate(t *testing.T) {
 	os.Chmod(base, 0o755)
 	os.Chmod(out, 0o666)
 	script := base + "/stapio"
-	text := "#!/bin/sh\n{ pwd; id -u; id -G; cut -d' ' -f7 /proc/self/stat; grep CapEff /proc/self/status; for f in 0 1 2 3 4 5 6; do [ -e /proc/$$/fd/$f ] && echo fd $f; done; } >" + out + "\nexit 7\n"
+	// What root has open without FD_CLOEXEC, his caller's for example.
+	inherited, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD, 40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(inherited)
+	stdin := os.Stdin
+	defer func() { os.Stdin = stdin }()
+	if os.Stdin, err = os.Open("/etc/passwd"); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Stdin.Close()
+	text := fmt.Sprintf(`#!/bin/sh
+in=$(readlink /proc/$$/fd/0) out=$(readlink /proc/$$/fd/1) err=$(readlink /proc/$$/fd/2)
+{
+	pwd; id -u; id -G; cut -d' ' -f7 /proc/self/stat; grep CapEff /proc/self/status
+	[ "$(cut -d' ' -f6 /proc/self/stat)" = $$ ] && echo a session of its own
+	echo "secret $SECRET, input $in"
+	for f in 0 1 2 3 4 5 6 %d; do [ -e /proc/$$/fd/$f ] && echo fd $f; done
+	echo "output $out $err"
+} >%s
+exit 7
+`, inherited, out)
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -149,9 +171,13 @@ func TestSecurity01Delegate(t *testing.T) {
 	stop.inserting()
 	status, err := l.delegate(script, "m", dir, &another{4242, 4243, []int{4243, 4244}}, stop)
 	got, _ := os.ReadFile(out)
-	// /bin/sh reads the script from a descriptor of its own, above the others.
-	text = strings.Split(string(got), "fd 10")[0]
-	if want := "/\n4242\n4243 4244\n0\nCapEff:\t0000000000000000\nfd 0\nfd 1\nfd 2\nfd 3\n"; err != nil || status != 7 || text != want {
+	text, output, _ := strings.Cut(string(got), "output ")
+	for fd := 1; fd <= 2; fd++ {
+		if ours, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil || !strings.HasPrefix(output, "pipe:") || slices.Contains(strings.Fields(output), ours) {
+			t.Errorf("its output goes to %q, ours to %q, %v", output, ours, err)
+		}
+	}
+	if want := "/\n4242\n4243 4244\n0\nCapEff:\t0000000000000000\na session of its own\nsecret , input /dev/null\nfd 0\nfd 1\nfd 2\nfd 3\n"; err != nil || status != 7 || text != want {
 		t.Errorf("status %d, %v, %q; got %q, want %q", status, err, stderr.String(), got, want)
 	}
 
@@ -167,6 +193,53 @@ func TestSecurity01Delegate(t *testing.T) {
 	if at, _, _ := strings.Cut(string(got), "\n"); err != nil || status != 7 || at != "/" {
 		t.Errorf("without a directory: status %d, %v, %q; in %q", status, err, stderr.String(), at)
 	}
+}
+
+// Root's process keeps no id of the user's, who could send it signals, and has nothing
+// in its credentials that a child would get whatever its ids are.
+func TestSecurity01RootAgain(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("root goes on as another")
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and the thread ends with it
+		defer unix.Setresuid(0, 0, 0)
+		defer unix.Setresgid(0, 0, 0)
+		const chown = 0 // <linux/capability.h>
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var caps [2]unix.CapUserData
+		err := unix.Capget(&header, &caps[0])
+		caps[0].Inheritable |= 1 << chown
+		if err = errors.Join(err, unix.Capset(&header, &caps[0]), unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, chown, 0, 0),
+			unix.Setresgid(4242, 0, 0), unix.Setresuid(4242, 0, 0)); err != nil {
+			t.Error(err)
+			return
+		}
+		roots, noKeys := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
+		if err := (&loader{}).rootAgain(); err != nil {
+			t.Error(err)
+		}
+		if uid, euid, suid := unix.Getresuid(); uid != 0 || euid != 0 || suid != 0 {
+			t.Errorf("user ids %d, %d, %d", uid, euid, suid)
+		}
+		if gid, egid, sgid := unix.Getresgid(); gid != 0 || egid != 0 || sgid != 0 {
+			t.Errorf("group ids %d, %d, %d", gid, egid, sgid)
+		}
+		if err := unix.Capget(&header, &caps[0]); err != nil || caps[0].Inheritable != 0 || caps[1].Inheritable != 0 {
+			t.Errorf("inheritable capabilities %#x, %#x, %v", caps[0].Inheritable, caps[1].Inheritable, err)
+		}
+		if set, err := unix.PrctlRetInt(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_IS_SET, chown, 0, 0); err != nil || set != 0 {
+			t.Errorf("ambient capability: %d, %v", set, err)
+		}
+		if noKeys != nil {
+			t.Logf("no keys here: %v", noKeys)
+		} else if id, err := unix.KeyctlInt(unix.KEYCTL_GET_KEYRING_ID, unix.KEY_SPEC_SESSION_KEYRING, 0, 0, 0); err != nil || id == roots {
+			t.Errorf("session keyring %d, root's is %d, %v", id, roots, err)
+		}
+	}()
+	<-done
 }
 
 // Another user's process opens its own standard output for reading and takes what

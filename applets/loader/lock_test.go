@@ -76,8 +76,10 @@ func TestSecurityStoppedHolderOfTheLock(t *testing.T) {
 				t.Fatal(err)
 			}
 			unix.Pwrite(fd, []byte(strconv.Itoa(p.Pid)+"\n"), 0)
-			for holderState(fd) != tt.state {
-				time.Sleep(time.Millisecond)
+			for begun := time.Now(); holderState(fd) != tt.state; time.Sleep(time.Millisecond) {
+				if time.Since(begun) > 10*time.Second {
+					t.Fatalf("the holder is in state %v, want %v", holderState(fd), tt.state)
+				}
 			}
 			start := time.Now()
 			lockInsertions()()
@@ -104,7 +106,8 @@ func FuzzStateOf(f *testing.F) {
 	f.Fuzz(func(t *testing.T, stat string) { stateOf(stat) })
 }
 
-// Waiters of one user come in one after the other; the limit holds for each.
+// Waiters of one user come in one after the other; the limit holds for each. Nobody
+// waits for another user, and root goes on in the end.
 func TestSecurity15LockOfAUser(t *testing.T) {
 	inRun(t)
 	fd, err := openLock()
@@ -129,9 +132,19 @@ func TestSecurity15LockOfAUser(t *testing.T) {
 	if d := time.Since(start); taken || err != nil || d < 100*time.Millisecond || d > 2*time.Second {
 		t.Errorf("got %v, %v after %v", taken, err, d)
 	}
+	if os.Getuid() != 0 {
+		t.Skip("only root goes on without the lock")
+	}
+	start = time.Now()
 	unlock, err := lockUser(4243)
-	if err != nil {
-		t.Errorf("another user's: %v", err)
+	if d := time.Since(start); err != nil || d > lockWait/2 {
+		t.Fatalf("another user's: %v after %v", err, d)
+	}
+	unlock()
+	start = time.Now()
+	unlock, err = lockUser(4242)
+	if d := time.Since(start); err != nil || d < lockWait || d > 2*lockWait {
+		t.Fatalf("this user's: %v after %v, want %v", err, d, lockWait)
 	}
 	unlock()
 }
@@ -144,13 +157,32 @@ func TestSecurity15NoLockFile(t *testing.T) {
 	if _, err := openLock(); err == nil {
 		t.Fatal("a lock file was made")
 	}
-	if unlock, err := lockUser(4242); os.Getuid() == 0 {
-		if err != nil {
-			t.Errorf("root: %v", err)
+	if os.Getuid() != 0 {
+		if _, err := lockUser(4242); !errors.Is(err, errNoLock) {
+			t.Errorf("got %v", err)
 		}
-		unlock()
-	} else if !errors.Is(err, errNoLock) {
-		t.Errorf("got %v", err)
+		t.Skip("only root removes modules")
+	}
+	unlock, err := lockUser(4242)
+	if err != nil {
+		t.Fatalf("root: %v", err)
+	}
+	unlock()
+	// A user removes, and does not load.
+	withChannel(t, 4242, 0o600)
+	hostpaths.Runstatedir += "/missing"
+	if err := removeAs(t, 4242); err == nil || errors.Is(err, errNoLock) || errors.Is(err, errNotProven) {
+		t.Errorf("a user removes: got %v", err)
+	}
+	if err := unix.Setresuid(4242, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err = lockUser(4242)
+	if back := unix.Setresuid(0, 0, 0); back != nil {
+		t.Fatal(back)
+	}
+	if !errors.Is(err, errNoLock) {
+		t.Errorf("a user loads: got %v", err)
 	}
 }
 
@@ -211,10 +243,21 @@ func TestSecurity10ClaimsThatCannotBeCounted(t *testing.T) {
 			t.Errorf("%s: got %d, %v; the claim: %v", filepath.Base(dir), n, err, gone)
 		}
 	}
+	// Nor can claims be counted that are not to be read.
+	sysModule = hidden
+	claims := claimDir(uid)
+	if err := errors.Join(os.Rename(claims, claims+"-"), os.WriteFile(claims, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := claimed(uid, nil); err == nil {
+		t.Errorf("no directory of claims: got %d", n)
+	}
+	if err := errors.Join(os.Remove(claims), os.Rename(claims+"-", claims)); err != nil {
+		t.Fatal(err)
+	}
 	if os.Geteuid() != 0 {
 		t.Skip("only root looks for users")
 	}
-	sysModule = hidden
 	if err := errors.Join(os.Chmod(base, 0o700), unix.Setresuid(uid, 0, 0)); err != nil {
 		t.Fatal(err)
 	}

@@ -64,6 +64,7 @@ func TestSecurity10RemovalByTheOwner(t *testing.T) {
 	}{
 		{"his own", 4242, 4242, 0o600, true},
 		{"root", 0, 4242, 0o600, true},
+		{"his own, and closed to him", 4242, 4242, 0o000, false},
 		{"another's", 4242, 100000, 0o600, false},
 		{"another's, for everybody", 4242, 100000, 0o666, false},
 		{"root's, for everybody", 4242, 0, 0o666, false},
@@ -87,19 +88,29 @@ func TestSecurity10RemovalOfWhatWasGivenAway(t *testing.T) {
 	for _, tt := range []struct {
 		name            string
 		owner, claimant int
-		confirm, waits  bool
+		claim, confirm  bool // the owner's
+		waits           bool
 	}{
-		{"given away", subordinate, user, false, true},
-		{"loaded by the owner", user, 4711, true, false},
-		{"loaded by SystemTap's staprun", user, 0, false, false},
+		{"given away", subordinate, user, false, false, true},
+		{"given away to one who claims it too", subordinate, user, true, false, true},
+		{"his own insertion", user, user, true, false, true},
+		{"his own removal", user, user, true, true, true},
+		{"loaded by the owner", user, 4711, true, true, false},
+		{"loaded by SystemTap's staprun", user, 0, false, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			withChannel(t, tt.owner, 0o600)
-			if tt.confirm {
+			if tt.claim {
 				if _, err := claim(tt.owner, channelOf); err != nil {
 					t.Fatal(err)
 				}
+			}
+			if tt.confirm {
 				confirm(tt.owner, channelOf)
+			}
+			// One more, who is not at work.
+			if _, err := claim(4100, channelOf); err != nil {
+				t.Fatal(err)
 			}
 			if _, err := claim(tt.claimant, channelOf); err != nil {
 				t.Fatal(err)
@@ -140,5 +151,11 @@ func TestSecurity10Claimants(t *testing.T) {
 	hostpaths.Runstatedir += "/missing"
 	if got, err := claimants(4243, "m"); err != nil || len(got) > 0 {
 		t.Errorf("no claims: got %v, %v", got, err)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Dir(hostpaths.LoadClaims()), 0o755), os.WriteFile(hostpaths.LoadClaims(), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := claimants(4243, "m"); err == nil {
+		t.Errorf("claims that cannot be read: got %v", got)
 	}
 }
