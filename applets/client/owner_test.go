@@ -72,9 +72,8 @@ func TestSecurity05ForeignHome(t *testing.T) {
 	}
 }
 
-// A directory of --tmpdir that a group may write to, or that somebody else may put
-// another in the place of, is refused; and whatever has the name of a file there is
-// not written to.
+// A directory of --tmpdir that others may write to, also a sticky one, or that somebody
+// else may put another in the place of, is refused.
 func TestSecurity12TempDirOfAGroup(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root gives directories away")
@@ -84,6 +83,8 @@ func TestSecurity12TempDirOfAGroup(t *testing.T) {
 		want string
 	}{
 		"group":               {func(parent, dir string) error { return errors.Join(os.Chown(dir, 0, 4242), os.Chmod(dir, 0o775)) }, "can be written by group id 4242"},
+		"another's":           {func(parent, dir string) error { return os.Chown(dir, 4242, 4242) }, "belongs to uid 4242"},
+		"sticky":              {func(parent, dir string) error { return os.Chmod(dir, os.ModeSticky|0o777) }, "can be written by everybody"},
 		"parent of another":   {func(parent, dir string) error { return os.Chown(parent, 4242, 0) }, "belongs to user id 4242"},
 		"parent of a group":   {func(parent, dir string) error { return errors.Join(os.Chown(parent, 0, 4242), os.Chmod(parent, 0o775)) }, "can be written by group id 4242"},
 		"parent of everybody": {func(parent, dir string) error { return os.Chmod(parent, 0o777) }, "can be written by everybody"},
