@@ -34,10 +34,15 @@ func TestSecurityResidualHandshakesOfAPeer(t *testing.T) {
 	if wait, ok := h.reserve("b", now); wait != 0 || !ok {
 		t.Errorf("another host waits %v, %v", wait, ok)
 	}
-	// Time passes, and it may again.
-	now = now.Add(handshakeTime + handshakeBurst*handshakeEvery)
-	if wait, ok := h.reserve("a", now); wait != 0 || !ok {
-		t.Errorf("later: %v, %v", wait, ok)
+	// Time passes, and it may again, not more than before.
+	now = now.Add(time.Hour)
+	for i := range handshakeBurst {
+		if wait, ok := h.reserve("a", now); wait != 0 || !ok {
+			t.Fatalf("later: handshake %d waits %v, %v", i, wait, ok)
+		}
+	}
+	if wait, ok := h.reserve("a", now); wait != handshakeEvery || !ok {
+		t.Errorf("later: one more waits %v, %v", wait, ok)
 	}
 	for i := range 2 * maxHosts {
 		h.reserve(fmt.Sprint(i), now.Add(time.Duration(i)*time.Second))
@@ -47,7 +52,8 @@ func TestSecurityResidualHandshakesOfAPeer(t *testing.T) {
 	}
 }
 
-// The server asks: one host has used up its share, another gets its handshake.
+// The server asks: a host that has used up its share waits, or is refused; another gets
+// its handshake.
 func TestSecurityResidualHandshakesAreAdmitted(t *testing.T) {
 	r := start(t)
 	for ok := true; ok; {
@@ -66,6 +72,14 @@ func TestSecurityResidualHandshakesAreAdmitted(t *testing.T) {
 	}
 	if err := from("127.0.0.2"); err == nil {
 		t.Error("the host that began too many gets one more")
+	}
+	const extra = 100
+	begun := time.Now()
+	for range handshakeBurst + extra {
+		r.shakes.reserve("127.0.0.3", time.Now())
+	}
+	if err := from("127.0.0.3"); err != nil || time.Since(begun) < extra*handshakeEvery {
+		t.Errorf("a host that has to wait: %v after %v", err, time.Since(begun))
 	}
 	r.wait(t, "127.0.0.2 begins more handshakes than 100 in a second")
 }

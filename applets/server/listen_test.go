@@ -14,7 +14,8 @@ import (
 const inNamespace = "STAPBOX_TEST_LISTEN"
 
 // In a network namespace whose lo has no 127.0.0.1 the server listens on IPv6 and
-// IPv4 all the same. Package net looks once in a process, so a new one asks.
+// IPv4 all the same. Package net looks once in a process, so a new one asks. The log of
+// a server says where it listens.
 func TestSecurity14ListensOnBothFamilies(t *testing.T) {
 	if os.Getenv(inNamespace) != "" {
 		l, err := listenAll(0)
@@ -33,6 +34,7 @@ func TestSecurity14ListensOnBothFamilies(t *testing.T) {
 		}
 		return
 	}
+	start(t).wait(t, "Using network address [::]:")
 	if os.Geteuid() != 0 {
 		t.Skip("a network namespace needs root")
 	}

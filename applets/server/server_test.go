@@ -125,7 +125,11 @@ func start(t *testing.T, args ...string) *running {
 	t.Cleanup(func() { r.stop() })
 	port := regexp.MustCompile(`Using network address \[::\]:(\d+)`)
 	r.wait(t, "Kernel "+testRelease+" is ready")
-	r.addr = "127.0.0.1:" + port.FindStringSubmatch(r.out.String())[1]
+	at := port.FindStringSubmatch(r.out.String())
+	if at == nil {
+		t.Fatalf("the log does not say where the server listens:\n%s", r.out)
+	}
+	r.addr = "127.0.0.1:" + at[1]
 	return r
 }
 
