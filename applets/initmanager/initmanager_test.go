@@ -949,8 +949,21 @@ func TestSecurity06ForeignInputs(t *testing.T) {
 			}
 		})
 	}
+	// A file of options without .conf is left out.
+	group := h.path("conf.d/group1")
+	if err := os.Chown(group, 12345, 0); err != nil {
+		t.Fatal(err)
+	}
+	if out, calls := h.do(0, "compile", "-y", "a"); strings.Contains(calls, " -w") || !strings.Contains(out, group+" is not read: ") || !strings.Contains(out, "hint: ch") {
+		t.Errorf("calls %q:\n%s", calls, out)
+	}
+	if err := os.Chown(group, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, calls := h.do(0, "compile", "-y", "a"); !strings.Contains(calls, " -w") {
+		t.Errorf("root's options are not used: calls %q", calls)
+	}
 	// Nothing of it leaves the host either.
-	h.do(0, "compile", "-y", "a")
 	defer os.Chown(h.path("cache/"+release+"/a.ko"), 0, 0)
 	os.Chown(h.path("cache/"+release+"/a.ko"), 12345, 0)
 	if out, _ := h.do(1, "export", h.path("archive")); !strings.Contains(out, "is not exported: ") || exists(h.path("archive")) {
