@@ -13,6 +13,7 @@ import (
 	"stapbox/core/kmod"
 	"stapbox/core/modsig"
 	"stapbox/core/mok"
+	"stapbox/core/ownfile"
 )
 
 // kernelKeys is what a client needs to know where the kernel loads only modules
@@ -89,7 +90,7 @@ func (c *client) signModule(out outcome) error {
 		if image, err = modsig.Append(image, k.Certificate, k.Signer); err != nil {
 			return fmt.Errorf("ERROR: signing the module: %w", err)
 		}
-		if err := os.WriteFile(out.module, image, 0o600); err != nil {
+		if err := ownfile.WriteNew(out.module, image, 0o600); err != nil {
 			return fmt.Errorf("ERROR: writing the module: %w", err)
 		}
 		c.say("Module signed with MOK, fingerprint %q", k.Fingerprint())

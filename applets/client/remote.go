@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
@@ -14,6 +13,7 @@ import (
 	"stapbox/core/hostpaths"
 	"stapbox/core/identity"
 	"stapbox/core/kbuild"
+	"stapbox/core/ownfile"
 	"stapbox/core/report"
 	"stapbox/core/script/tapset"
 	"stapbox/core/wire"
@@ -287,11 +287,11 @@ func (c *client) response(answer []byte) (outcome, error) {
 			// The two must lie side by side: staprun looks for the signature
 			// beside the module.
 			out.module = filepath.Join(c.temp, modules[0].Name)
-			if err := os.WriteFile(out.module, modules[0].Data, 0o600); err != nil {
+			if err := ownfile.WriteNew(out.module, modules[0].Data, 0o600); err != nil {
 				return out, fmt.Errorf("ERROR: writing the module: %w", err)
 			}
 			if signatures[0].Data != nil {
-				if err := os.WriteFile(out.module+".sgn", signatures[0].Data, 0o600); err != nil {
+				if err := ownfile.WriteNew(out.module+".sgn", signatures[0].Data, 0o600); err != nil {
 					return out, fmt.Errorf("ERROR: writing the signature: %w", err)
 				}
 			}

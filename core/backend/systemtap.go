@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 
+	"stapbox/core/ownfile"
 	"stapbox/core/stapopts"
 )
 
@@ -253,7 +254,7 @@ func oneModule(dir, said string) (string, error) {
 			return "", fmt.Errorf("reading the module of SystemTap: %w", err)
 		}
 		to := filepath.Join(dir, filepath.Base(said))
-		return to, os.WriteFile(to, module, 0o600)
+		return to, ownfile.WriteNew(to, module, 0o600)
 	}
 	return "", fmt.Errorf("SystemTap left %d modules in %q", len(list), dir)
 }
