@@ -30,6 +30,17 @@ func (b *body) work(cost int, tok *token.Token) {
 	}
 }
 
+// perhaps is capture for a part of an expression that may not run. The charges in it
+// are for its own work; what is left of that is charged with the code around it,
+// which runs whenever the charge does.
+func (b *body) perhaps(f func()) string {
+	outside := b.cost
+	b.cost = 0
+	text := b.capture(f)
+	b.cost += outside
+	return text
+}
+
 // settle charges what has gathered, unless it is little. It stands where control
 // flow divides or joins: the code before has run as often as the charge.
 func (b *body) settle(tok *token.Token) {

@@ -3,6 +3,8 @@ package translate
 import (
 	"fmt"
 	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -88,6 +90,38 @@ func TestChargesInTheUnit(t *testing.T) {
 	} {
 		if got := strings.Count(unit(t, tt.script, Options{}), "stp_charge_at("); got < tt.want || tt.want == 0 && got != 0 {
 			t.Errorf("%s: %d charges, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+// What runs before a part of an expression that does not run is charged all the same,
+// wherever the 64 units are reached. An operator is a sixteenth of a call.
+func TestChargesOutsideOfBranches(t *testing.T) {
+	calls := func(n int) string { return strings.TrimSuffix(strings.Repeat("pid()+", n), "+") }
+	charge := regexp.MustCompile(`^if \(stp_charge_at\(c, (\d+),`)
+	for n := 50; n < 60; n++ {
+		for _, branch := range []string{"(z&&(" + calls(10) + "))", "(!z||(" + calls(10) + "))", "(z?" + calls(10) + ":0)", "(z?" + calls(100) + ":0)"} {
+			text := unit(t, "global n, z probe begin { n = "+strings.Repeat(calls(n)+"+"+branch+"+", 20)+"0 } probe end { println(z) }", Options{})
+			charged, depth := 0, 0
+			for line := range strings.Lines(text) {
+				line = strings.TrimSpace(line)
+				if m := charge.FindStringSubmatch(line); m != nil && depth == 0 {
+					units, err := strconv.Atoi(m[1])
+					if err != nil {
+						t.Fatal(err)
+					}
+					charged += units
+				}
+				if strings.HasPrefix(line, "if (") && strings.HasSuffix(line, "{") {
+					depth++
+				} else if line == "}" && depth > 0 {
+					depth--
+				}
+			}
+			// What is left of a branch is charged outside too: less than a charge.
+			if least, most := 20*n, 20*(n+n/8+64); charged < least || charged > most {
+				t.Errorf("%d calls, then %.30s: %d units are charged outside of branches, want %d to %d", n, branch, charged, least, most)
+			}
 		}
 	}
 }

@@ -285,7 +285,7 @@ func (b *body) logical(x *ast.Binary) string {
 	l := b.value(x.L)
 	var r string
 	b.indent++
-	text := b.capture(func() { r = b.value(x.R) })
+	text := b.perhaps(func() { r = b.value(x.R) })
 	b.indent--
 	if text == "" {
 		return fmt.Sprintf("(%s %s %s)", l, x.Op, r)
@@ -324,8 +324,8 @@ func (b *body) ternary(x *ast.Ternary, wanted bool) string {
 	cond := b.value(x.Cond)
 	var then, other string
 	b.indent++
-	thenText := b.capture(func() { then = b.expr(x.Then, wanted) })
-	otherText := b.capture(func() { other = b.expr(x.Else, wanted) })
+	thenText := b.perhaps(func() { then = b.expr(x.Then, wanted) })
+	otherText := b.perhaps(func() { other = b.expr(x.Else, wanted) })
 	b.indent--
 	if !wanted {
 		// The branches may have values of two types, or none.
