@@ -102,7 +102,10 @@ func undefinedSymbols(object []byte) (names []string, err error) {
 		if s.Section == shnLivepatch {
 			return nil, fmt.Errorf("symbol %s is one of live patches", oneLine(s.Name))
 		}
-		if s.Section == elf.SHN_UNDEF && s.Name != "" {
+		if s.Section == elf.SHN_UNDEF {
+			if s.Name == "" { // the kernel may see more of the table of strings
+				return nil, errors.New("a symbol without a name")
+			}
 			names = append(names, s.Name)
 		}
 	}
