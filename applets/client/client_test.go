@@ -700,6 +700,48 @@ func TestRevokedByHost(t *testing.T) {
 		t.Errorf("status %d, %d requests", code, len(f.requests))
 	}
 	contains(t, "stderr", d.err.String(), "is revoked in trust store")
+	// Nor is it found, or trusted once more by the user, or remembered.
+	d.stap("--list-servers=trusted")
+	if strings.Contains(d.err.String(), identity.CertInfo(f.id.Certificate)) {
+		t.Errorf("listed as trusted:\n%s", d.err.String())
+	}
+	if code := d.stap("--trust-servers=ssl,no-prompt", "--use-server="+f.spec()); code != 1 {
+		t.Errorf("trusting it: status %d\n%s", code, d.err.String())
+	}
+	contains(t, "stderr", d.err.String(), "ERROR: Not trusting", "its certificate is revoked in trust store \""+d.hostPeers)
+}
+
+// A list of revoked certificates that cannot be read may have this one in it: the
+// server is not used, whoever else trusts it.
+func TestRevokedListCannotBeRead(t *testing.T) {
+	f := newServer(t, good("stap_1"))
+	d := newDesk(t, privilege.GroupDev)
+	d.trust(t, f, d.peerStore())
+	d.trust(t, newServer(t, good("x")), d.hostPeers)
+	if err := os.WriteFile(filepath.Join(d.hostPeers, trust.RevokedList), []byte("the server of room 3\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code := d.stap("-p4", "--use-server="+f.spec(), "-e", hello); code != 1 || len(f.requests) != 0 {
+		t.Errorf("status %d, %d requests", code, len(f.requests))
+	}
+	contains(t, "stderr", d.err.String(), "is trusted, but not every trust store can be read", d.hostPeers)
+}
+
+// A user does without a server that the host trusts.
+func TestUserRevokesWhatTheHostTrusts(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("missing: root, whose trust counts for the host")
+	}
+	f := newServer(t, good("stap_1"))
+	d := newDesk(t, privilege.GroupDev)
+	d.trust(t, f, d.hostPeers)
+	if code := d.stap("--trust-servers=ssl,revoke,no-prompt", "--use-server=sha256:"+identity.Fingerprint(f.id.Certificate)); code != 0 {
+		t.Errorf("revoking: status %d\n%s", code, d.err.String())
+	}
+	if code := d.stap("-p4", "--use-server="+f.spec(), "-e", hello); code != 1 || len(f.requests) != 0 {
+		t.Errorf("status %d, %d requests", code, len(f.requests))
+	}
+	contains(t, "stderr", d.err.String(), "is revoked in trust store \""+d.userStore().dir)
 }
 
 func TestWarnsOfName(t *testing.T) {

@@ -156,7 +156,7 @@ func (s *servers) fromMemory(ctx context.Context) []record {
 	var out []record
 	for _, m := range list {
 		fits := s.wantDefault() || slices.ContainsFunc(wanted, func(w record) bool { return w.equal(m.record) })
-		if fits && s.known(m.fingerprint, s.c.peerStores()...) && (!s.c.opts.Unprivileged() || s.known(m.fingerprint, s.c.signerStore())) {
+		if fits && !s.revokedPeer(m.fingerprint) && s.known(m.fingerprint, s.c.peerStores()...) && (!s.c.opts.Unprivileged() || s.known(m.fingerprint, s.c.signerStore())) {
 			if out = append(out, m.record); len(out) == rememberedTried {
 				break
 			}

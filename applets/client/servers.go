@@ -28,7 +28,8 @@ type servers struct {
 	online  []record
 	browsed bool
 	stores  map[string][]record
-	wanted  []record // of --use-server, resolved
+	revoked map[string]bool // fingerprints that some store of peers lists as revoked
+	wanted  []record        // of --use-server, resolved
 	parsed  bool
 
 	unresolved []unresolved
@@ -79,6 +80,9 @@ func (s *servers) inStore(ctx context.Context, dirs ...store) []record {
 	var out []record
 	for _, d := range dirs {
 		for _, r := range s.store(d) {
+			if d.dir != s.c.signers && s.revokedPeer(r.fingerprint) {
+				continue
+			}
 			out = merge(out, r)
 			for _, o := range s.findOnline(ctx) {
 				if o.certinfo == r.certinfo {
@@ -89,6 +93,24 @@ func (s *servers) inStore(ctx context.Context, dirs ...store) []record {
 		}
 	}
 	return out
+}
+
+// revokedPeer reports whether a store of peers lists a certificate as revoked:
+// whatever the others say, it is not used then.
+func (s *servers) revokedPeer(fingerprint string) bool {
+	if s.revoked == nil {
+		s.revoked = map[string]bool{}
+		for _, d := range s.c.peerStores() {
+			st, err := trust.Read(d.dir, d.rules)
+			if err != nil {
+				continue // readStore has said so, and verify refuses
+			}
+			for digest := range st.Revoked {
+				s.revoked[fmt.Sprintf("%x", digest)] = true
+			}
+		}
+	}
+	return s.revoked[fingerprint]
 }
 
 // store is what readStore gives, read once.
@@ -466,25 +488,32 @@ func (s *servers) verify(r record) func(*x509.Certificate) error {
 		if err := s.expected(r, cert); err != nil {
 			return err
 		}
-		var errs []error
+		var errs, unread []error
 		trusted := false
 		for _, d := range s.c.peerStores() {
 			st, err := trust.Read(d.dir, d.rules)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
-			if err == nil {
-				if st.Revoked[sha256.Sum256(cert.Raw)] {
-					// Revoked in one store is revoked, whatever the others say.
-					return fmt.Errorf("certificate sha256=%s is revoked in trust store %q", identity.Fingerprint(cert), d.dir)
-				}
-				if err = st.Trusts(cert.Raw, s.c.now()); err == nil {
-					trusted = true
-					continue
-				}
+			if err != nil {
+				unread = append(unread, err)
+				continue
+			}
+			if st.Revoked[sha256.Sum256(cert.Raw)] {
+				// Revoked in one store is revoked, whatever the others say.
+				return fmt.Errorf("certificate sha256=%s is revoked in trust store %q", identity.Fingerprint(cert), d.dir)
+			}
+			if err = st.Trusts(cert.Raw, s.c.now()); err == nil {
+				trusted = true
+				continue
 			}
 			errs = append(errs, err)
 		}
+		if trusted && len(unread) > 0 {
+			// It may say that the certificate is revoked.
+			return fmt.Errorf("certificate %s sha256=%s is trusted, but not every trust store can be read: %w", identity.CertInfo(cert), identity.Fingerprint(cert), errors.Join(unread...))
+		}
+		errs = append(unread, errs...)
 		if trusted {
 			s.shown = cert
 			s.c.compareName(r, cert)

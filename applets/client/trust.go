@@ -127,12 +127,20 @@ func (c *client) trustServers(ctx context.Context, s *servers, arg string) (ok b
 // notRevoked drops the servers whose certificates one of the stores lists as revoked,
 // and reports whether there were none. Who revoked one, because its key was stolen
 // for example, is not to be overruled by the next job that trusts a server by its
-// address.
+// address. For a peer of this user each store of peers counts: his client refuses what
+// one of them has revoked.
 func (c *client) notRevoked(t trustSpec, targets []contacted) (left []contacted, all bool) {
 	all = true
 	for _, x := range targets {
 		revoked := ""
+		var stores []store
 		for _, st := range c.stores(t) {
+			stores = append(stores, st.store)
+		}
+		if t.ssl && !t.allUsers {
+			stores = append(stores, c.peerStores()...)
+		}
+		for _, st := range stores {
 			if s, err := trust.Read(st.dir, st.rules); err == nil && s.Revoked[sha256.Sum256(x.cert.Raw)] {
 				revoked = st.dir
 			}
@@ -202,6 +210,11 @@ func (c *client) revocable(ctx context.Context, s *servers, t trustSpec) []conta
 	var have []record
 	for _, st := range c.stores(t) {
 		have = append(have, s.readStore(st.store)...)
+	}
+	if t.ssl { // a user may do without a server that the host trusts
+		for _, st := range c.peerStores() {
+			have = append(have, s.readStore(st)...)
+		}
 	}
 	var out []contacted
 	// A server that is named by its address and port is asked for its certificate,

@@ -17,8 +17,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -118,11 +118,7 @@ func Revoke(dir string, rules trust.Rules, fingerprint string) (bool, error) {
 	if s.Revoked[digest] {
 		return false, nil
 	}
-	if s.Revoked == nil {
-		s.Revoked = make(map[[sha256.Size]byte]bool)
-	}
-	s.Revoked[digest] = true
-	if err := writeRevoked(d, s); err != nil {
+	if err := addRevoked(d, digest); err != nil {
 		return false, fmt.Errorf("revoking sha256:%x in %q: %w", digest, dir, err)
 	}
 	return true, nil
@@ -199,19 +195,29 @@ func mkdir(parent int, name string) error {
 	return unix.Fchmod(fd, 0o755) // whatever the umask left
 }
 
-func writeRevoked(d *os.File, s *trust.Store) error {
-	var b strings.Builder
-	b.WriteString("# stapbox: certificates that are not to be believed\n")
-	lines := make([]string, 0, len(s.Revoked))
-	for digest := range s.Revoked {
-		lines = append(lines, fmt.Sprintf("sha256:%x\n", digest))
+// addRevoked writes the list with a line more. What administrators have written
+// there, comments too, stays.
+func addRevoked(d *os.File, digest [sha256.Size]byte) error {
+	old := []byte("# stapbox: certificates that are not to be believed\n")
+	fd, err := unix.Openat(int(d.Fd()), trust.RevokedList, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+		f := os.NewFile(uintptr(fd), trust.RevokedList)
+		defer f.Close()
+		if old, err = io.ReadAll(io.LimitReader(f, trust.MaxListSize)); err != nil {
+			return err
+		}
+	case err != unix.ENOENT:
+		return &os.PathError{Op: "open", Path: trust.RevokedList, Err: err}
 	}
-	// In order, so that the same list is the same file.
-	slices.Sort(lines)
-	for _, l := range lines {
-		b.WriteString(l)
+	if len(old) > 0 && old[len(old)-1] != '\n' {
+		old = append(old, '\n')
 	}
-	return write(d, trust.RevokedList, []byte(b.String()))
+	text := fmt.Appendf(old, "sha256:%x\n", digest)
+	if len(text) > trust.MaxListSize {
+		return fmt.Errorf("the list %q would have more than %d bytes", trust.RevokedList, trust.MaxListSize)
+	}
+	return write(d, trust.RevokedList, text)
 }
 
 func write(d *os.File, name string, data []byte) error {

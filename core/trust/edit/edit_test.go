@@ -128,6 +128,26 @@ func TestRevoke(t *testing.T) {
 	if _, err := Add(dir, rules, cert, Note{When: now}); !errors.Is(err, ErrRevoked) {
 		t.Errorf("adding a revoked certificate: got %v, want ErrRevoked", err)
 	}
+	// What an administrator has written there stays.
+	list := filepath.Join(dir, trust.RevokedList)
+	hand := "# stolen laptop, ask security before removing\n" + strings.Repeat("ab", 32) + " and why"
+	if err := os.WriteFile(list, []byte(hand), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if news, err := Revoke(dir, rules, signing.Fingerprint(cert)); err != nil || !news {
+		t.Errorf("revoking: %v, %v", news, err)
+	}
+	if got, err := os.ReadFile(list); err != nil || string(got) != hand+"\nsha256:"+signing.Fingerprint(cert)+"\n" {
+		t.Errorf("the list is %q, %v", got, err)
+	}
+	// A list that would be too long to be read is not written.
+	long := []byte("#" + strings.Repeat("x", trust.MaxListSize-20) + "\n")
+	if err := os.WriteFile(list, long, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Revoke(dir, rules, signing.Fingerprint(cert)); err == nil || !strings.Contains(err.Error(), "would have more than") {
+		t.Errorf("a full list: %v", err)
+	}
 	// Somebody decides otherwise by name.
 	if err := os.WriteFile(filepath.Join(dir, trust.RevokedList), nil, 0o644); err != nil {
 		t.Fatal(err)
