@@ -118,7 +118,8 @@ func (c *client) run(ctx context.Context) int {
 			home = u.HomeDir
 		}
 	}
-	if c.data = hostpaths.UserDir(c.inv.Getenv("SYSTEMTAP_DIR"), home); c.data == "" {
+	c.data = hostpaths.UserDir(c.inv.Getenv("SYSTEMTAP_DIR"), home)
+	if _, err := os.Lstat(c.data); c.data == "" || errors.Is(err, unix.ENOTDIR) { // as with HOME=/dev/null
 		c.data = "/proc/nonexistent/.systemtap" // no store can be there
 	}
 	if !filepath.IsAbs(c.data) {

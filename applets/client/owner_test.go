@@ -106,3 +106,13 @@ func TestSecurity12TempDirOfAGroup(t *testing.T) {
 		})
 	}
 }
+
+// With a HOME that is no directory there is no DATA, as without one.
+func TestHomeIsNoDirectory(t *testing.T) {
+	d := newDesk(t, privilege.GroupDev)
+	d.inv.Environ[0] = "HOME=/dev/null"
+	d.translator = &fakeBackend{}
+	if code := d.stap("-p4", "-e", hello); code != 0 || d.err.String() != "" {
+		t.Errorf("status %d, stderr %q", code, d.err.String())
+	}
+}

@@ -56,10 +56,14 @@ func OnlyOurs(path string, uid int) error {
 		} else if err != nil {
 			return &os.PathError{Op: "lstat", Path: at, Err: err}
 		}
+		kind := st.Mode & unix.S_IFMT
+		if kind != unix.S_IFDIR && kind != unix.S_IFLNK && strings.Trim(rest, "/") != "" {
+			return foreign // below a file, such as /dev/null, nothing can be
+		}
 		if err := ours(at, &st, uid); err != nil {
 			foreign = err
 		}
-		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		if kind == unix.S_IFLNK {
 			target, err := os.Readlink(at)
 			if err != nil {
 				return err

@@ -177,6 +177,21 @@ func TestOnlyOursLoop(t *testing.T) {
 	}
 }
 
+// Below a file nothing can be, whoever may write to it; it is judged where it is the
+// end of the way.
+func TestOnlyOursBelowAFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "f")
+	if err := errors.Join(os.WriteFile(file, nil, 0o666), os.Chmod(file, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	if err := OnlyOurs(file+"/x", os.Getuid()); err != nil {
+		t.Errorf("below it: %v", err)
+	}
+	if err := OnlyOurs(file+"/", os.Getuid()); err == nil || !strings.Contains(err.Error(), "can be written by everybody") {
+		t.Errorf("itself: got %v", err)
+	}
+}
+
 func TestReadOursRefuses(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "fifo")
