@@ -19,7 +19,7 @@ const (
 	scriptTarget = `probe begin { printf("target %d\n", target()) } probe end { println("end") }`
 	scriptFlood  = `probe begin { exit() } probe end { for (i = 0; i < 20000; i++) printf("%d\n", i) }`
 	scriptPages  = `probe begin { for (i = 0; i < 30000; i++) printf("%99d\n", i); exit() }`
-	scriptBusy   = `probe begin { t = gettimeofday_ms(); while (gettimeofday_ms() < t + 3000) n++; println("began") } probe end { println("end") }`
+	scriptBusy   = `probe begin { t = gettimeofday_ms(); while (gettimeofday_ms() < t + 6000) n++; println("began") } probe end { println("end") }`
 	scriptWarn   = `probe timer.ms(200) { warn("later") }`
 )
 
