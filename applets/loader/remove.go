@@ -210,40 +210,39 @@ func (l *loader) removeModule(name string) (err error) {
 // ids of one person's in a user namespace (newuidmap(1)). Root, who may do anything,
 // waits for the owner only. The result is whose claims are the caller's to drop when
 // the module is gone.
+//
+// Removals take their locks in ascending order of the ids, or two of them could wait
+// for each other; an insertion holds no more than one user's. So claims are read
+// before any lock is held. They are not read again: whoever has loaded the module has
+// claimed its name before, and the name stays claimed. Who claims it later cannot
+// load it, unless the module that the caller has looked at is gone, and removeModule
+// notices that.
 func lockRemoval(caller, owner int, name string) (users []int, unlock func(), err error) {
+	wanted := []int{owner}
+	if caller != 0 && !confirmed(owner, name) {
+		others, err := claimants(owner, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		wanted = append(wanted, others...)
+		slices.Sort(wanted)
+	}
 	var held []func()
 	unlock = func() {
 		for _, release := range held {
 			release()
 		}
 	}
-	lock := func(uid int) error {
+	for _, uid := range wanted {
 		release, err := lockUser(uid)
 		if err != nil && !errors.Is(err, errNoLock) {
 			unlock()
-			return err
+			return nil, nil, err
 		}
 		if err == nil {
 			held = append(held, release)
 		}
 		users = append(users, uid)
-		return nil
-	}
-	if err := lock(owner); err != nil {
-		return nil, nil, err
-	}
-	if caller == 0 || confirmed(owner, name) {
-		return users, unlock, nil
-	}
-	others, err := claimants(owner, name)
-	if err != nil {
-		unlock()
-		return nil, nil, err
-	}
-	for _, uid := range others {
-		if err := lock(uid); err != nil {
-			return nil, nil, err
-		}
 	}
 	return users, unlock, nil
 }

@@ -132,6 +132,52 @@ func TestSecurity10RemovalOfWhatWasGivenAway(t *testing.T) {
 	}
 }
 
+// Two users, each of whom claims the module of the other, cannot wait for each other
+// forever: the locks are taken in one order, whoever the owner is.
+func TestSecurity10RemovalTakesLocksInOrder(t *testing.T) {
+	for _, owner := range []int{4242, 4243} {
+		inRun(t)
+		for _, uid := range []int{4242, 4243} {
+			if _, err := claim(uid, "m"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fd, err := openLock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		set := func(kind int16, uid int64) error {
+			return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: uid, Len: 1})
+		}
+		if err := set(unix.F_WRLCK, 4243); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error)
+		var users []int
+		go func() {
+			var unlock func()
+			var err error
+			if users, unlock, err = lockRemoval(4244, owner, "m"); err == nil {
+				unlock()
+			}
+			ended <- err
+		}()
+		for begun := time.Now(); set(unix.F_WRLCK, 4242) == nil; time.Sleep(time.Millisecond) {
+			set(unix.F_UNLCK, 4242)
+			if time.Since(begun) > 3*time.Second {
+				t.Errorf("owner %d: the removal waits for user 4243 and has not locked user 4242 out", owner)
+				break
+			}
+		}
+		set(unix.F_UNLCK, 4242)
+		set(unix.F_UNLCK, 4243)
+		if err := <-ended; err != nil || len(users) != 2 {
+			t.Errorf("owner %d: got %v, %v", owner, users, err)
+		}
+	}
+}
+
 // What is loaded is told from what is only about to be, and who claims it from who
 // has other modules.
 func TestSecurity10Claimants(t *testing.T) {
