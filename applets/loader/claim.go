@@ -18,8 +18,18 @@ import (
 // A user may give the control file of his module away, to an id of his own in a
 // user namespace (newuidmap(1)), and still be the one who loaded the module. So
 // the loader writes down whose a module is: a file UID/NAME below a directory that
-// only root can enter. It is empty before the insertion and has a word in it
+// only root can enter. The file is empty before the insertion and names the module
 // afterwards. The files of one user are written and removed while his lock is held.
+//
+//	loaded INODE
+//
+// INODE is that of the module's directory in sysfs, a number that the kernel gives to
+// one directory only (64-bit ids of kernfs, Linux 5.5). A claim can outlive its
+// module: root may remove the module with rmmod(8), and staprun can be killed right
+// after removing one. Such a claim says nothing about the next module of the name,
+// and its number shows so as soon as the kernel has that. Erasing the claim when the
+// next module is inserted would be too late: the user who inserts it can stop his
+// staprun before that.
 
 func claimDir(uid int) string { return filepath.Join(hostpaths.LoadClaims(), strconv.Itoa(uid)) }
 
@@ -46,18 +56,28 @@ func claim(uid int, module string) (news bool, err error) {
 	return true, unix.Close(fd)
 }
 
-// confirm says that a claimed module is in the kernel. Where it cannot be said,
-// removal has to wait for others who claim the name.
+// confirm says that a claimed module is in the kernel. Where it cannot be said, as
+// without sysfs, removal has to wait for others who claim the name.
 func confirm(uid int, module string) {
-	if uid != 0 {
-		os.WriteFile(filepath.Join(claimDir(uid), module), []byte("loaded\n"), 0o600)
+	if text := loadedAs(module); uid != 0 && text != "" {
+		os.WriteFile(filepath.Join(claimDir(uid), module), []byte(text), 0o600)
 	}
 }
 
-// confirmed reports whether a user is known to have loaded a module himself.
+// confirmed reports whether a user is known to have loaded a module himself: the one
+// that has the name now, not an older one.
 func confirmed(uid int, module string) bool {
-	st, err := os.Lstat(filepath.Join(claimDir(uid), module))
-	return err == nil && st.Size() > 0
+	text, err := os.ReadFile(filepath.Join(claimDir(uid), module))
+	return err == nil && len(text) > 0 && string(text) == loadedAs(module)
+}
+
+// loadedAs is what a claim says of the module that has a name now, or nothing.
+func loadedAs(module string) string {
+	var st unix.Stat_t
+	if unix.Lstat(filepath.Join(sysModule, module), &st) != nil {
+		return ""
+	}
+	return fmt.Sprintf("loaded %d\n", st.Ino)
 }
 
 // claimants are the users other than one who may have loaded a module of this name.

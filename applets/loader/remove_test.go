@@ -80,6 +80,29 @@ func TestSecurity10RemovalByTheOwner(t *testing.T) {
 	}
 }
 
+// inKernel has modules in a directory of the test's, which stands for /sys/module.
+func inKernel(t *testing.T, modules ...string) {
+	t.Helper()
+	old := sysModule
+	t.Cleanup(func() { sysModule = old })
+	sysModule = t.TempDir()
+	for _, m := range modules {
+		if err := os.Mkdir(filepath.Join(sysModule, m), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// loadAgain removes a module and loads another of its name.
+func loadAgain(t *testing.T, module string) {
+	t.Helper()
+	dir := filepath.Join(sysModule, module)
+	// The old inode stays in use, or the file system could give it to the new one.
+	if err := errors.Join(os.Rename(dir, dir+".old"), os.Mkdir(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A user who stops his staprun behind the insertion and gives the control channel to
 // an id of his own waits for that staprun, as that id too. Nobody else who claims the
 // name is waited for by a user who is known to have loaded the module.
@@ -89,17 +112,20 @@ func TestSecurity10RemovalOfWhatWasGivenAway(t *testing.T) {
 		name            string
 		owner, claimant int
 		claim, confirm  bool // the owner's
+		again           bool // another module has the name since
 		waits           bool
 	}{
-		{"given away", subordinate, user, false, false, true},
-		{"given away to one who claims it too", subordinate, user, true, false, true},
-		{"his own insertion", user, user, true, false, true},
-		{"his own removal", user, user, true, true, true},
-		{"loaded by the owner", user, 4711, true, true, false},
-		{"loaded by SystemTap's staprun", user, 0, false, false, false},
+		{"given away", subordinate, user, false, false, false, true},
+		{"given away to one who claims it too", subordinate, user, true, false, false, true},
+		{"given away to one who has loaded an older one of the name", subordinate, user, true, true, true, true},
+		{"his own insertion", user, user, true, false, false, true},
+		{"his own removal", user, user, true, true, false, true},
+		{"loaded by the owner", user, 4711, true, true, false, false},
+		{"loaded by SystemTap's staprun", user, 0, false, false, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			withChannel(t, tt.owner, 0o600)
+			inKernel(t, channelOf)
 			if tt.claim {
 				if _, err := claim(tt.owner, channelOf); err != nil {
 					t.Fatal(err)
@@ -107,6 +133,9 @@ func TestSecurity10RemovalOfWhatWasGivenAway(t *testing.T) {
 			}
 			if tt.confirm {
 				confirm(tt.owner, channelOf)
+			}
+			if tt.again {
+				loadAgain(t, channelOf)
 			}
 			// One more, who is not at work.
 			if _, err := claim(4100, channelOf); err != nil {
@@ -182,6 +211,7 @@ func TestSecurity10RemovalTakesLocksInOrder(t *testing.T) {
 // has other modules.
 func TestSecurity10Claimants(t *testing.T) {
 	inRun(t)
+	inKernel(t, "m", "other")
 	for uid, module := range map[int]string{4242: "m", 4243: "m", 4244: "other"} {
 		if _, err := claim(uid, module); err != nil || confirmed(uid, module) {
 			t.Fatalf("user %d: confirmed %v, %v", uid, confirmed(uid, module), err)
@@ -190,6 +220,21 @@ func TestSecurity10Claimants(t *testing.T) {
 	confirm(4243, "m")
 	if confirmed(4242, "m") || !confirmed(4243, "m") || confirmed(4244, "m") {
 		t.Error("a module is confirmed for the wrong user")
+	}
+	loadAgain(t, "m")
+	if confirmed(4243, "m") {
+		t.Error("a claim of an older module stands for a newer one")
+	}
+	confirm(4242, "m")
+	if !confirmed(4242, "m") || confirmed(4243, "m") {
+		t.Error("the newer module is confirmed for the wrong user")
+	}
+	if err := os.Remove(filepath.Join(sysModule, "m")); err != nil {
+		t.Fatal(err)
+	}
+	confirm(4243, "m")
+	if confirmed(4242, "m") || confirmed(4243, "m") {
+		t.Error("a module is confirmed that the kernel does not have")
 	}
 	if got, err := claimants(4243, "m"); err != nil || len(got) != 1 || got[0] != 4242 {
 		t.Errorf("got %v, %v", got, err)
