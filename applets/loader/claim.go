@@ -103,11 +103,19 @@ func claimants(but int, module string) (uids []int, err error) {
 // disclaim says that a module of a user's is not there any more.
 func disclaim(uid int, module string) { os.Remove(filepath.Join(claimDir(uid), module)) }
 
-// disclaimAll is disclaim for whoever has loaded it.
+// disclaimAll is disclaim for whoever has loaded it. Those whose lock somebody has are
+// left out: an insertion that is under way may have claimed the name for what it is
+// about to load. What they keep is forgotten when their modules are counted.
 func disclaimAll(module string) {
-	users, _ := os.ReadDir(hostpaths.LoadClaims()) // nothing is written down where there is none
-	for _, u := range users {
-		os.Remove(filepath.Join(hostpaths.LoadClaims(), u.Name(), module))
+	users, err := claimants(-1, module)
+	if err != nil {
+		return // and nobody's is dropped
+	}
+	for _, uid := range users {
+		if unlock, taken := tryUser(uid); taken {
+			disclaim(uid, module)
+			unlock()
+		}
 	}
 }
 

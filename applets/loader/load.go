@@ -101,7 +101,7 @@ func (l *loader) load() int {
 		unix.Sync()
 	}
 	stop.inserting()
-	unlock, err := lockUser(os.Getuid())
+	unlock, _, err := lockUser(os.Getuid())
 	if err != nil {
 		l.report.Errorf("Couldn't insert module '%s': %s", l.opts.Module, kmod.Strerror(err))
 		return exitError

@@ -149,8 +149,9 @@ func stateOf(stat string) holding {
 // under way.
 var errNoLock = errors.New("the lock file cannot be opened")
 
-// lockUser waits for the lock of a user.
-func lockUser(uid int) (unlock func(), err error) {
+// lockUser waits for the lock of a user. Root goes on without it in the end, and is
+// told so.
+func lockUser(uid int) (unlock func(), taken bool, err error) {
 	limit := userLockWait
 	if os.Getuid() == 0 {
 		limit = lockWait
@@ -158,17 +159,32 @@ func lockUser(uid int) (unlock func(), err error) {
 	fd, err := openLock()
 	if err != nil {
 		if os.Getuid() == 0 {
-			return func() {}, nil
+			return func() {}, false, nil
 		}
-		return nil, fmt.Errorf("%w: %w", errNoLock, err)
+		return nil, false, fmt.Errorf("%w: %w", errNoLock, err)
 	}
-	unlock, taken, err := wait(fd, limit, nil, func() error {
-		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(uid), Len: 1})
-	})
+	unlock, taken, err = wait(fd, limit, nil, func() error { return userLock(fd, unix.F_OFD_SETLKW, uid) })
 	if err == nil && !taken && os.Getuid() != 0 {
-		return nil, fmt.Errorf("another staprun of user %d, perhaps a stopped one, has been at work for %d seconds", uid, int(userLockWait.Seconds()))
+		return nil, false, fmt.Errorf("another staprun of user %d, perhaps a stopped one, has been at work for %d seconds", uid, int(userLockWait.Seconds()))
 	}
-	return unlock, err
+	return unlock, taken, err
+}
+
+// tryUser takes the lock of a user if nobody has it.
+func tryUser(uid int) (unlock func(), taken bool) {
+	fd, err := openLock()
+	if err != nil {
+		return nil, false
+	}
+	if userLock(fd, unix.F_OFD_SETLK, uid) != nil {
+		unix.Close(fd)
+		return nil, false
+	}
+	return func() { unix.Close(fd) }, true
+}
+
+func userLock(fd, command, uid int) error {
+	return unix.FcntlFlock(uintptr(fd), command, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(uid), Len: 1})
 }
 
 // openLock opens the lock file, and makes it.

@@ -136,13 +136,13 @@ func TestSecurity15LockOfAUser(t *testing.T) {
 		t.Skip("only root goes on without the lock")
 	}
 	start = time.Now()
-	unlock, err := lockUser(4243)
+	unlock, _, err := lockUser(4243)
 	if d := time.Since(start); err != nil || d > lockWait/2 {
 		t.Fatalf("another user's: %v after %v", err, d)
 	}
 	unlock()
 	start = time.Now()
-	unlock, err = lockUser(4242)
+	unlock, _, err = lockUser(4242)
 	if d := time.Since(start); err != nil || d < lockWait || d > 2*lockWait {
 		t.Fatalf("this user's: %v after %v, want %v", err, d, lockWait)
 	}
@@ -158,12 +158,12 @@ func TestSecurity15NoLockFile(t *testing.T) {
 		t.Fatal("a lock file was made")
 	}
 	if os.Getuid() != 0 {
-		if _, err := lockUser(4242); !errors.Is(err, errNoLock) {
+		if _, _, err := lockUser(4242); !errors.Is(err, errNoLock) {
 			t.Errorf("got %v", err)
 		}
 		t.Skip("only root removes modules")
 	}
-	unlock, err := lockUser(4242)
+	unlock, _, err := lockUser(4242)
 	if err != nil {
 		t.Fatalf("root: %v", err)
 	}
@@ -177,7 +177,7 @@ func TestSecurity15NoLockFile(t *testing.T) {
 	if err := unix.Setresuid(4242, 0, 0); err != nil {
 		t.Fatal(err)
 	}
-	_, err = lockUser(4242)
+	_, _, err = lockUser(4242)
 	if back := unix.Setresuid(0, 0, 0); back != nil {
 		t.Fatal(back)
 	}
@@ -218,6 +218,51 @@ func TestSecurity10ClaimsOfModules(t *testing.T) {
 	disclaimAll("kernel")
 	if n, err := claimed(uid, loaded); n != 1 || err != nil {
 		t.Errorf("got %d, %v, want 1", n, err)
+	}
+}
+
+// soon waits for something to be so: who has waited for a lock in vain leaves a thread
+// behind, which takes the lock for a moment when it is free.
+func soon(is func() bool) bool {
+	for begun := time.Now(); time.Since(begun) < 10*time.Second; time.Sleep(time.Millisecond) {
+		if is() {
+			return true
+		}
+	}
+	return false
+}
+
+// Root drops nobody's claim beside an insertion of that user's, which may be about to
+// load the next module of the name.
+func TestSecurity10ClaimsBesideRootsRemoval(t *testing.T) {
+	inRun(t)
+	for _, uid := range []int{4242, 4243} {
+		if _, err := claim(uid, "m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unlock, _, err := lockUser(4242)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disclaimAll("m")
+	if left, err := claimants(-1, "m"); err != nil || len(left) != 1 || left[0] != 4242 {
+		t.Errorf("beside an insertion of user 4242: got %v, %v", left, err)
+	}
+	if os.Getuid() == 0 {
+		users, release, err := lockRemoval(0, 4242, "m")
+		if err != nil || len(users) > 0 {
+			t.Errorf("the owner's lock is not taken: got %v, %v", users, err)
+		}
+		release()
+	}
+	unlock()
+	if !soon(func() bool {
+		disclaimAll("m")
+		left, err := claimants(-1, "m")
+		return err == nil && len(left) == 0
+	}) {
+		t.Error("afterwards a claim is left")
 	}
 }
 

@@ -191,12 +191,11 @@ func (l *loader) removeModule(name string) (err error) {
 	if err := kmod.Remove(name); err != nil {
 		return err
 	}
-	if d.UID == 0 {
-		disclaimAll(name)
-		return nil
-	}
 	for _, uid := range users {
 		disclaim(uid, name)
+	}
+	if d.UID == 0 {
+		disclaimAll(name)
 	}
 	return nil
 }
@@ -208,8 +207,8 @@ func (l *loader) removeModule(name string) (err error) {
 // nobody else is waited for: anybody may claim a name, and stop. An owner who is not
 // may have got the channel from whoever did, who still has the lock, as when both are
 // ids of one person's in a user namespace (newuidmap(1)). Root, who may do anything,
-// waits for the owner only. The result is whose claims are the caller's to drop when
-// the module is gone.
+// waits for the owner only, and not forever. The result is whose claims are the
+// caller's to drop when the module is gone.
 //
 // Removals take their locks in ascending order of the ids, or two of them could wait
 // for each other; an insertion holds no more than one user's. So claims are read
@@ -234,7 +233,7 @@ func lockRemoval(caller, owner int, name string) (users []int, unlock func(), er
 		}
 	}
 	for _, uid := range wanted {
-		release, err := lockUser(uid)
+		release, taken, err := lockUser(uid)
 		if err != nil && !errors.Is(err, errNoLock) {
 			unlock()
 			return nil, nil, err
@@ -242,7 +241,9 @@ func lockRemoval(caller, owner int, name string) (users []int, unlock func(), er
 		if err == nil {
 			held = append(held, release)
 		}
-		users = append(users, uid)
+		if taken || err != nil { // nobody's insertion is under way where there is no lock
+			users = append(users, uid)
+		}
 	}
 	return users, unlock, nil
 }

@@ -144,7 +144,7 @@ func TestSecurity10RemovalOfWhatWasGivenAway(t *testing.T) {
 			if _, err := claim(tt.claimant, channelOf); err != nil {
 				t.Fatal(err)
 			}
-			unlock, err := lockUser(tt.claimant)
+			unlock, _, err := lockUser(tt.claimant)
 			if err != nil {
 				t.Fatal(err)
 			}
