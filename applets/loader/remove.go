@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -143,6 +142,8 @@ var errNotProven = errors.New("not a detached module of the caller's")
 // is his, and that nobody is attached to it (CVE-2010-4171). Access alone proves
 // nothing: the owner may give the channel any mode. Afterwards the real uid is 0.
 func (l *loader) removeModule(name string) (err error) {
+	giveBack := func() {}
+	defer func() { giveBack() }() // when the removal is in the log
 	d := decision{Action: "remove", UID: os.Getuid(), Module: name}
 	defer func() {
 		d.Allow, d.Rule = err == nil, "owner"
@@ -175,7 +176,7 @@ func (l *loader) removeModule(name string) (err error) {
 	// As long as the channel is open nobody can remove the module. Before it is
 	// closed the caller loses the means to stop this process, and insertions
 	// wait: what is removed is what was proven.
-	signal.Ignore(unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
+	giveBack = ignoreTerminal()
 	if err := unix.Setresuid(0, 0, 0); err != nil {
 		ch.Close()
 		return err
@@ -198,6 +199,34 @@ func (l *loader) removeModule(name string) (err error) {
 		disclaimAll(name)
 	}
 	return nil
+}
+
+// ofTerminal are the signals by which a terminal stops or ends a process, whatever its
+// ids are.
+var ofTerminal = []unix.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGHUP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
+
+// ignoreTerminal has these signals ignored until they are given back. Package os/signal
+// leaves a signal ignored that was ignored once, so the kernel is asked itself, and
+// has the Go runtime's handlers again afterwards.
+func ignoreTerminal() (giveBack func()) {
+	type action [4]uintptr // struct sigaction of <asm/signal.h>: the handler is first
+	const ignore = 1       // SIG_IGN
+	set := func(s unix.Signal, to, old *action) bool {
+		_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(to)), uintptr(unsafe.Pointer(old)), 8, 0, 0)
+		return e == 0
+	}
+	before := map[unix.Signal]*action{}
+	for _, s := range ofTerminal {
+		old := new(action)
+		if set(s, &action{ignore}, old) {
+			before[s] = old
+		}
+	}
+	return func() {
+		for s, old := range before {
+			set(s, old, nil)
+		}
+	}
 }
 
 // lockRemoval waits for the insertions and removals of whoever may have loaded a

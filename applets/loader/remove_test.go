@@ -2,9 +2,12 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,6 +80,62 @@ func TestSecurity10RemovalByTheOwner(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// ignoredSignals is the mask of the signals that the process ignores (proc_pid_status(5)).
+func ignoredSignals(t *testing.T) (mask uint64) {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Error(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "\nSigIgn:")
+	if _, err := fmt.Sscanf(rest, "%x", &mask); err != nil {
+		t.Error(err)
+	}
+	return mask
+}
+
+// ^C, ^\, ^Z and the end of a terminal neither end nor stop staprun between the proof and the
+// removal, and do again afterwards, when staprun goes on with the next module.
+func TestRemovalIsNotInterrupted(t *testing.T) {
+	withChannel(t, 4242, 0o600)
+	before := ignoredSignals(t)
+	fd, err := openLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Flock(fd, unix.LOCK_EX); err != nil { // the removal waits for idleTime
+		t.Fatal(err)
+	}
+	during := make(chan uint64)
+	go func() {
+		time.Sleep(idleTime / 2)
+		during <- ignoredSignals(t)
+	}()
+	if err := removeAs(t, 4242); errors.Is(err, errNotProven) {
+		t.Error(err)
+	}
+	ignored := <-during
+	for _, s := range []unix.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGHUP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU} {
+		if ignored&(1<<(s-1)) == 0 {
+			t.Errorf("%v is not ignored during the removal", s)
+		}
+	}
+	if after := ignoredSignals(t); after != before {
+		t.Errorf("ignored before %#x, after %#x", before, after)
+	}
+	// The Go runtime's handlers are there again.
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, unix.SIGINT)
+	defer signal.Stop(c)
+	unix.Kill(os.Getpid(), unix.SIGINT)
+	select {
+	case <-c:
+	case <-time.After(10 * time.Second):
+		t.Error("SIGINT has no effect afterwards")
 	}
 }
 
