@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -68,21 +69,28 @@ func (l *loader) attach() int {
 }
 
 // provenDir opens a module's control directory after opening and closing its
-// control channel with the caller's own ids, and gives the channel's owner.
+// control channel with the caller's own ids, and gives the channel's owner. Who is
+// not root has to be that owner: what the script has stapio run would be run by the
+// caller, and the owner of a channel, who may give it any mode, may have loaded the
+// module under a name that others attach to.
 func provenDir(name string) (*os.File, unix.Stat_t, error) {
 	var owner unix.Stat_t
 	dir, err := transport.OpenDir(name)
 	if err != nil {
 		return nil, owner, err
 	}
-	ch, err := transport.OpenChannel(dir)
+	err = unix.Fstatat(int(dir.Fd()), ".cmd", &owner, unix.AT_SYMLINK_NOFOLLOW)
+	if uid := os.Getuid(); err == nil && uid != 0 && uid != int(owner.Uid) {
+		err = fmt.Errorf("it belongs to user %d: %w", owner.Uid, fs.ErrPermission)
+	}
+	var ch *transport.Channel
 	if err == nil {
-		err = unix.Fstatat(int(dir.Fd()), ".cmd", &owner, unix.AT_SYMLINK_NOFOLLOW)
-		ch.Close()
+		ch, err = transport.OpenChannel(dir)
 	}
 	if err != nil {
 		dir.Close()
 		return nil, owner, fmt.Errorf("attaching: %w", err)
 	}
+	ch.Close()
 	return dir, owner, nil
 }

@@ -57,7 +57,7 @@ func removeAs(t *testing.T, uid int) error {
 }
 
 // The owner of a module's control channel, who may give it any mode, does not make it
-// anybody else's to remove.
+// anybody else's to remove, nor to attach to.
 func TestSecurity10RemovalByTheOwner(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
@@ -79,8 +79,27 @@ func TestSecurity10RemovalByTheOwner(t *testing.T) {
 			if err == nil || errors.Is(err, errNotProven) == tt.proven || !tt.proven && !errors.Is(err, fs.ErrPermission) {
 				t.Errorf("got %v", err)
 			}
+			if owner, err := attachAs(t, tt.caller); (err == nil) != tt.proven || err == nil && owner != tt.owner || err != nil && !errors.Is(err, fs.ErrPermission) {
+				t.Errorf("attaching to the module of user %d: got %d, %v", tt.owner, owner, err)
+			}
 		})
 	}
+}
+
+// attachAs is the proof of staprun -A of a user.
+func attachAs(t *testing.T, uid int) (owner int, err error) {
+	t.Helper()
+	if err := unix.Setresuid(uid, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	dir, st, err := provenDir(channelOf)
+	if err := unix.Setresuid(0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err == nil {
+		dir.Close()
+	}
+	return int(st.Uid), err
 }
 
 // ignoredSignals is the mask of the signals that the process ignores (proc_pid_status(5)).
