@@ -22,12 +22,12 @@ import (
 // byte for each user id (F_OFD_SETLK of fcntl(2), Linux 3.15).
 //
 // The user's is held from counting his modules until the new one has been
-// introduced or taken back, and while one of his is proven and removed. Nobody
-// else but root can remove a user's module, so meanwhile its name stays its own:
-// otherwise he could stop staprun behind the insertion, remove the module with
+// introduced or taken back, and while one of his is proven and removed. Meanwhile
+// nobody but root can remove the new module: an id that its user gave the control
+// file to waits for this lock as well (lockRemoval). So the name stays the user's own.
+// Otherwise he could stop staprun behind the insertion, remove the module with
 // another staprun, wait until the name is somebody else's, and let the first one
 // take that one back.
-
 //
 // Both kinds are waited for inside the system call, so that the kernel lets waiters
 // in the order in which they came.

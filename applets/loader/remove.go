@@ -174,8 +174,10 @@ func (l *loader) removeModule(name string) (err error) {
 		return fmt.Errorf("%w: %w", errNotProven, err)
 	}
 	// As long as the channel is open nobody can remove the module. Before it is
-	// closed the caller loses the means to stop this process, and insertions
-	// wait: what is removed is what was proven.
+	// closed neither the caller's signals nor the terminal's reach this process any
+	// more, and insertions wait: what is removed is what was proven. Somebody with
+	// a control group of his own can still freeze this process. The users' locks are
+	// held all the while, so nobody but root can remove the module and free its name.
 	giveBack = ignoreTerminal()
 	if err := unix.Setresuid(0, 0, 0); err != nil {
 		ch.Close()
@@ -184,8 +186,9 @@ func (l *loader) removeModule(name string) (err error) {
 	unlock := lockInsertions()
 	defer unlock()
 	ch.Close()
-	// Somebody may stop an insertion for longer than the lock is waited for: then
-	// this still tells a module that took the name since.
+	// This process may have been frozen, and root may have removed the module
+	// meanwhile. The open directory tells: it is the proven module's, not that of
+	// another one which took the name since.
 	if err := unix.Faccessat(int(dir.Fd()), ".cmd", unix.F_OK, 0); err != nil {
 		return fmt.Errorf("it has just been removed: %w", err)
 	}

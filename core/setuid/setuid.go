@@ -3,9 +3,10 @@
 //
 // The kernel says so with AT_SECURE in the auxiliary vector (getauxval(3)), for
 // setuid, setgid and file capabilities alike. Such a process is staprun or
-// nothing; before it does anything else it drops the caller's environment,
-// forbids tracing and core dumps, and gives itself a known umask, personality
-// and set of descriptors.
+// nothing. It installs the handlers of fatal signals (invocation.EndQuietly), which
+// need nothing of the caller's; before it does anything else it drops the caller's
+// environment, forbids tracing and core dumps, and gives itself a known umask,
+// personality and set of descriptors.
 package setuid
 
 import (
@@ -50,10 +51,9 @@ type Caller struct {
 	Umask   int // -1 where it was left alone
 }
 
-// Enter is called first in main, but for the handlers of signals, which need nothing
-// of the caller's. It returns what was taken from the process, for
-// the programs to come that are the caller's again, or the reason why the process
-// must end at once.
+// Enter is what main calls right after EndQuietly. It returns what was taken from the
+// process, for the programs to come that are the caller's again, or the reason why
+// the process must end at once.
 func Enter(argv []string) (c Caller, err error) {
 	c = Caller{os.Environ(), -1}
 	if !Secure() {
