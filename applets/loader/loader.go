@@ -57,7 +57,8 @@ type loader struct {
 	limits  map[int]unix.Rlimit
 	params  string // for finit_module(2)
 	policy  policy
-	root    bool // the caller is root
+	root    bool  // the caller is root
+	late    []int // users for whom root's -d has waited in vain
 }
 
 // Main runs staprun.

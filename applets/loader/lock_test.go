@@ -149,6 +149,43 @@ func TestSecurity15LockOfAUser(t *testing.T) {
 	unlock()
 }
 
+// Root who removes everything waits once for a user whose staprun is stopped, and for
+// others as ever.
+func TestSecurity15RootWaitsOnceForAUser(t *testing.T) {
+	inRun(t)
+	if os.Getuid() != 0 {
+		t.Skip("only root goes on without the lock")
+	}
+	unlock, _, err := lockUser(4242)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &loader{}
+	for _, tt := range []struct {
+		module string
+		owner  int
+		waits  bool
+		users  int
+	}{
+		{"first", 4242, true, 0}, {"second", 4242, false, 0}, {"another's", 4243, false, 1}, {"third", 4242, false, 0},
+	} {
+		start := time.Now()
+		users, release, err := l.lockRemoval(0, tt.owner, tt.module)
+		if waited := time.Since(start) >= lockWait; err != nil || waited != tt.waits || len(users) != tt.users {
+			t.Errorf("%s: waited %v, want %v; got %v, %v", tt.module, waited, tt.waits, users, err)
+		}
+		release()
+	}
+	unlock()
+	if !soon(func() bool {
+		users, release, err := l.lockRemoval(0, 4242, "goes on")
+		release()
+		return err == nil && len(users) == 1
+	}) {
+		t.Error("the lock is not taken any more when the staprun has gone on")
+	}
+}
+
 // A run directory in which nothing can be made keeps nobody from removing.
 func TestSecurity15NoLockFile(t *testing.T) {
 	inRun(t)
@@ -250,7 +287,7 @@ func TestSecurity10ClaimsBesideRootsRemoval(t *testing.T) {
 		t.Errorf("beside an insertion of user 4242: got %v, %v", left, err)
 	}
 	if os.Getuid() == 0 {
-		users, release, err := lockRemoval(0, 4242, "m")
+		users, release, err := (&loader{}).lockRemoval(0, 4242, "m")
 		if err != nil || len(users) > 0 {
 			t.Errorf("the owner's lock is not taken: got %v, %v", users, err)
 		}

@@ -164,7 +164,7 @@ func (l *loader) removeModule(name string) (err error) {
 	if d.UID != 0 && d.UID != int(st.Uid) {
 		return fmt.Errorf("%w: it belongs to user %d: %w", errNotProven, st.Uid, fs.ErrPermission)
 	}
-	users, unlockUsers, err := lockRemoval(d.UID, int(st.Uid), name)
+	users, unlockUsers, err := l.lockRemoval(d.UID, int(st.Uid), name)
 	if err != nil {
 		return err
 	}
@@ -239,8 +239,8 @@ func ignoreTerminal() (giveBack func()) {
 // nobody else is waited for: anybody may claim a name, and stop. An owner who is not
 // may have got the channel from whoever did, who still has the lock, as when both are
 // ids of one person's in a user namespace (newuidmap(1)). Root, who may do anything,
-// waits for the owner only, and not forever. The result is whose claims are the
-// caller's to drop when the module is gone.
+// waits for the owner only, not forever, and with -d '*' not again for each of his
+// modules. The result is whose claims are the caller's to drop when the module is gone.
 //
 // Removals take their locks in ascending order of the ids, or two of them could wait
 // for each other; an insertion holds no more than one user's. So claims are read
@@ -248,7 +248,7 @@ func ignoreTerminal() (giveBack func()) {
 // claimed its name before, and the name stays claimed. Who claims it later cannot
 // load it, unless the module that the caller has looked at is gone, and removeModule
 // notices that.
-func lockRemoval(caller, owner int, name string) (users []int, unlock func(), err error) {
+func (l *loader) lockRemoval(caller, owner int, name string) (users []int, unlock func(), err error) {
 	wanted := []int{owner}
 	if caller != 0 && !confirmed(owner, name) {
 		others, err := claimants(owner, name)
@@ -265,6 +265,12 @@ func lockRemoval(caller, owner int, name string) (users []int, unlock func(), er
 		}
 	}
 	for _, uid := range wanted {
+		if slices.Contains(l.late, uid) {
+			if release, taken := tryUser(uid); taken {
+				held, users = append(held, release), append(users, uid)
+			}
+			continue
+		}
 		release, taken, err := lockUser(uid)
 		if err != nil && !errors.Is(err, errNoLock) {
 			unlock()
@@ -275,6 +281,8 @@ func lockRemoval(caller, owner int, name string) (users []int, unlock func(), er
 		}
 		if taken || err != nil { // nobody's insertion is under way where there is no lock
 			users = append(users, uid)
+		} else {
+			l.late = append(l.late, uid)
 		}
 	}
 	return users, unlock, nil

@@ -265,7 +265,7 @@ func TestSecurity10RemovalTakesLocksInOrder(t *testing.T) {
 		go func() {
 			var unlock func()
 			var err error
-			if users, unlock, err = lockRemoval(4244, owner, "m"); err == nil {
+			if users, unlock, err = (&loader{}).lockRemoval(4244, owner, "m"); err == nil {
 				unlock()
 			}
 			ended <- err
