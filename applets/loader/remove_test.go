@@ -183,23 +183,26 @@ func loadAgain(t *testing.T, module string) {
 
 // A user who stops his staprun behind the insertion and gives the control channel to
 // an id of his own waits for that staprun, as that id too. Nobody else who claims the
-// name is waited for by a user who is known to have loaded the module.
+// name is waited for by a user who is known to have loaded the module, and nobody
+// at all by the owner of a module whose name nobody else claims, as after SystemTap's own
+// staprun.
 func TestSecurity10RemovalOfWhatWasGivenAway(t *testing.T) {
 	const user, subordinate = 4242, 100000
 	for _, tt := range []struct {
-		name            string
-		owner, claimant int
-		claim, confirm  bool // the owner's
-		again           bool // another module has the name since
-		waits           bool
+		name           string
+		owner, atWork  int    // who is at work claims
+		claimed        string // this name
+		claim, confirm bool   // the owner's
+		again          bool   // another module has the name since
+		waits          bool
 	}{
-		{"given away", subordinate, user, false, false, false, true},
-		{"given away to one who claims it too", subordinate, user, true, false, false, true},
-		{"given away to one who has loaded an older one of the name", subordinate, user, true, true, true, true},
-		{"his own insertion", user, user, true, false, false, true},
-		{"his own removal", user, user, true, true, false, true},
-		{"loaded by the owner", user, 4711, true, true, false, false},
-		{"loaded by SystemTap's staprun", user, 0, false, false, false, false},
+		{"given away", subordinate, user, channelOf, false, false, false, true},
+		{"given away to one who claims it too", subordinate, user, channelOf, true, false, false, true},
+		{"given away to one who has loaded an older one of the name", subordinate, user, channelOf, true, true, true, true},
+		{"his own insertion", user, user, channelOf, true, false, false, true},
+		{"his own removal", user, user, channelOf, true, true, false, true},
+		{"loaded by the owner", user, 4711, channelOf, true, true, false, false},
+		{"loaded by SystemTap's staprun", user, 4711, "another_module", false, false, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			withChannel(t, tt.owner, 0o600)
@@ -219,10 +222,10 @@ func TestSecurity10RemovalOfWhatWasGivenAway(t *testing.T) {
 			if _, err := claim(4100, channelOf); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := claim(tt.claimant, channelOf); err != nil {
+			if _, err := claim(tt.atWork, tt.claimed); err != nil {
 				t.Fatal(err)
 			}
-			unlock, _, err := lockUser(tt.claimant)
+			unlock, _, err := lockUser(tt.atWork)
 			if err != nil {
 				t.Fatal(err)
 			}
