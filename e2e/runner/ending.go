@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -186,7 +187,7 @@ func endProcesses(dir string) error {
 }
 
 // processes lists the other processes of a run: those that descend from this one,
-// and daemons, whose program or environment names the run's directory.
+// and daemons, whose program or TMPDIR is in the run's directory.
 func processes(dir string) (pids []int) {
 	parent := map[int]int{}
 	entries, _ := filepath.Glob("/proc/[0-9]*/stat")
@@ -219,11 +220,17 @@ func processes(dir string) (pids []int) {
 	return pids
 }
 
-// marked says whether a process's program or environment names a directory.
+// marked says whether a process's program is in a directory, or its TMPDIR is. Other
+// variables say nothing: a shell that its user has led into a directory keeps that in
+// PWD, and so does all that it starts.
 func marked(pid int, dir string) bool {
-	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.HasPrefix(exe, dir+"/") {
+	below := dir + string(filepath.Separator)
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.HasPrefix(exe, below) {
 		return true
 	}
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-	return err == nil && (bytes.Contains(environ, []byte(dir+"/")) || bytes.Contains(environ, []byte(dir+"\x00")))
+	return err == nil && slices.ContainsFunc(strings.Split(string(environ), "\x00"), func(v string) bool {
+		path, ok := strings.CutPrefix(v, "TMPDIR=")
+		return ok && (path == dir || strings.HasPrefix(path, below))
+	})
 }

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"stapbox/e2e/lab"
+)
+
+// roleVariable names what the test binary does in place of tests: it plays a run.
+const roleVariable = "STAPBOX_TEST_ROLE"
+
+// roles are runs, by what they do once they have begun. Each prints its directory.
+var roles = map[string]func(e *ending) error{
+	"child": func(e *ending) error {
+		child := exec.Command("sleep", "1000")
+		if err := child.Start(); err != nil {
+			return err
+		}
+		fmt.Println(e.dir, child.Process.Pid)
+		return child.Wait()
+	},
+}
+
+func TestMain(m *testing.M) {
+	if os.Args[0] == afterwards {
+		main()
+	}
+	if do := roles[os.Getenv(roleVariable)]; do != nil {
+		os.Exit(play(nil, "role", func(e *ending, _ *lab.Lab, _ []string) error { return do(e) }, nil))
+	}
+	os.Exit(m.Run())
+}
+
+// played is a run that plays a role.
+type played struct {
+	cmd    *exec.Cmd
+	dir    string    // its directory
+	child  int       // its child, in the role that has one
+	stdin  io.Closer // its standard input, in which nothing is
+	stdout *os.File  // its standard output, after the first line
+	ended  chan struct{}
+}
+
+// begun starts a run in a role, by a shell script that executes it as "$@".
+func begun(t *testing.T, role, script string) *played {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &played{cmd: exec.Command("/bin/sh", "-c", script, "sh", os.Args[0]), stdout: r, ended: make(chan struct{})}
+	p.cmd.Env = append(os.Environ(), roleVariable+"="+role, "TMPDIR="+t.TempDir())
+	p.cmd.Stdout, p.cmd.Stderr = w, os.Stderr
+	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	go func() {
+		p.cmd.Wait() // its status says what there is to say
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		p.cmd.Process.Kill()
+		<-p.ended
+		if t.Failed() && p.child != 0 {
+			syscall.Kill(p.child, syscall.SIGKILL)
+		}
+		r.Close()
+	})
+	line, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil {
+		t.Fatalf("the run says %q, %v", line, err)
+	}
+	fmt.Sscan(line, &p.dir, &p.child)
+	return p
+}
+
+// ends waits for the run's end, and checks its status and that its directory is gone.
+func (p *played) ends(t *testing.T, want int) {
+	t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the run does not end")
+	}
+	if got := p.cmd.ProcessState.ExitCode(); got != want {
+		t.Errorf("%v, want status %d", p.cmd.ProcessState, want)
+	}
+	if _, err := os.Stat(p.dir); err == nil {
+		t.Errorf("%q is left", p.dir)
+	}
+}
+
+// bystander starts a process that sleeps.
+func bystander(t *testing.T, dir string, env ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	cmd.Dir, cmd.Env = dir, env
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return cmd
+}
+
+// lives says whether a process is there and has not ended.
+func lives(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.HasPrefix(string(b[strings.LastIndexByte(string(b), ')')+1:]), " Z")
+}
+
+// A signal ends children of the run, and daemons whose TMPDIR is in its directory.
+// Others may name that directory in their environment: a shell does once its user
+// has looked around there.
+func TestEndMarks(t *testing.T) {
+	p := begun(t, "child", `exec "$@"`)
+	sub := filepath.Join(p.dir, "sub")
+	if err := os.Mkdir(sub, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		env  string
+		ends bool
+	}{
+		{"TMPDIR=" + p.dir, true},
+		{"TMPDIR=" + sub, true},
+		{"TMPDIR=" + p.dir + "0", false},
+		{"PWD=" + sub, false},
+		{"OLDPWD=" + p.dir, false},
+		{"X=TMPDIR=" + p.dir, false},
+	} {
+		cmd := bystander(t, sub, tt.env)
+		defer func() {
+			if got := !lives(cmd.Process.Pid); got != tt.ends {
+				t.Errorf("%s: has ended is %v, want %v", tt.env, got, tt.ends)
+			}
+		}()
+	}
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	p.ends(t, 128+15)
+	if lives(p.child) {
+		t.Error("the run's child lives")
+	}
+}
