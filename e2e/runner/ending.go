@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -25,7 +26,8 @@ import (
 // begin something new, and the children are still its children. That process ends
 // them, and removes the network namespaces and the directory of the run.
 type ending struct {
-	dir string // the run's TMPDIR, in which it and its children make theirs
+	dir   string // the run's TMPDIR, in which it and its children make theirs
+	older family // children that this process had before the run
 
 	mu    sync.Mutex
 	taker chan<- os.Signal // nil if signals end the run
@@ -54,7 +56,7 @@ func begin() (*ending, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &ending{}
+	e := &ending{older: children()}
 	if e.dir, err = os.MkdirTemp(base, "stapbox-"); err != nil {
 		return nil, err
 	}
@@ -112,8 +114,9 @@ func (e *ending) cancelling(do func(context.Context) error) error {
 	for late := time.After(contextTime); ; {
 		select {
 		case <-tick.C: // Boot and Do wait for their guest, not for the context
-			for _, pid := range processes(e.dir) {
-				syscall.Kill(pid, syscall.SIGTERM)
+			of, _ := processes(e.dir, e.older)
+			for _, p := range of {
+				syscall.Kill(p.pid, syscall.SIGTERM)
 			}
 			continue
 		case <-done:
@@ -133,23 +136,24 @@ func (e *ending) end(s os.Signal) {
 	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
 		mask.Val[(s-1)/64] |= 1 << ((s - 1) % 64)
 	}
+	_, spared := processes(e.dir, e.older) // before their orphans become children of this process
 	err := unix.PthreadSigmask(unix.SIG_BLOCK, &mask, nil)
 	if err == nil {
 		// The children of those that end become children of this process.
 		err = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	}
 	if err == nil {
-		err = syscall.Exec("/proc/self/exe", []string{afterwards, e.dir, strconv.Itoa(status)}, os.Environ())
+		err = syscall.Exec("/proc/self/exe", append([]string{afterwards, e.dir, strconv.Itoa(status)}, spared.words()...), os.Environ())
 	}
 	fmt.Fprintf(os.Stderr, "e2e: executing the runner to end this run: %v\n", err)
-	takeAway(e.dir)
+	takeAway(e.dir, spared)
 	os.Exit(status)
 }
 
-// takeAway ends the processes of a run that is this process's, and removes what
-// they have left.
-func takeAway(dir string) {
-	if err := endProcesses(dir); err != nil {
+// takeAway ends the processes of a run that is this process's, but no spared ones,
+// and removes what they have left.
+func takeAway(dir string, spared family) {
+	if err := endProcesses(dir, spared); err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: %v\n", err)
 	}
 	lab.RemoveNetworks()
@@ -159,10 +163,11 @@ func takeAway(dir string) {
 }
 
 // endProcesses ends the processes of a run and waits for their end.
-func endProcesses(dir string) error {
+func endProcesses(dir string, spared family) error {
 	told := map[int]bool{}
 	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		left := processes(dir)
+		var left []process
+		left, spared = processes(dir, spared)
 		for { // reap: a process that is no more than an entry would keep its namespaces' names
 			if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); err != syscall.EINTR && pid <= 0 {
 				break
@@ -175,49 +180,126 @@ func endProcesses(dir string) error {
 		if took > gentleTime+killTime {
 			return fmt.Errorf("processes that do not end: %v", left)
 		}
-		for _, pid := range left {
+		for _, p := range left {
 			if took > gentleTime {
-				syscall.Kill(pid, syscall.SIGKILL)
-			} else if !told[pid] {
-				told[pid] = true
-				syscall.Kill(pid, syscall.SIGTERM)
+				syscall.Kill(p.pid, syscall.SIGKILL)
+			} else if !told[p.pid] {
+				told[p.pid] = true
+				syscall.Kill(p.pid, syscall.SIGTERM)
 			}
 		}
 	}
 }
 
-// processes lists the other processes of a run: those that descend from this one,
-// and daemons, whose program or TMPDIR is in the run's directory.
-func processes(dir string) (pids []int) {
-	parent := map[int]int{}
-	entries, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range entries {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has just ended
-		}
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		var state string
-		var ppid int
-		// PID (NAME) STATE PPID ..., and a name may have parentheses in it.
-		if _, err := fmt.Sscan(string(b[bytes.LastIndexByte(b, ')')+1:]), &state, &ppid); err == nil && state != "Z" {
-			parent[pid] = ppid
+// process is one that was there when somebody looked.
+type process struct {
+	pid, parent int
+	start       uint64 // in ticks since the machine's start: another process with this pid has another
+	ended       bool   // it is no more than an entry for its parent
+}
+
+func (p process) String() string { return strconv.Itoa(p.pid) }
+
+// look reads /proc/PID/stat, see proc_pid_stat(5): PID (NAME) STATE PPID ..., where
+// a name may have parentheses in it, and the start is field 22.
+func look(pid int) (process, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return process{}, err
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 20 {
+		return process{}, fmt.Errorf("/proc/%d/stat is %q", pid, b)
+	}
+	p := process{pid: pid, ended: f[0] == "Z"}
+	var errs [2]error
+	p.parent, errs[0] = strconv.Atoi(f[1])
+	p.start, errs[1] = strconv.ParseUint(f[19], 10, 64)
+	return p, errors.Join(errs[:]...)
+}
+
+// everybody looks at all processes.
+func everybody() map[int]process {
+	all := map[int]process{}
+	paths, _ := filepath.Glob("/proc/[0-9]*")
+	for _, path := range paths {
+		pid, _ := strconv.Atoi(filepath.Base(path))
+		if p, err := look(pid); err == nil { // else it has just ended
+			all[pid] = p
 		}
 	}
-	self := os.Getpid()
-	for pid := range parent {
-		above := pid
-		for range parent { // ids that are used again while this looks could make a circle
-			if above == self || above == 0 {
+	return all
+}
+
+// family is processes by their ids, with their starts.
+type family map[int]uint64
+
+func (f family) has(p process) bool {
+	start, ok := f[p.pid]
+	return ok && start == p.start
+}
+
+// words are a family as arguments of a process, which familyOf reads.
+func (f family) words() (words []string) {
+	for pid, start := range f {
+		words = append(words, fmt.Sprintf("%d:%d", pid, start))
+	}
+	return words
+}
+
+func familyOf(words []string) family {
+	f := family{}
+	for _, w := range words {
+		var pid int
+		var start uint64
+		if n, _ := fmt.Sscanf(w, "%d:%d", &pid, &start); n == 2 {
+			f[pid] = start
+		}
+	}
+	return f
+}
+
+// children are those that this process has now.
+func children() family {
+	f := family{}
+	for pid, p := range everybody() {
+		if p.parent == os.Getpid() {
+			f[pid] = p.start
+		}
+	}
+	return f
+}
+
+// processes lists the other processes of a run: those that descend from this one,
+// and daemons, whose program or TMPDIR is in the run's directory. Older children of
+// this process are not of the run, nor is what descends from those. The older ones
+// that are there, with their descendants, are spared: a descendant whose parent ends
+// becomes a child of this process, and is known by nothing else then.
+func processes(dir string, older family) (of []process, spared family) {
+	spared = family{}
+	all, self := everybody(), os.Getpid()
+	for pid, p := range all {
+		if pid == self || p.ended {
+			continue
+		}
+		below, old := false, false
+		above := p
+		for range all { // ids that are used again while this looks could make a circle
+			old = old || older.has(above)
+			below = above.parent == self
+			if below || above.parent == 0 {
 				break
 			}
-			above = parent[above]
+			above = all[above.parent]
 		}
-		if pid != self && (above == self || marked(pid, dir)) {
-			pids = append(pids, pid)
+		switch {
+		case old:
+			spared[pid] = p.start
+		case below || marked(pid, dir):
+			of = append(of, p)
 		}
 	}
-	return pids
+	return of, spared
 }
 
 // marked says whether a process's program is in a directory, or its TMPDIR is. Other

@@ -20,14 +20,17 @@ const roleVariable = "STAPBOX_TEST_ROLE"
 
 // roles are runs, by what they do once they have begun. Each prints its directory.
 var roles = map[string]func(e *ending) error{
-	"child": func(e *ending) error {
-		child := exec.Command("sleep", "1000")
-		if err := child.Start(); err != nil {
-			return err
-		}
-		fmt.Println(e.dir, child.Process.Pid)
-		return child.Wait()
-	},
+	"child":    func(e *ending) error { return withChild(e, "sleep", "1000") },
+	"stubborn": func(e *ending) error { return withChild(e, "sh", "-c", `trap "" TERM; while :; do sleep 0.1; done`) },
+}
+
+func withChild(e *ending, argv ...string) error {
+	child := exec.Command(argv[0], argv[1:]...)
+	if err := child.Start(); err != nil {
+		return err
+	}
+	fmt.Println(e.dir, child.Process.Pid)
+	return child.Wait()
 }
 
 func TestMain(m *testing.M) {
@@ -153,6 +156,45 @@ func TestEndMarks(t *testing.T) {
 	}
 	p.cmd.Process.Signal(syscall.SIGTERM)
 	p.ends(t, 128+15)
+	if lives(p.child) {
+		t.Error("the run's child lives")
+	}
+}
+
+// exec keeps the process id: children of the shell that has executed the runner are
+// the runner's. They live on, and so does what they have started, also when it becomes
+// a child of the process that ends the run.
+func TestEndSparesOlder(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pids")
+	p := begun(t, "stubborn", `sh -c 'sleep 1000 & echo $$ $! >'"`+file+`; wait" >/dev/null & while ! [ -s `+file+` ]; do sleep 0.01; done; exec "$@"`)
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var older, below int
+	fmt.Sscan(string(b), &older, &below)
+	t.Cleanup(func() {
+		syscall.Kill(older, syscall.SIGKILL)
+		syscall.Kill(below, syscall.SIGKILL)
+	})
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.cmd.Process.Pid)); err != nil || strings.HasPrefix(string(b), afterwards) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the runner does not execute itself")
+		}
+	}
+	time.Sleep(gentleTime / 2)
+	if !lives(older) {
+		t.Error("the older child has ended")
+	}
+	syscall.Kill(older, syscall.SIGKILL)
+	p.ends(t, 128+15)
+	if !lives(below) {
+		t.Error("the older child's child has ended")
+	}
 	if lives(p.child) {
 		t.Error("the run's child lives")
 	}

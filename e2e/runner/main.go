@@ -29,8 +29,8 @@ var commands = []struct {
 }
 
 func main() {
-	if os.Args[0] == afterwards && len(os.Args) == 3 {
-		takeAway(os.Args[1])
+	if os.Args[0] == afterwards && len(os.Args) >= 3 {
+		takeAway(os.Args[1], familyOf(os.Args[3:]))
 		status, _ := strconv.Atoi(os.Args[2]) // as end has written it
 		os.Exit(status)
 	}
