@@ -116,7 +116,7 @@ func (e *ending) cancelling(do func(context.Context) error) error {
 		case <-tick.C: // Boot and Do wait for their guest, not for the context
 			of, _ := processes(e.dir, e.older)
 			for _, p := range of {
-				syscall.Kill(p.pid, syscall.SIGTERM)
+				p.signal(syscall.SIGTERM)
 			}
 			continue
 		case <-done:
@@ -164,15 +164,13 @@ func takeAway(dir string, spared family) {
 
 // endProcesses ends the processes of a run and waits for their end.
 func endProcesses(dir string, spared family) error {
-	told := map[int]bool{}
+	told := map[process]bool{}
+	// A process that is no more than an entry would keep its namespaces' names.
+	defer reap()
 	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		reap() // before the list: the id of a child that is reaped is free for another process
 		var left []process
 		left, spared = processes(dir, spared)
-		for { // reap: a process that is no more than an entry would keep its namespaces' names
-			if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); err != syscall.EINTR && pid <= 0 {
-				break
-			}
-		}
 		took := time.Since(start)
 		if len(left) == 0 {
 			return nil
@@ -182,11 +180,20 @@ func endProcesses(dir string, spared family) error {
 		}
 		for _, p := range left {
 			if took > gentleTime {
-				syscall.Kill(p.pid, syscall.SIGKILL)
-			} else if !told[p.pid] {
-				told[p.pid] = true
-				syscall.Kill(p.pid, syscall.SIGTERM)
+				p.signal(syscall.SIGKILL)
+			} else if id := (process{pid: p.pid, start: p.start}); !told[id] {
+				told[id] = true
+				p.signal(syscall.SIGTERM)
 			}
+		}
+	}
+}
+
+// reap removes the entries of children that have ended.
+func reap() {
+	for {
+		if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); err != syscall.EINTR && pid <= 0 {
+			return
 		}
 	}
 }
@@ -199,6 +206,20 @@ type process struct {
 }
 
 func (p process) String() string { return strconv.Itoa(p.pid) }
+
+// signal signals the process, and not another one that has its id now.
+func (p process) signal(s syscall.Signal) {
+	// FindProcess opens a pidfd (Linux 5.3), which stays that of one process. Whose it
+	// is can only be seen after that.
+	handle, err := os.FindProcess(p.pid)
+	if err != nil {
+		return
+	}
+	defer handle.Release()
+	if now, err := look(p.pid); err == nil && now.start == p.start {
+		handle.Signal(s) // it may have ended
+	}
+}
 
 // look reads /proc/PID/stat, see proc_pid_stat(5): PID (NAME) STATE PPID ..., where
 // a name may have parentheses in it, and the start is field 22.

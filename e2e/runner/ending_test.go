@@ -199,3 +199,25 @@ func TestEndSparesOlder(t *testing.T) {
 		t.Error("the run's child lives")
 	}
 }
+
+// A process that has got the id of one that was listed is not signalled.
+func TestSignalSameProcess(t *testing.T) {
+	cmd := bystander(t, "")
+	listed, err := look(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := listed
+	other.start--
+	other.signal(syscall.SIGKILL)
+	time.Sleep(50 * time.Millisecond)
+	if !lives(listed.pid) {
+		t.Fatal("a process is killed that started at another time than the one that was listed")
+	}
+	listed.signal(syscall.SIGKILL)
+	for deadline := time.Now().Add(5 * time.Second); lives(listed.pid); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the process that was listed lives")
+		}
+	}
+}
