@@ -29,12 +29,19 @@ type ending struct {
 	dir   string // the run's TMPDIR, in which it and its children make theirs
 	older family // children that this process had before the run
 
+	signals chan os.Signal
+	watched chan struct{} // closed when watch has returned
+
 	mu    sync.Mutex
 	taker chan<- os.Signal // nil if signals end the run
 }
 
 // afterwards is argv[0] of the process that takes away what a run has left.
 const afterwards = "stapbox-afterwards"
+
+// endingSignals end a run: those of a terminal, that of kill(1), and SIGPIPE, which
+// "run build | true" gets.
+var endingSignals = []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE}
 
 // Times for the end of an interrupted run.
 const (
@@ -46,29 +53,32 @@ const (
 // begin makes the directory of a run. From then on a signal ends the run, unless
 // somebody takes it.
 func begin() (*ending, error) {
-	signals := make(chan os.Signal, 8)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+	e := &ending{older: children(), signals: make(chan os.Signal, 8), watched: make(chan struct{})}
+	for _, s := range endingSignals {
 		if !signal.Ignored(s) { // nohup(1)
-			signal.Notify(signals, s)
+			signal.Notify(e.signals, s)
 		}
 	}
 	base, err := filepath.Abs(os.TempDir())
 	if err != nil {
 		return nil, err
 	}
-	e := &ending{older: children()}
 	if e.dir, err = os.MkdirTemp(base, "stapbox-"); err != nil {
 		return nil, err
 	}
-	go e.watch(signals)
+	go e.watch()
 	if err := os.Chmod(e.dir, 0o777|os.ModeSticky); err != nil { // as /tmp: servers run as other users
 		return e, err
 	}
 	return e, os.Setenv("TMPDIR", e.dir)
 }
 
-func (e *ending) watch(signals <-chan os.Signal) {
-	for s := range signals {
+func (e *ending) watch() {
+	defer close(e.watched)
+	for s := range e.signals {
+		if s == syscall.SIGPIPE && !unread() {
+			continue
+		}
 		e.mu.Lock()
 		taker := e.taker
 		e.mu.Unlock()
@@ -77,6 +87,26 @@ func (e *ending) watch(signals <-chan os.Signal) {
 		}
 		taker <- s
 	}
+}
+
+// settle waits until a signal that has come is seen to, if only by ending the run.
+func (e *ending) settle() {
+	signal.Stop(e.signals) // waits for those that are on their way to the channel
+	close(e.signals)
+	<-e.watched
+}
+
+// unread says whether somebody who read standard output or error does so no more.
+// Once SIGPIPE is caught, a write to any pipe or socket that nobody reads raises it: to
+// a child, or to a guest. Those writes have an error to return, which is enough.
+func unread() bool {
+	for _, fd := range []int32{1, 2} {
+		p := []unix.PollFd{{Fd: fd}} // asks for POLLERR and POLLHUP only
+		if n, err := unix.Poll(p, 0); err == nil && n > 0 && p[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // take has signals go to a channel in place of ending the run, until release is
@@ -133,7 +163,7 @@ func (e *ending) end(s os.Signal) {
 	// caught or ignored does not in a Go program.
 	runtime.LockOSThread()
 	var mask unix.Sigset_t
-	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+	for _, s := range endingSignals {
 		mask.Val[(s-1)/64] |= 1 << ((s - 1) % 64)
 	}
 	_, spared := processes(e.dir, e.older) // before their orphans become children of this process

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,6 +23,24 @@ const roleVariable = "STAPBOX_TEST_ROLE"
 var roles = map[string]func(e *ending) error{
 	"child":    func(e *ending) error { return withChild(e, "sleep", "1000") },
 	"stubborn": func(e *ending) error { return withChild(e, "sh", "-c", `trap "" TERM; while :; do sleep 0.1; done`) },
+	"printer": func(e *ending) error {
+		fmt.Println(e.dir)
+		io.Copy(io.Discard, os.Stdin)
+		fmt.Println("more")
+		return nil
+	},
+	"teller": func(e *ending) error { // tells a child that does not listen
+		fmt.Println(e.dir)
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		r.Close()
+		if _, err := w.WriteString("x"); !errors.Is(err, syscall.EPIPE) {
+			return fmt.Errorf("writing to nobody: %w", err)
+		}
+		return exitStatus(5)
+	},
 }
 
 func withChild(e *ending, argv ...string) error {
@@ -125,6 +144,39 @@ func bystander(t *testing.T, dir string, env ...string) *exec.Cmd {
 func lives(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.HasPrefix(string(b[strings.LastIndexByte(string(b), ')')+1:]), " Z")
+}
+
+// Each signal by which people end programs ends the run with 128 and its number, and
+// takes its directory away.
+func TestEndStatus(t *testing.T) {
+	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		t.Run(s.String(), func(t *testing.T) {
+			p := begun(t, "child", `exec "$@" 2>/dev/null`)
+			p.cmd.Process.Signal(s)
+			p.ends(t, 128+int(s))
+		})
+	}
+}
+
+// Output that nobody reads ends the run like a signal, also when it is the last
+// thing that the run does.
+func TestEndBrokenOutput(t *testing.T) {
+	p := begun(t, "printer", `exec "$@"`)
+	p.stdout.Close()
+	p.stdin.Close()
+	p.ends(t, 128+int(syscall.SIGPIPE))
+}
+
+// A child or a guest that ends while the runner writes to it does not end the run,
+// nor does somebody who sends the signal.
+func TestOtherBrokenPipe(t *testing.T) {
+	p := begun(t, "teller", `exec "$@"`)
+	p.ends(t, 5)
+	p = begun(t, "printer", `exec "$@"`)
+	p.cmd.Process.Signal(syscall.SIGPIPE)
+	time.Sleep(50 * time.Millisecond)
+	p.stdin.Close()
+	p.ends(t, 0)
 }
 
 // A signal ends children of the run, and daemons whose TMPDIR is in its directory.

@@ -222,7 +222,7 @@ func (o *guestOptions) run(e *ending, g *lab.Guest) error {
 	r.Env = append(r.Env, "PS1=\\u@production$ ")
 	// Signals that come now wait for the command: a terminal in raw mode must not be left.
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGQUIT, syscall.SIGWINCH)
+	signal.Notify(signals, syscall.SIGWINCH)
 	defer signal.Stop(signals)
 	release := e.take(signals)
 	defer release()
@@ -252,8 +252,8 @@ func (o *guestOptions) run(e *ending, g *lab.Guest) error {
 				}
 				continue
 			}
-			if len(o.command) == 0 {
-				// A shell for a dialogue ignores SIGTERM.
+			if len(o.command) == 0 || got == syscall.SIGPIPE {
+				// A shell for a dialogue ignores SIGTERM. SIGPIPE is this process's own.
 				restore()
 				e.end(got)
 			}

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"strconv"
+	"syscall"
 	"time"
 
 	"stapbox/e2e/lab"
@@ -30,6 +32,7 @@ var commands = []struct {
 
 func main() {
 	if os.Args[0] == afterwards && len(os.Args) >= 3 {
+		signal.Ignore(syscall.SIGPIPE) // an error that nobody reads must not end what takes away
 		takeAway(os.Args[1], familyOf(os.Args[3:]))
 		status, _ := strconv.Atoi(os.Args[2]) // as end has written it
 		os.Exit(status)
@@ -65,6 +68,7 @@ func play(l *lab.Lab, name string, run func(*ending, *lab.Lab, []string) error, 
 		err = run(e, l, args)
 	}
 	if e != nil {
+		defer e.settle()
 		err = errors.Join(err, os.RemoveAll(e.dir))
 	}
 	var status exitStatus
