@@ -33,7 +33,13 @@ type ending struct {
 	watched chan struct{} // closed when watch has returned
 
 	mu    sync.Mutex
-	taker chan<- os.Signal // nil if signals end the run
+	taker *taker // nil if signals end the run
+}
+
+// taker gets signals in place of the run's end.
+type taker struct {
+	signals chan<- os.Signal
+	restore func() // what to do before the run ends all the same
 }
 
 // afterwards is argv[0] of the process that takes away what a run has left.
@@ -47,6 +53,7 @@ var endingSignals = []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SI
 const (
 	gentleTime  = 3 * time.Second  // for processes, after SIGTERM and before SIGKILL
 	killTime    = 10 * time.Second // for processes, after SIGKILL
+	insistTime  = time.Second      // for SIGINT or SIGTERM after the one before
 	contextTime = 15 * time.Second // for a command whose context ends
 )
 
@@ -73,19 +80,34 @@ func begin() (*ending, error) {
 	return e, os.Setenv("TMPDIR", e.dir)
 }
 
+// watch ends the run when a signal comes, or hands the signal to the taker. It waits
+// for no taker: that may wait for a guest, and the guest for ever. So SIGINT or SIGTERM
+// ends the run if either comes again within insistTime.
 func (e *ending) watch() {
 	defer close(e.watched)
+	var last time.Time // when SIGINT or SIGTERM came
 	for s := range e.signals {
 		if s == syscall.SIGPIPE && !unread() {
 			continue
 		}
 		e.mu.Lock()
-		taker := e.taker
+		t := e.taker
 		e.mu.Unlock()
-		if taker == nil {
+		if t == nil {
 			e.end(s)
 		}
-		taker <- s
+		if s == syscall.SIGINT || s == syscall.SIGTERM {
+			now := time.Now()
+			if now.Sub(last) < insistTime {
+				t.restore()
+				e.end(s)
+			}
+			last = now
+		}
+		select {
+		case t.signals <- s:
+		default: // it has enough to do
+		}
 	}
 }
 
@@ -110,14 +132,15 @@ func unread() bool {
 }
 
 // take has signals go to a channel in place of ending the run, until release is
-// called.
-func (e *ending) take(signals chan<- os.Signal) (release func()) {
-	set := func(c chan<- os.Signal) {
+// called. The channel needs room for those that come at once. If the run ends all the
+// same, restore is called before.
+func (e *ending) take(signals chan<- os.Signal, restore func()) (release func()) {
+	set := func(t *taker) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.taker = c
+		e.taker = t
 	}
-	set(signals)
+	set(&taker{signals, restore})
 	return func() { set(nil) }
 }
 
@@ -127,7 +150,7 @@ func (e *ending) cancelling(do func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	signals := make(chan os.Signal, 1)
-	release := e.take(signals)
+	release := e.take(signals, func() {})
 	defer release()
 	done := make(chan error, 1)
 	go func() { done <- do(ctx) }()

@@ -23,6 +23,10 @@ const roleVariable = "STAPBOX_TEST_ROLE"
 var roles = map[string]func(e *ending) error{
 	"child":    func(e *ending) error { return withChild(e, "sleep", "1000") },
 	"stubborn": func(e *ending) error { return withChild(e, "sh", "-c", `trap "" TERM; while :; do sleep 0.1; done`) },
+	"taker": func(e *ending) error { // of signals, with which it does nothing
+		defer e.take(make(chan os.Signal, 2), func() { fmt.Println("restored") })()
+		return withChild(e, "sleep", "1000")
+	},
 	"printer": func(e *ending) error {
 		fmt.Println(e.dir)
 		io.Copy(io.Discard, os.Stdin)
@@ -177,6 +181,34 @@ func TestOtherBrokenPipe(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	p.stdin.Close()
 	p.ends(t, 0)
+}
+
+// A command in a guest gets the signals, and may do nothing with them. Two in a second
+// end the run all the same, however many came before. Two that are further apart do not.
+func TestEndInsistent(t *testing.T) {
+	p := begun(t, "taker", `exec "$@"`)
+	send := func(s syscall.Signal, then time.Duration) {
+		p.cmd.Process.Signal(s)
+		time.Sleep(then)
+	}
+	for range 12 {
+		send(syscall.SIGQUIT, 10*time.Millisecond)
+		send(syscall.SIGHUP, 10*time.Millisecond)
+	}
+	send(syscall.SIGINT, 1200*time.Millisecond)
+	send(syscall.SIGINT, 1200*time.Millisecond)
+	if !lives(p.cmd.Process.Pid) || !lives(p.child) {
+		t.Fatal("the run has ended")
+	}
+	send(syscall.SIGINT, 100*time.Millisecond)
+	send(syscall.SIGTERM, 0)
+	p.ends(t, 128+int(syscall.SIGTERM))
+	if got, err := io.ReadAll(p.stdout); string(got) != "restored\n" {
+		t.Errorf("it prints %q, %v, want that the terminal is restored", got, err)
+	}
+	if lives(p.child) {
+		t.Error("the run's child lives")
+	}
 }
 
 // A signal ends children of the run, and daemons whose TMPDIR is in its directory.

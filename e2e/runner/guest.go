@@ -34,7 +34,7 @@ Boots the production host of the demo: a stock Debian kernel, stapbox installed,
 COMMAND its user gets a shell on this terminal; the host ends with the shell. COMMAND runs without one,
 and its output and exit status are those of this command. A copy of the files in the current directory
 is in the user's home directory. A signal goes to COMMAND while that runs; before that, or to a shell,
-it ends the host.
+it ends the host. So does SIGINT or SIGTERM twice in a second.
 `
 
 // errUsage is a wrong command line, which has been told already.
@@ -220,25 +220,28 @@ func (o *guestOptions) run(e *ending, g *lab.Guest) error {
 	// The shell finds programs as at the user's prompt, and says what it does not find.
 	r := lab.Command(o.user, append([]string{"/bin/sh", "-c", `exec "$@"`, "sh"}, argv...)...)
 	r.Env = append(r.Env, "PS1=\\u@production$ ")
-	// Signals that come now wait for the command: a terminal in raw mode must not be left.
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGWINCH)
-	defer signal.Stop(signals)
-	release := e.take(signals)
-	defer release()
-	restore := func() {}
+	restore, raw := func() {}, func() error { return nil }
 	if rows, columns, ok := terminal(); ok {
 		r.Terminal, r.Rows, r.Columns = true, rows, columns
 		r.Env = slices.DeleteFunc(r.Env, func(s string) bool { return strings.HasPrefix(s, "TERM=") })
 		r.Env = append(r.Env, "TERM="+os.Getenv("TERM"))
 		var err error
-		if restore, err = raw(); err != nil {
+		if restore, raw, err = modes(); err != nil {
 			return err
 		}
-		defer restore()
 	} else if len(o.command) == 0 {
 		return errors.New("a shell needs a terminal; name a COMMAND after --")
 	}
+	// Signals that come now wait for the command: a terminal in raw mode must not be left.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGWINCH)
+	defer signal.Stop(signals)
+	release := e.take(signals, restore)
+	defer release()
+	if err := raw(); err != nil {
+		return err
+	}
+	defer restore()
 	s, err := g.Stream(r, os.Stdout, os.Stderr)
 	if err != nil {
 		return err
@@ -285,21 +288,20 @@ func isTerminal(f *os.File) bool {
 	return err == nil
 }
 
-// raw hands keys and output on as they are: the terminal in the guest does what
-// a terminal does. restore undoes that.
-func raw() (restore func(), err error) {
+// modes are ways to set the terminal: restore as it is now, and raw to hand keys and
+// output on as they are. The terminal in the guest does then what a terminal does.
+func modes() (restore func(), raw func() error, err error) {
 	fd := int(os.Stdin.Fd())
 	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
-		return nil, os.NewSyscallError("ioctl", err)
+		return nil, nil, os.NewSyscallError("ioctl", err)
 	}
 	t := *before
 	t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
 	t.Oflag &^= unix.OPOST
 	t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
 	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
-	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &t); err != nil {
-		return nil, os.NewSyscallError("ioctl", err)
-	}
-	return func() { unix.IoctlSetTermios(fd, unix.TCSETS, before) }, nil
+	restore = func() { unix.IoctlSetTermios(fd, unix.TCSETS, before) }
+	raw = func() error { return os.NewSyscallError("ioctl", unix.IoctlSetTermios(fd, unix.TCSETS, &t)) }
+	return restore, raw, nil
 }
