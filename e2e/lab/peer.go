@@ -82,11 +82,14 @@ func (l *Lab) debootstrap(ctx context.Context, dir, root, suite string, packages
 		return nil, err
 	}
 	fresh := filepath.Join(dir, ".unpacking")
-	// What an interrupted run left. debootstrap may have mounted things there.
-	if err := unmountBelow(fresh); err != nil {
-		return nil, err
+	discard := func() error {
+		// debootstrap may have mounted things there.
+		if err := unmountBelow(fresh); err != nil {
+			return err
+		}
+		return os.RemoveAll(fresh)
 	}
-	if err := os.RemoveAll(fresh); err != nil {
+	if err := discard(); err != nil { // what a run that was killed left
 		return nil, err
 	}
 	mirror, err := debianMirror()
@@ -110,7 +113,7 @@ func (l *Lab) debootstrap(ctx context.Context, dir, root, suite string, packages
 	}
 	warning = step("debootstrap", "--variant=minbase", "--include="+strings.Join(packages, ","), suite, fresh, mirror)
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, discard())
 	}
 	// Packages of services do not configure in a bare tree; the programs that
 	// matter here work without that.
@@ -119,6 +122,9 @@ func (l *Lab) debootstrap(ctx context.Context, dir, root, suite string, packages
 		if step("chroot", fresh, "dpkg", "--configure", "-a") == nil {
 			break
 		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, errors.Join(err, discard()) // packages may not be configured
 	}
 	if err := unmountBelow(fresh); err != nil {
 		return nil, err

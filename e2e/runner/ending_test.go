@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,14 @@ var roles = map[string]func(e *ending) error{
 	"taker": func(e *ending) error { // of signals, with which it does nothing
 		defer e.take(make(chan os.Signal, 2), func() { fmt.Println("restored") })()
 		return withChild(e, "sleep", "1000")
+	},
+	"peer": func(e *ending) error {
+		fmt.Println(e.dir)
+		l, err := lab.Open(io.Discard)
+		if err != nil {
+			return err
+		}
+		return (&guestOptions{kernel: lab.PeerVersion}).play(context.Background(), e, l, nil)
 	},
 	"printer": func(e *ending) error {
 		fmt.Println(e.dir)
@@ -208,6 +217,42 @@ func TestEndInsistent(t *testing.T) {
 	}
 	if lives(p.child) {
 		t.Error("the run's child lives")
+	}
+}
+
+// debootstrap mounts things in the tree that it unpacks, in the cache. Neither is left
+// when it is interrupted.
+func TestEndUnpacking(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the peer needs root")
+	}
+	bin, cache := t.TempDir(), t.TempDir()
+	const debootstrap = `#!/bin/sh
+mkdir -p "$4/proc" && mount -t tmpfs tmpfs "$4/proc" && : >"$4/proc/mounted" && exec sleep 1000
+`
+	if err := os.WriteFile(filepath.Join(bin, "debootstrap"), []byte(debootstrap), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	t.Setenv("STAPBOX_LAB", cache)
+	tree := filepath.Join(cache, "peer", ".unpacking")
+	t.Cleanup(func() { syscall.Unmount(filepath.Join(tree, "proc"), syscall.MNT_DETACH) })
+	p := begun(t, "peer", `exec "$@"`)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(tree, "proc", "mounted")); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("debootstrap is not executed")
+		}
+	}
+	p.cmd.Process.Signal(syscall.SIGINT)
+	p.ends(t, 128+int(syscall.SIGINT))
+	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), tree) {
+		t.Errorf("something is mounted below %q, or %v", tree, err)
+	}
+	if _, err := os.Stat(tree); err == nil {
+		t.Errorf("%q is left", tree)
 	}
 }
 

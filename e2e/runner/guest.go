@@ -97,7 +97,11 @@ func (o *guestOptions) play(ctx context.Context, e *ending, l *lab.Lab, programs
 	var peer *lab.Peer
 	var err error
 	if o.kernel == lab.PeerVersion {
-		if peer, err = l.FetchPeer(ctx); err != nil {
+		err = e.cancelling(func(ctx context.Context) (err error) {
+			peer, err = l.FetchPeer(ctx)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 		if kernel = peer.Kernel; !strings.HasPrefix(kernel.Release, o.kernel+".") {
