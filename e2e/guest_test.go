@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -130,8 +131,9 @@ func TestGuestRefuses(t *testing.T) {
 }
 
 // A signal that comes before the command runs, or while there is none, ends the
-// runner with 128 and its number. Processes, network namespaces and files go with
-// it, whether the terminal sends the signal to all of its processes or not.
+// runner with 128 and its number, and so does output that nobody reads. Processes,
+// network namespaces and files go with it, whether the terminal sends the signal to
+// all of its processes or not. Processes of others stay.
 func TestRunEndedBySignal(t *testing.T) {
 	for _, tt := range []struct {
 		name, args string
@@ -140,6 +142,8 @@ func TestRunEndedBySignal(t *testing.T) {
 		all        bool
 	}{
 		{"guest, build", "guest", "go build ", syscall.SIGINT, true},
+		{"guest, quit", "guest", "go build ", syscall.SIGQUIT, true},
+		{"build, pipe", "build /dev/null", "go build ", syscall.SIGPIPE, false},
 		{"guest, server", "guest --server -- true", "stap-serverd -r ", syscall.SIGTERM, false},
 		{"guest, boot", "guest", "qemu-system-x86_64 ", syscall.SIGHUP, false},
 		{"guest, terminal", "guest --server -- true", "qemu-system-x86_64 ", syscall.SIGINT, true},
@@ -155,53 +159,140 @@ func TestRunEndedBySignal(t *testing.T) {
 			if err := os.Chmod(dir, 0o755); err != nil { // servers run as other users
 				t.Fatal(err)
 			}
-			cmd := runCommand(t, "", strings.Fields(tt.args)...)
-			cmd.Env = append(cmd.Env, "TMPDIR="+dir)
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-			var out bytes.Buffer
-			cmd.Stdout, cmd.Stderr = &out, &out
-			cmd.WaitDelay = 5 * time.Second // others keep the pipe
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
+			x := startOlder(t, dir, strings.Fields(tt.args))
+			ofRun := x.until(t, tt.when)
+			inside := startInside(t, dir)
+			switch {
+			case tt.signal == syscall.SIGPIPE:
+				x.stdout.Close()
+			case tt.all:
+				syscall.Kill(-x.cmd.Process.Pid, tt.signal)
+			default:
+				syscall.Kill(x.cmd.Process.Pid, tt.signal)
 			}
-			t.Cleanup(func() {
-				for pid := range processesWith(dir) {
-					syscall.Kill(pid, syscall.SIGKILL)
-				}
-			})
-			for deadline := time.Now().Add(2 * time.Minute); !slices.ContainsFunc(slices.Collect(maps.Values(processesWith(dir))), func(s string) bool { return strings.Contains(s, tt.when) }); time.Sleep(20 * time.Millisecond) {
-				if time.Now().After(deadline) {
-					cmd.Process.Kill()
-					cmd.Wait()
-					t.Fatalf("no process %q:\n%s", tt.when, &out)
-				}
-			}
-			to := cmd.Process.Pid
-			if tt.all {
-				to = -to
-			}
-			syscall.Kill(to, tt.signal)
-			hung := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
-			err = cmd.Wait()
+			hung := time.AfterFunc(time.Minute, func() { x.cmd.Process.Kill() })
+			<-x.ended
 			hung.Stop()
-			if got, want := cmd.ProcessState.ExitCode(), 128+int(tt.signal); got != want {
-				t.Errorf("status %d, %v, want %d:\n%s", got, err, want, &out)
+			if got, want := x.cmd.ProcessState.ExitCode(), 128+int(tt.signal); got != want {
+				t.Errorf("%v, want status %d:\n%s", x.cmd.ProcessState, want, &x.stderr)
 			}
 			for pid, command := range processesWith(dir) {
-				t.Errorf("process %d is left: %s", pid, command)
+				if pid != x.older && pid != inside {
+					t.Errorf("process %d is left: %s", pid, command)
+				}
 			}
 			left, _ := filepath.Glob(filepath.Join(dir, "*"))
-			namespaces, _ := filepath.Glob("/run/netns/stapbox-*-*")
-			for _, n := range namespaces {
-				if _, err := os.Stat("/proc/" + strings.Split(filepath.Base(n), "-")[1]); err != nil {
-					left = append(left, n)
-				}
+			for _, pid := range append(ofRun, x.cmd.Process.Pid) { // other runs may be killed just now
+				namespaces, _ := filepath.Glob(fmt.Sprintf("/run/netns/stapbox-%d-*", pid))
+				left = append(left, namespaces...)
 			}
 			if len(left) > 0 {
 				t.Errorf("left: %q", left)
 			}
+			for what, pid := range map[string]int{"an older child": x.older, "a process in the run's directory": inside} {
+				if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || bytes.Contains(b, []byte(") Z ")) {
+					t.Errorf("%s has ended, %v", what, err)
+				}
+			}
 		})
 	}
+}
+
+// interrupted is a run that a signal is to end.
+type interrupted struct {
+	cmd    *exec.Cmd
+	dir    string   // its TMPDIR
+	older  int      // its child that is older than the run
+	stdout *os.File // to read from
+	stderr bytes.Buffer
+	ended  chan struct{}
+}
+
+// startOlder starts a run by a shell that executes it, and has a child before.
+func startOlder(t *testing.T, dir string, args []string) *interrupted {
+	t.Helper()
+	x := &interrupted{cmd: runCommand(t, "", args...), dir: dir, ended: make(chan struct{})}
+	file := filepath.Join(t.TempDir(), "older")
+	// The child has a group of its own: the terminal's signals are not for it.
+	const script = `setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >"$0"; exec "$@"`
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, file}, x.cmd.Args...)...)
+	cmd.Env = append(x.cmd.Env, "TMPDIR="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	x.cmd = cmd
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	x.stdout = r
+	go io.Copy(io.Discard, r)
+	cmd.Stdout, cmd.Stderr = w, &x.stderr
+	cmd.WaitDelay = 5 * time.Second // others keep the pipe
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		cmd.Wait() // its status says what there is to say
+		close(x.ended)
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-x.ended
+		r.Close()
+		for pid := range processesWith(dir) {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	for deadline := time.Now().Add(10 * time.Second); x.older == 0; time.Sleep(time.Millisecond) {
+		b, _ := os.ReadFile(file)
+		if x.older, _ = strconv.Atoi(strings.TrimSpace(string(b))); time.Now().After(deadline) {
+			t.Fatal("the shell does not say what its child is")
+		}
+	}
+	return x
+}
+
+// until waits for a process of the run, and gives those that there are then.
+func (x *interrupted) until(t *testing.T, command string) (pids []int) {
+	t.Helper()
+	for deadline := time.After(2 * time.Minute); ; {
+		found := processesWith(x.dir)
+		delete(found, x.older)
+		for _, c := range found {
+			if strings.Contains(c, command) {
+				return slices.Collect(maps.Keys(found))
+			}
+		}
+		select {
+		case <-x.ended:
+			t.Fatalf("%v, before there is a process %q:\n%s", x.cmd.ProcessState, command, &x.stderr)
+		case <-deadline:
+			x.cmd.Process.Kill()
+			<-x.ended
+			t.Fatalf("no process %q:\n%s", command, &x.stderr)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// startInside starts a process in the directory that a run has made below its TMPDIR,
+// as from a shell that somebody has led there.
+func startInside(t *testing.T, dir string) (pid int) {
+	t.Helper()
+	made, err := filepath.Glob(filepath.Join(dir, "stapbox-*"))
+	if err != nil || len(made) != 1 {
+		t.Fatalf("the run's directory is one of %q, %v", made, err)
+	}
+	cmd := exec.Command("sleep", "1000")
+	cmd.Dir, cmd.Env = made[0], []string{"PWD=" + made[0]}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return cmd.Process.Pid
 }
 
 // processesWith gives the command lines of processes in whose command line or
