@@ -130,7 +130,9 @@ var slots = make(chan struct{}, 4)
 // few makes a test parallel to few others.
 func few(t *testing.T) {
 	t.Parallel()
+	began := time.Now()
 	slots <- struct{}{}
+	t.Logf("its turn after %.2f s", time.Since(began).Seconds()) // ./e2e/run test takes that off
 	t.Cleanup(func() { <-slots })
 }
 
