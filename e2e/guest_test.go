@@ -120,6 +120,7 @@ func TestGuestRefuses(t *testing.T) {
 	}{
 		{[]string{"-k", "5.10"}, "-k 5.10: kernels are 6.1, 6.12, 7.2\n"},
 		{[]string{"-u", "alice"}, "-u alice: users are usr, sys, dev and root\n"},
+		{nil, "a shell needs a terminal; name a COMMAND after --\n"},
 		{[]string{"--frobnicate"}, "flag provided but not defined: -frobnicate\n"},
 	} {
 		cmd := runGuest(t, "", tt.args...)
@@ -141,12 +142,12 @@ func TestRunEndedBySignal(t *testing.T) {
 		signal     syscall.Signal
 		all        bool
 	}{
-		{"guest, build", "guest", "go build ", syscall.SIGINT, true},
-		{"guest, quit", "guest", "go build ", syscall.SIGQUIT, true},
+		{"guest, build", "guest -- sleep 1000", "go build ", syscall.SIGINT, true},
+		{"guest, quit", "guest -- sleep 1000", "go build ", syscall.SIGQUIT, true},
 		{"build, pipe", "build /dev/null", "go build ", syscall.SIGPIPE, false},
-		{"guest, server", "guest --server -- true", "stap-serverd -r ", syscall.SIGTERM, false},
-		{"guest, boot", "guest", "qemu-system-x86_64 ", syscall.SIGHUP, false},
-		{"guest, terminal", "guest --server -- true", "qemu-system-x86_64 ", syscall.SIGINT, true},
+		{"guest, server", "guest --server -- sleep 1000", "stap-serverd -r ", syscall.SIGTERM, false},
+		{"guest, boot", "guest -- sleep 1000", "qemu-system-x86_64 ", syscall.SIGHUP, false},
+		{"guest, terminal", "guest --server -- sleep 1000", "qemu-system-x86_64 ", syscall.SIGINT, true},
 		{"demo", "demo --short", "qemu-system-x86_64 ", syscall.SIGINT, true},
 		{"test", "test -run ^TestGuest$ stapbox/e2e/lab", "qemu-system-x86_64 ", syscall.SIGINT, true},
 	} {

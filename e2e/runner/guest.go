@@ -84,6 +84,9 @@ func guest(e *ending, l *lab.Lab, args []string) error {
 	if err != nil {
 		return err
 	}
+	if _, _, ok := terminal(); !ok && len(o.command) == 0 {
+		return errors.New("a shell needs a terminal; name a COMMAND after --")
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, for a network namespace with a tap device: sudo ./e2e/run guest")
 	}
@@ -233,8 +236,6 @@ func (o *guestOptions) run(e *ending, g *lab.Guest) error {
 		if restore, raw, err = modes(); err != nil {
 			return err
 		}
-	} else if len(o.command) == 0 {
-		return errors.New("a shell needs a terminal; name a COMMAND after --")
 	}
 	// Signals that come now wait for the command: a terminal in raw mode must not be left.
 	signals := make(chan os.Signal, 8)
