@@ -2,8 +2,11 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -147,6 +150,95 @@ func TestSecurity15LockOfAUser(t *testing.T) {
 		t.Fatalf("this user's: %v after %v, want %v", err, d, lockWait)
 	}
 	unlock()
+}
+
+// Whoever waits first has a lock first, be it a user's or that of all insertions.
+func TestSecurity15WaitersInOrder(t *testing.T) {
+	inRun(t)
+	fd, err := openLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	// The holder is at work: for an idle one nobody waits long.
+	holder, stop := make(chan int), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		holder <- unix.Gettid()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	defer close(stop)
+	if _, err := unix.Pwrite(fd, fmt.Appendf(nil, "%d\n", <-holder), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name       string
+		hold, free func() error
+		wait       func() (func(), bool)
+	}{
+		{"a user's",
+			func() error { return userLock(fd, unix.F_OFD_SETLKW, 4242) },
+			func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK}) },
+			func() (func(), bool) { unlock, taken, err := lockUser(4242); return unlock, taken && err == nil }},
+		{"of all insertions",
+			func() error { return unix.Flock(fd, unix.LOCK_EX) },
+			func() error { return unix.Flock(fd, unix.LOCK_UN) },
+			func() (func(), bool) {
+				other, err := openLock()
+				if err != nil {
+					return nil, false
+				}
+				return behind(other)
+			}},
+	} {
+		if err := tt.hold(); err != nil {
+			t.Fatal(err)
+		}
+		const waiters = 8
+		order := make(chan int, waiters)
+		for i := range waiters {
+			go func() {
+				unlock, taken := tt.wait()
+				order <- i
+				if taken {
+					unlock()
+				} else {
+					t.Errorf("%s: waiter %d gives up", tt.name, i)
+				}
+			}()
+			if !soon(func() bool { return waiting(t, fd) == i+1 }) {
+				t.Fatalf("%s: %d wait, want %d", tt.name, waiting(t, fd), i+1)
+			}
+		}
+		if err := tt.free(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range waiters {
+			if got := <-order; got != i {
+				t.Errorf("%s: waiter %d comes as number %d", tt.name, got, i)
+			}
+		}
+	}
+}
+
+// waiting is how many wait in the kernel for locks of a file (proc_locks(5)).
+func waiting(t *testing.T, fd int) int {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(regexp.MustCompile(fmt.Sprintf(`(?m)^\d+: +-> .*:%d `, st.Ino)).FindAll(locks, -1))
 }
 
 // Root who removes everything waits once for a user whose staprun is stopped, and for
