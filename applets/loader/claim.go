@@ -33,9 +33,9 @@ import (
 
 func claimDir(uid int) string { return filepath.Join(hostpaths.LoadClaims(), strconv.Itoa(uid)) }
 
-// claim says that a user is about to load a module, and whether that is news: an
-// older claim may be for a module of his that has this name. Root's modules are not
-// counted.
+// claim says that a user is about to load a module, and whether that is news: of an
+// older claim nothing is left but that he may have loaded a module of this name.
+// Root's modules are not counted.
 func claim(uid int, module string) (news bool, err error) {
 	if uid == 0 {
 		return false, nil
@@ -49,7 +49,7 @@ func claim(uid int, module string) (news bool, err error) {
 	}
 	switch {
 	case err == unix.EEXIST:
-		return false, nil
+		return false, os.Truncate(filepath.Join(claimDir(uid), module), 0)
 	case err != nil:
 		return false, fmt.Errorf("writing down whose the module is: %w", err)
 	}
@@ -71,6 +71,13 @@ func confirmed(uid int, module string) bool {
 	return err == nil && len(text) > 0 && string(text) == loadedAs(module)
 }
 
+// stale reports whether a claim is for an older module than the one that has the name
+// now.
+func stale(text []byte, module string) bool {
+	now := loadedAs(module)
+	return len(text) > 0 && now != "" && string(text) != now
+}
+
 // loadedAs is what a claim says of the module that has a name now, or nothing.
 func loadedAs(module string) string {
 	var st unix.Stat_t
@@ -80,7 +87,8 @@ func loadedAs(module string) string {
 	return fmt.Sprintf("loaded %d\n", st.Ino)
 }
 
-// claimants are the users other than one who may have loaded a module of this name.
+// claimants are the users other than one who may have loaded the module that has this
+// name, or are about to.
 func claimants(but int, module string) (uids []int, err error) {
 	users, err := os.ReadDir(hostpaths.LoadClaims())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -91,9 +99,10 @@ func claimants(but int, module string) (uids []int, err error) {
 		if err != nil || uid == but {
 			continue
 		}
-		if _, err := os.Lstat(filepath.Join(claimDir(uid), module)); err == nil {
+		switch text, err := os.ReadFile(filepath.Join(claimDir(uid), module)); {
+		case err == nil && !stale(text, module):
 			uids = append(uids, uid)
-		} else if !errors.Is(err, fs.ErrNotExist) {
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			return nil, fmt.Errorf("looking whose the module is: %w", err)
 		}
 	}
@@ -145,6 +154,12 @@ func claimed(uid int, loaded []kmod.Loaded) (int, error) {
 	}
 	for _, f := range files {
 		_, err := os.Lstat(filepath.Join(sysModule, f.Name()))
+		if err == nil {
+			var text []byte
+			if text, err = os.ReadFile(filepath.Join(claimDir(uid), f.Name())); err == nil && stale(text, f.Name()) {
+				err = fs.ErrNotExist // it is somebody else's now
+			}
+		}
 		switch {
 		case err == nil:
 			his[f.Name()] = true

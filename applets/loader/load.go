@@ -408,6 +408,9 @@ func (l *loader) insertOnce(m *module) error {
 	}
 	defer sealed.Close()
 	uid := os.Getuid()
+	if uid != 0 && loadedAs(m.name) != "" {
+		return unix.EEXIST // nobody claims a name that another has
+	}
 	news, err := claim(uid, m.name)
 	if err != nil {
 		return err

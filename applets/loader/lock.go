@@ -1,12 +1,15 @@
 package loader
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,13 +21,16 @@ import (
 )
 
 // The lock file carries two kinds of locks that do not see each other: the whole
-// file's (flock(2)), which all insertions and removals share, and one of a single
-// byte for each user id (F_OFD_SETLK of fcntl(2), Linux 3.15).
+// file's (flock(2)), which all insertions and removals share, and those of a single
+// byte (F_OFD_SETLK of fcntl(2), Linux 3.15): one for each user id, and one for the
+// removals of each name.
 //
 // The user's is held from counting his modules until the new one has been
 // introduced or taken back, and while one of his is proven and removed. Meanwhile
 // nobody but root can remove the new module: an id that its user gave the control
-// file to waits for this lock as well (lockRemoval). So the name stays the user's own.
+// file to waits until nobody has this lock (lockRemoval), without taking it: whoever
+// has a lock can stop, and would keep its user from everything. So the name stays the
+// user's own.
 // Otherwise he could stop staprun behind the insertion, remove the module with
 // another staprun, wait until the name is somebody else's, and let the first one
 // take that one back.
@@ -145,9 +151,14 @@ func stateOf(stat string) holding {
 	return idling
 }
 
-// errNoLock says that the lock file cannot be opened: then no user's insertion is
-// under way.
+// errNoLock says that nobody can have a lock file: then no user's insertion is under
+// way.
 var errNoLock = errors.New("the lock file cannot be opened")
+
+// noLockFile reports whether an error of openLock is one that everybody gets.
+func noLockFile(err error) bool {
+	return slices.ContainsFunc([]error{unix.EROFS, unix.ENOENT, unix.ENOTDIR, unix.EACCES, unix.EPERM}, func(e error) bool { return errors.Is(err, e) })
+}
 
 // lockUser waits for the lock of a user. Root goes on without it in the end, and is
 // told so.
@@ -161,9 +172,12 @@ func lockUser(uid int) (unlock func(), taken bool, err error) {
 		if os.Getuid() == 0 {
 			return func() {}, false, nil
 		}
-		return nil, false, fmt.Errorf("%w: %w", errNoLock, err)
+		if noLockFile(err) {
+			err = fmt.Errorf("%w: %w", errNoLock, err)
+		}
+		return nil, false, err
 	}
-	unlock, taken, err = wait(fd, limit, nil, func() error { return userLock(fd, unix.F_OFD_SETLKW, uid) })
+	unlock, taken, err = wait(fd, limit, nil, func() error { return byteLock(fd, unix.F_OFD_SETLKW, int64(uid)) })
 	if err == nil && !taken && os.Getuid() != 0 {
 		return nil, false, fmt.Errorf("another staprun of user %d, perhaps a stopped one, has been at work for %d seconds", uid, int(userLockWait.Seconds()))
 	}
@@ -176,15 +190,51 @@ func tryUser(uid int) (unlock func(), taken bool) {
 	if err != nil {
 		return nil, false
 	}
-	if userLock(fd, unix.F_OFD_SETLK, uid) != nil {
+	if byteLock(fd, unix.F_OFD_SETLK, int64(uid)) != nil {
 		unix.Close(fd)
 		return nil, false
 	}
 	return func() { unix.Close(fd) }, true
 }
 
-func userLock(fd, command, uid int) error {
-	return unix.FcntlFlock(uintptr(fd), command, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(uid), Len: 1})
+// atWork reports whether somebody has the lock of a user.
+func atWork(uid int) (bool, error) {
+	fd, err := openLock()
+	if err != nil {
+		if noLockFile(err) {
+			return false, nil
+		}
+		return false, err
+	}
+	defer unix.Close(fd)
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(uid), Len: 1}
+	if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lock); err != nil {
+		return false, &os.PathError{Op: "lock", Path: hostpaths.LoadLock(), Err: err}
+	}
+	return lock.Type != unix.F_UNLCK, nil
+}
+
+// lockName waits for other removals of a module's name, at most for lockWait.
+func lockName(name string) (unlock func(), taken bool, err error) {
+	fd, err := openLock()
+	if err != nil {
+		if noLockFile(err) {
+			return func() {}, true, nil // there is none under way either
+		}
+		return nil, false, err
+	}
+	return wait(fd, lockWait, nil, func() error { return byteLock(fd, unix.F_OFD_SETLKW, nameByte(name)) })
+}
+
+// nameByte is where the lock of a name is: beyond all user ids, and where nobody finds
+// another name for the same byte.
+func nameByte(name string) int64 {
+	sum := sha256.Sum256([]byte(name))
+	return 1<<62 | int64(binary.BigEndian.Uint64(sum[:])>>2)
+}
+
+func byteLock(fd, command int, at int64) error {
+	return unix.FcntlFlock(uintptr(fd), command, &unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1})
 }
 
 // openLock opens the lock file, and makes it.

@@ -183,7 +183,7 @@ func TestSecurity15WaitersInOrder(t *testing.T) {
 		wait       func() (func(), bool)
 	}{
 		{"a user's",
-			func() error { return userLock(fd, unix.F_OFD_SETLKW, 4242) },
+			func() error { return byteLock(fd, unix.F_OFD_SETLKW, 4242) },
 			func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK}) },
 			func() (func(), bool) { unlock, taken, err := lockUser(4242); return unlock, taken && err == nil }},
 		{"of all insertions",
@@ -257,22 +257,22 @@ func TestSecurity15RootWaitsOnceForAUser(t *testing.T) {
 		module string
 		owner  int
 		waits  bool
-		users  int
+		held   bool
 	}{
-		{"first", 4242, true, 0}, {"second", 4242, false, 0}, {"another's", 4243, false, 1}, {"third", 4242, false, 0},
+		{"first", 4242, true, false}, {"second", 4242, false, false}, {"another's", 4243, false, true}, {"third", 4242, false, false},
 	} {
 		start := time.Now()
-		users, release, err := l.lockRemoval(0, tt.owner, tt.module)
-		if waited := time.Since(start) >= lockWait; err != nil || waited != tt.waits || len(users) != tt.users {
-			t.Errorf("%s: waited %v, want %v; got %v, %v", tt.module, waited, tt.waits, users, err)
+		held, release, err := l.lockRemoval(0, tt.owner, tt.module)
+		if waited := time.Since(start) >= lockWait; err != nil || waited != tt.waits || held != tt.held {
+			t.Errorf("%s: waited %v, want %v; got %v, %v", tt.module, waited, tt.waits, held, err)
 		}
 		release()
 	}
 	unlock()
 	if !soon(func() bool {
-		users, release, err := l.lockRemoval(0, 4242, "goes on")
+		held, release, err := l.lockRemoval(0, 4242, "goes on")
 		release()
-		return err == nil && len(users) == 1
+		return err == nil && held
 	}) {
 		t.Error("the lock is not taken any more when the staprun has gone on")
 	}
@@ -379,9 +379,9 @@ func TestSecurity10ClaimsBesideRootsRemoval(t *testing.T) {
 		t.Errorf("beside an insertion of user 4242: got %v, %v", left, err)
 	}
 	if os.Getuid() == 0 {
-		users, release, err := (&loader{}).lockRemoval(0, 4242, "m")
-		if err != nil || len(users) > 0 {
-			t.Errorf("the owner's lock is not taken: got %v, %v", users, err)
+		held, release, err := (&loader{}).lockRemoval(0, 4242, "m")
+		if err != nil || held {
+			t.Errorf("the owner's lock is not taken: got %v, %v", held, err)
 		}
 		release()
 	}

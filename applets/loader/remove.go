@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -164,11 +165,11 @@ func (l *loader) removeModule(name string) (err error) {
 	if d.UID != 0 && d.UID != int(st.Uid) {
 		return fmt.Errorf("%w: it belongs to user %d: %w", errNotProven, st.Uid, fs.ErrPermission)
 	}
-	users, unlockUsers, err := l.lockRemoval(d.UID, int(st.Uid), name)
+	held, unlockRemoval, err := l.lockRemoval(d.UID, int(st.Uid), name)
 	if err != nil {
 		return err
 	}
-	defer unlockUsers()
+	defer unlockRemoval()
 	ch, err := transport.OpenChannel(dir)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotProven, err)
@@ -176,8 +177,8 @@ func (l *loader) removeModule(name string) (err error) {
 	// As long as the channel is open nobody can remove the module. Before it is
 	// closed neither the caller's signals nor the terminal's reach this process any
 	// more, and insertions wait: what is removed is what was proven. Somebody with
-	// a control group of his own can still freeze this process. The users' locks are
-	// held all the while, so nobody but root can remove the module and free its name.
+	// a control group of his own can still freeze this process. The locks are held all
+	// the while, so nobody but root can remove the module and free its name.
 	giveBack = ignoreTerminal()
 	if err := unix.Setresuid(0, 0, 0); err != nil {
 		ch.Close()
@@ -195,8 +196,8 @@ func (l *loader) removeModule(name string) (err error) {
 	if err := kmod.Remove(name); err != nil {
 		return err
 	}
-	for _, uid := range users {
-		disclaim(uid, name)
+	if held {
+		disclaim(int(st.Uid), name)
 	}
 	if d.UID == 0 {
 		disclaimAll(name)
@@ -237,53 +238,76 @@ func ignoreTerminal() (giveBack func()) {
 //
 // That is the owner of its control channel if he is known to have loaded it, and then
 // nobody else is waited for: anybody may claim a name, and stop. An owner who is not
-// may have got the channel from whoever did, who still has the lock, as when both are
-// ids of one person's in a user namespace (newuidmap(1)). Root, who may do anything,
-// waits for the owner only, not forever, and with -d '*' not again for each of his
-// modules. The result is whose claims are the caller's to drop when the module is gone.
+// may have got the channel from whoever did, who still has his lock, as when both are
+// ids of one person's in a user namespace (newuidmap(1)). Such locks are waited for,
+// not taken: the caller can stop this process. Whoever claims the name later cannot
+// load it before the module is gone. Of two removals of a name, as by two ids to which
+// the channel belonged one after the other, the second waits for the first.
 //
-// Removals take their locks in ascending order of the ids, or two of them could wait
-// for each other; an insertion holds no more than one user's. So claims are read
-// before any lock is held. They are not read again: whoever has loaded the module has
-// claimed its name before, and the name stays claimed. Who claims it later cannot
-// load it, unless the module that the caller has looked at is gone, and removeModule
-// notices that.
-func (l *loader) lockRemoval(caller, owner int, name string) (users []int, unlock func(), err error) {
-	wanted := []int{owner}
-	if caller != 0 && !confirmed(owner, name) {
-		others, err := claimants(owner, name)
-		if err != nil {
-			return nil, nil, err
-		}
-		wanted = append(wanted, others...)
-		slices.Sort(wanted)
-	}
-	var held []func()
-	unlock = func() {
-		for _, release := range held {
+// Root, who may do anything, waits for the owner only, not forever, and with -d '*' not
+// again for each of his modules. The result says whether the owner's lock is held.
+func (l *loader) lockRemoval(caller, owner int, name string) (held bool, unlock func(), err error) {
+	var releases []func()
+	free := func() {
+		for _, release := range releases {
 			release()
 		}
 	}
-	for _, uid := range wanted {
-		if slices.Contains(l.late, uid) {
-			if release, taken := tryUser(uid); taken {
-				held, users = append(held, release), append(users, uid)
-			}
-			continue
+	defer func() {
+		if err != nil {
+			free()
 		}
-		release, taken, err := lockUser(uid)
-		if err != nil && !errors.Is(err, errNoLock) {
-			unlock()
-			return nil, nil, err
-		}
-		if err == nil {
-			held = append(held, release)
-		}
-		if taken || err != nil { // nobody's insertion is under way where there is no lock
-			users = append(users, uid)
-		} else {
-			l.late = append(l.late, uid)
-		}
+	}()
+	release, taken, err := l.lockOwner(owner)
+	if err != nil {
+		return false, nil, err
 	}
-	return users, unlock, nil
+	releases = append(releases, release)
+	other, alone, err := lockName(name)
+	if err != nil {
+		return false, nil, err
+	}
+	releases = append(releases, other)
+	if !alone && caller != 0 {
+		return false, nil, errors.New("another staprun is removing it")
+	}
+	if caller == 0 || confirmed(owner, name) {
+		return taken, free, nil
+	}
+	others, err := claimants(owner, name)
+	if err != nil {
+		return false, nil, err
+	}
+	for deadline := time.Now().Add(lockWait); len(others) > 0; {
+		busy, err := atWork(others[0])
+		switch {
+		case err != nil:
+			return false, nil, err
+		case !busy:
+			others = others[1:]
+			continue
+		case time.Now().After(deadline):
+			return false, nil, errors.New("another user's staprun, perhaps a stopped one, may have loaded it and is at work")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return taken, free, nil
+}
+
+// lockOwner is lockUser for a removal: root waits for a user once.
+func (l *loader) lockOwner(uid int) (unlock func(), taken bool, err error) {
+	if slices.Contains(l.late, uid) {
+		if unlock, taken = tryUser(uid); !taken {
+			unlock = func() {}
+		}
+		return unlock, taken, nil
+	}
+	unlock, taken, err = lockUser(uid)
+	switch {
+	case errors.Is(err, errNoLock): // nobody's insertion is under way
+		return func() {}, true, nil
+	case err == nil && !taken:
+		l.late = append(l.late, uid)
+	}
+	return unlock, taken, err
 }

@@ -176,7 +176,7 @@ func loadAgain(t *testing.T, module string) {
 	t.Helper()
 	dir := filepath.Join(sysModule, module)
 	// The old inode stays in use, or the file system could give it to the new one.
-	if err := errors.Join(os.Rename(dir, dir+".old"), os.Mkdir(dir, 0o755)); err != nil {
+	if err := errors.Join(os.Rename(dir, filepath.Join(t.TempDir(), "old")), os.Mkdir(dir, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -242,49 +242,89 @@ func TestSecurity10RemovalOfWhatWasGivenAway(t *testing.T) {
 	}
 }
 
-// Two users, each of whom claims the module of the other, cannot wait for each other
-// forever: the locks are taken in one order, whoever the owner is.
-func TestSecurity10RemovalTakesLocksInOrder(t *testing.T) {
-	for _, owner := range []int{4242, 4243} {
-		inRun(t)
-		for _, uid := range []int{4242, 4243} {
-			if _, err := claim(uid, "m"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		fd, err := openLock()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(fd)
-		set := func(kind int16, uid int64) error {
-			return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: uid, Len: 1})
-		}
-		if err := set(unix.F_WRLCK, 4243); err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan error)
-		var users []int
-		go func() {
-			var unlock func()
-			var err error
-			if users, unlock, err = (&loader{}).lockRemoval(4244, owner, "m"); err == nil {
-				unlock()
-			}
-			ended <- err
-		}()
-		for begun := time.Now(); set(unix.F_WRLCK, 4242) == nil; time.Sleep(time.Millisecond) {
-			set(unix.F_UNLCK, 4242)
-			if time.Since(begun) > 3*time.Second {
-				t.Errorf("owner %d: the removal waits for user 4243 and has not locked user 4242 out", owner)
-				break
-			}
-		}
-		set(unix.F_UNLCK, 4242)
-		set(unix.F_UNLCK, 4243)
-		if err := <-ended; err != nil || len(users) != 2 {
-			t.Errorf("owner %d: got %v, %v", owner, users, err)
-		}
+// Who removes a module keeps nobody else from anything but from removing it: he can
+// stop his staprun, whatever it has locked.
+func TestSecurity10RemovalHoldsNobodyElsesLock(t *testing.T) {
+	inRun(t)
+	inKernel(t, "m")
+	if _, err := claim(4243, "m"); err != nil {
+		t.Fatal(err)
+	}
+	held, unlock, err := (&loader{}).lockRemoval(4242, 4242, "m")
+	if err != nil || !held {
+		t.Fatalf("got %v, %v", held, err)
+	}
+	other, taken := tryUser(4243)
+	if !taken {
+		t.Fatal("the lock of a user who claims the name is held")
+	}
+	other()
+	if _, release, err := (&loader{}).lockRemoval(4243, 4243, "other"); err != nil {
+		t.Errorf("his removal of another module: %v", err)
+	} else {
+		release()
+	}
+	if _, _, err := (&loader{}).lockRemoval(4243, 4243, "m"); err == nil || !strings.Contains(err.Error(), "another staprun is removing it") {
+		t.Errorf("a removal of the same module: %v", err)
+	}
+	unlock()
+	if _, _, err := (&loader{}).lockRemoval(4243, 4243, "m"); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// The removal by an owner who is not known to have loaded the module ends, too, while
+// one who claims its name is at work, as where he has stopped staprun.
+func TestSecurity10RemovalBesideAStoppedClaimant(t *testing.T) {
+	inRun(t)
+	if _, err := claim(4243, "m"); err != nil {
+		t.Fatal(err)
+	}
+	stopped, taken := tryUser(4243)
+	if !taken {
+		t.Fatal("no lock")
+	}
+	defer stopped()
+	start := time.Now()
+	_, _, err := (&loader{}).lockRemoval(4242, 4242, "m")
+	if d := time.Since(start); err == nil || !strings.Contains(err.Error(), "may have loaded it and is at work") || d < lockWait || d > 2*lockWait {
+		t.Errorf("got %v after %v", err, d)
+	}
+	// Nothing is held afterwards.
+	if unlock, taken := tryUser(4242); !taken {
+		t.Error("the owner's lock is held")
+	} else {
+		unlock()
+	}
+}
+
+// A name that a module has is nobody's to claim, and a claim of an older module of the
+// name is none.
+func TestSecurity10StaleClaims(t *testing.T) {
+	inRun(t)
+	inKernel(t, "m")
+	if _, err := claim(4242, "m"); err != nil {
+		t.Fatal(err)
+	}
+	confirm(4242, "m")
+	loadAgain(t, "m") // as by another user, after root's rmmod
+	if got, err := claimants(-1, "m"); err != nil || len(got) != 0 {
+		t.Errorf("claimants %v, %v", got, err)
+	}
+	if n, err := claimed(4242, nil); err != nil || n != 0 {
+		t.Errorf("modules of the user: %d, %v", n, err)
+	}
+	// Who is about to load one of that name is a claimant, whatever he claimed before.
+	if _, err := claim(4243, "m"); err != nil {
+		t.Fatal(err)
+	}
+	confirm(4243, "m")
+	loadAgain(t, "m")
+	if news, err := claim(4243, "m"); err != nil || news {
+		t.Errorf("news %v, %v", news, err)
+	}
+	if got, err := claimants(-1, "m"); err != nil || len(got) != 1 || got[0] != 4243 {
+		t.Errorf("claimants %v, %v", got, err)
 	}
 }
 
@@ -317,7 +357,7 @@ func TestSecurity10Claimants(t *testing.T) {
 	if confirmed(4242, "m") || confirmed(4243, "m") {
 		t.Error("a module is confirmed that the kernel does not have")
 	}
-	if got, err := claimants(4243, "m"); err != nil || len(got) != 1 || got[0] != 4242 {
+	if got, err := claimants(4243, "m"); err != nil || len(got) != 1 || got[0] != 4242 { // the kernel cannot be asked any more
 		t.Errorf("got %v, %v", got, err)
 	}
 	hostpaths.Runstatedir += "/missing"
