@@ -94,6 +94,21 @@ func TestChargesInTheUnit(t *testing.T) {
 	}
 }
 
+// A condition is charged before what it decides about, which may not run.
+func TestChargesBeforeConditions(t *testing.T) {
+	calls := strings.TrimSuffix(strings.Repeat("pid()+", 20), "+")
+	for name, script := range map[string]string{
+		"if":    "global n probe begin { if (" + calls + " < 0) n++ else n-- }",
+		"while": "global n probe begin { while (" + calls + " < 0) n++ }",
+		"for":   "global n probe begin { for (; " + calls + " < 0;) n++ }",
+		"probe": "global n probe timer.s(1) if (" + strings.TrimSuffix(strings.Repeat("n+", 200), "+") + " < 0) { n++ }",
+	} {
+		if text := unit(t, script, Options{}); !regexp.MustCompile(`if \(stp_charge_at\(c, \d+, .*\n\s*goto \w+;\n\s*if \(!?\(`).MatchString(text) {
+			t.Errorf("%s: no charge before it", name)
+		}
+	}
+}
+
 // What runs before a part of an expression that does not run is charged all the same,
 // wherever the 64 units are reached. An operator is a sixteenth of a call.
 func TestChargesOutsideOfBranches(t *testing.T) {

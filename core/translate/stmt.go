@@ -212,7 +212,9 @@ func (g *gen) probe(n int, p *check.Probe) (string, int, []*ast.Function) {
 	b.locals(p.Locals)
 	b.clear(p.Locals)
 	if p.Cond != nil {
-		b.line("if (!%s)\n\t\t%s", b.value(p.Cond), b.goTo("out"))
+		cond := b.value(p.Cond)
+		b.settle(p.Cond.Token())
+		b.line("if (!%s)\n\t\t%s", cond, b.goTo("out"))
 	}
 	b.stmt(p.Body)
 	var tok *token.Token
@@ -327,6 +329,7 @@ func (b *body) statement(s ast.Stmt) {
 func (b *body) ifElse(s *ast.If) {
 	b.flush(1, s.Token())
 	cond := b.value(s.Cond)
+	b.settle(s.Token())
 	b.line("if (%s) {", cond)
 	b.branch(s.Then, s.Token())
 	if s.Else != nil {
@@ -346,12 +349,13 @@ func (b *body) forLoop(s *ast.For) {
 	b.indent++
 	b.pending = 1
 	temps, strs := b.temps, b.strTemps
+	b.loops = append(b.loops, loop{id: id})
 	cond := b.value(s.Cond)
+	b.settle(s.Token())
 	if cond != "1LL" {
 		b.line("if (!%s)\n%s\tbreak;", cond, strings.Repeat("\t", b.indent))
 	}
 	b.temps, b.strTemps = temps, strs
-	b.loops = append(b.loops, loop{id: id})
 	b.round(s.Body, s.Token(), id, func() {
 		if s.Post != nil {
 			b.discard(s.Post)
