@@ -727,6 +727,23 @@ func TestRevokedListCannotBeRead(t *testing.T) {
 	contains(t, "stderr", d.err.String(), "is trusted, but not every trust store can be read", d.hostPeers)
 }
 
+// A store that is not there revokes nobody, also where it could not be one.
+func TestMissingStoreInAnOpenDirectory(t *testing.T) {
+	f := newServer(t, good("stap_1"))
+	d := newDesk(t, privilege.GroupDev)
+	d.trust(t, f, d.hostPeers)
+	home := filepath.Join(filepath.Dir(filepath.Dir(d.hostPeers)), "home")
+	if err := os.MkdirAll(filepath.Join(home, ".systemtap"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(home, ".systemtap"), 0o775); err != nil {
+		t.Fatal(err)
+	}
+	if code := d.stap("-p4", "--use-server="+f.spec(), "-e", hello); code != 0 || len(f.requests) != 1 {
+		t.Errorf("status %d, %d requests\n%s", code, len(f.requests), d.err.String())
+	}
+}
+
 // A user does without a server that the host trusts.
 func TestUserRevokesWhatTheHostTrusts(t *testing.T) {
 	if os.Getuid() != 0 {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -496,7 +497,12 @@ func (s *servers) verify(r record) func(*x509.Certificate) error {
 				continue
 			}
 			if err != nil {
-				unread = append(unread, err)
+				// A store that is not there revokes nobody, whatever its place is like.
+				if _, missing := os.Lstat(d.dir); errors.Is(missing, fs.ErrNotExist) {
+					errs = append(errs, err)
+				} else {
+					unread = append(unread, err)
+				}
 				continue
 			}
 			if st.Revoked[sha256.Sum256(cert.Raw)] {
