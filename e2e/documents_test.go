@@ -87,9 +87,9 @@ func documentedOnServer(t *testing.T, commands []documented) {
 	var script strings.Builder
 	script.WriteString(people + `
 # The kernel's packages where Debian puts them, and for the running kernel the same under its name.
-mkdir -p /usr/src && mount --bind "$tree/usr/src" /usr/src && over /usr/src
-for d in "$tree"/usr/lib/linux-kbuild-*; do mkdir /usr/lib/${d##*/} && mount --bind "$d" /usr/lib/${d##*/}; done
-mkdir -p /lib/modules; mount -t tmpfs -o mode=755 tmpfs /lib/modules
+{ mkdir -p /usr/src && mount --bind "$tree/usr/src" /usr/src && over /usr/src; } || exit 99
+for d in "$tree"/usr/lib/linux-kbuild-*; do { mkdir -p /usr/lib/${d##*/} && mount --bind "$d" /usr/lib/${d##*/}; } || exit 99; done
+{ mkdir -p /lib/modules && mount -t tmpfs -o mode=755 tmpfs /lib/modules; } || exit 99
 running=$(uname -r); cp -a /usr/src/linux-headers-$release /usr/src/linux-headers-$running
 echo "#define UTS_RELEASE \"$running\"" >/usr/src/linux-headers-$running/include/generated/utsrelease.h
 for r in $release $running; do mkdir -p /lib/modules/$r; ln -s /usr/src/linux-headers-$r /lib/modules/$r/build; done

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -212,6 +213,11 @@ type interrupted struct {
 // startOlder starts a run by a shell that executes it, and has a child before.
 func startOlder(t *testing.T, dir string, args []string) *interrupted {
 	t.Helper()
+	// Under nohup(1), and in the background of a shell, these are ignored, by what a
+	// test starts too. What a Go program catches has its default effect after exec.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
+	t.Cleanup(func() { signal.Stop(caught) })
 	x := &interrupted{cmd: runCommand(t, "", args...), dir: dir, ended: make(chan struct{})}
 	file := filepath.Join(t.TempDir(), "older")
 	// The child has a group of its own: the terminal's signals are not for it.

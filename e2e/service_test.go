@@ -425,7 +425,10 @@ func rooted(t *testing.T, script string, env ...string) (string, int) {
 	const setup = `
 over() { mkdir -p $dir/over$1/up $dir/over$1/work && mount -t overlay overlay -o lowerdir=$1,upperdir=$dir/over$1/up,workdir=$dir/over$1/work $1 || exit 99; }
 mkdir $dir/over && mount -t tmpfs tmpfs $dir/over || exit 99
+mkdir $dir/lab && mount --bind "$lab" $dir/lab || exit 99
 over /etc; over /usr/lib; over /usr/bin; mount -t tmpfs -o mode=755 tmpfs /run && mount -t tmpfs -o mode=755 tmpfs /var/log && mount -t tmpfs -o mode=700 tmpfs /root && mount -t tmpfs -o mode=1777 tmpfs /var/tmp || exit 99
+# The lab may be below one of these.
+[ -d "$lab" ] || { mkdir -p "$lab" && mount --bind $dir/lab "$lab"; } || exit 99
 # What is installed on this host is not on that one.
 rm -f /usr/bin/stap*; sed -i /^stap/d /etc/passwd /etc/group
 echo stap-server:x:12321: >>/etc/group
@@ -435,7 +438,7 @@ echo "outsider:x:12322:12322::/:/usr/sbin/nologin" >>/etc/passwd
 rm -rf /etc/systemtap
 mkdir -m 750 $home && chown 12321:12321 $home
 `
-	cmd := n.Command(0, append([]string{"PATH=" + stage.programs.Dir + ":" + os.Getenv("PATH"), "HOME=/root", "dir=" + dir, "home=" + dir + "/home"}, env...),
+	cmd := n.Command(0, append([]string{"PATH=" + stage.programs.Dir + ":" + os.Getenv("PATH"), "HOME=/root", "dir=" + dir, "lab=" + stage.lab.Dir, "home=" + dir + "/home"}, env...),
 		"unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "sh", "-c", setup+script)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
@@ -443,7 +446,7 @@ mkdir -m 750 $home && chown 12321:12321 $home
 		t.Fatal(err)
 	}
 	if cmd.ProcessState.ExitCode() == 99 {
-		t.Fatalf("setting up the host (overlay file systems are needed): %s", out)
+		t.Fatalf("setting up the host (overlay file systems are needed): %.4000s", out)
 	}
 	return string(out), cmd.ProcessState.ExitCode()
 }

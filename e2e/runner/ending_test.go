@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -88,6 +89,11 @@ type played struct {
 // begun starts a run in a role, by a shell script that executes it as "$@".
 func begun(t *testing.T, role, script string) *played {
 	t.Helper()
+	// Under nohup(1), and in the background of a shell, these are ignored, by what a
+	// test starts too. What a Go program catches has its default effect after exec.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
+	t.Cleanup(func() { signal.Stop(caught) })
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
