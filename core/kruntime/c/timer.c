@@ -41,8 +41,9 @@ static ktime_t stp_interval(struct stp_timer *t)
 /*
  * The time limit is one for a CPU, not for a handler: timers that are due
  * together run in one interrupt. One that was due before the handler before it
- * ended belongs to the same row. When a row has taken the time of one handler,
- * the others are put off, for at least as long as the row took.
+ * ended belongs to the same row. When a row has taken half of the time of one
+ * handler, the others are put off, for at least as long as the row took: the last
+ * one may take all of its time.
  */
 static bool stp_timer_put_off(struct stp_cpu *k, struct hrtimer *h)
 {
@@ -54,7 +55,7 @@ static bool stp_timer_put_off(struct stp_cpu *k, struct hrtimer *h)
 		k->timers_took = 0;
 		return false;
 	}
-	if (k->timers_took < time)
+	if (k->timers_took < time / 2)
 		return false;
 	hrtimer_forward(h, ns_to_ktime(k->timers_end + k->timers_took), ns_to_ktime(k->timers_took));
 	return true;
