@@ -132,9 +132,6 @@ func enter() error {
 	if o.Path == "" {
 		o.delayMemory()
 	}
-	if err := setLimits(o.Limits); err != nil {
-		return err
-	}
 	if o.layers&Namespaces != 0 || os.Geteuid() == 0 && o.layers != 0 {
 		if err := o.drop(); err != nil {
 			return err
@@ -162,6 +159,11 @@ func enter() error {
 	}
 	filter, err := o.filter()
 	if err != nil {
+		return err
+	}
+	// The Go runtime ends a process that can get no more memory, or no thread more:
+	// there is next to nothing left for it to do with these limits.
+	if err := setLimits(o.Limits); err != nil {
 		return err
 	}
 	if err := unix.Sendmsg(channel, []byte("ok"), unix.UnixRights(send...), nil, 0); err != nil {
