@@ -30,12 +30,11 @@ import (
 // nobody but root can remove the new module: an id that its user gave the control
 // file to waits until nobody has this lock (lockRemoval), without taking it: whoever
 // has a lock can stop, and would keep its user from everything. So the name stays the
-// user's own.
-// Otherwise he could stop staprun behind the insertion, remove the module with
-// another staprun, wait until the name is somebody else's, and let the first one
+// user's own. Otherwise he could stop staprun behind the insertion, remove the module
+// with another staprun, wait until the name is somebody else's, and let the first one
 // take that one back.
 //
-// Both kinds are waited for inside the system call, so that the kernel lets waiters
+// Who is to have a lock waits inside the system call, so that the kernel lets waiters
 // in the order in which they came.
 
 // lockWait is how long an insertion waits for others. Going on without the lock is
