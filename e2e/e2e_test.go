@@ -26,9 +26,11 @@ var stage struct {
 	programs *lab.Programs
 	dir      string
 
-	mu      sync.Mutex
-	guests  map[string]*scene
-	modules map[string][]byte
+	mu     sync.Mutex
+	guests map[string]*guests // by kernel
+
+	compiling sync.Mutex
+	modules   map[string][]byte
 }
 
 func TestMain(m *testing.M) {
@@ -47,7 +49,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(stage.dir)
 	os.Chmod(stage.dir, 0o755)
-	stage.guests, stage.modules = map[string]*scene{}, map[string][]byte{}
+	stage.guests, stage.modules = map[string]*guests{}, map[string][]byte{}
 	if stage.lab, err = lab.Open(os.Stderr); err == nil {
 		stage.programs, err = lab.Build(stage.dir)
 	}
@@ -59,33 +61,48 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
+// perKernel is how many guests of one kernel the tests share. A test waits in its
+// guest for more than half of its time, so that two keep a processor busy.
+const perKernel = 2
+
+// guests are the shared guests of one kernel: a test has one of them at a time.
+type guests struct {
+	free chan *scene // those that no test has
+	all  []*scene    // those that were made; perKernel at most
+}
+
 // scene is a guest, the network it is in, and a compile server there.
 type scene struct {
-	busy   sync.Mutex // held by the test whose turn it is
 	kernel *lab.Kernel
-	guest  *lab.Guest
+	guest  *lab.Guest // nil when it could not be set up
 	net    *lab.Network
 	server *lab.Server
 }
 
 func closeScenes() {
-	for _, s := range stage.guests {
-		if s.guest != nil {
-			s.guest.Kill()
+	for _, g := range stage.guests {
+		for _, s := range g.all {
+			s.close()
 		}
-		if s.server != nil {
-			s.server.Stop()
-		}
-		if s.net != nil {
-			s.net.Close()
-		}
+	}
+}
+
+func (s *scene) close() {
+	if s.guest != nil {
+		s.guest.Kill()
+	}
+	if s.server != nil {
+		s.server.Stop()
+	}
+	if s.net != nil {
+		s.net.Close()
 	}
 }
 
 // kernelState is where prepared kernels are kept between runs.
 func kernelState() string { return filepath.Join(stage.lab.Dir, "state") }
 
-// onKernels runs a test in the guest of each kernel of the matrix. A guest has one
+// onKernels runs a test in a guest of each kernel of the matrix. A guest has one
 // test at a time; the guests do not wait for each other.
 func onKernels(t *testing.T, test func(t *testing.T, s *scene)) {
 	t.Helper()
@@ -94,7 +111,7 @@ func onKernels(t *testing.T, test func(t *testing.T, s *scene)) {
 	}
 }
 
-// onKernel runs a test in the guest of one kernel.
+// onKernel runs a test in a guest of one kernel.
 func onKernel(t *testing.T, version string, test func(t *testing.T, s *scene)) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -104,10 +121,8 @@ func onKernel(t *testing.T, version string, test func(t *testing.T, s *scene)) {
 	t.Run(version, func(t *testing.T) {
 		t.Parallel()
 		began := time.Now()
-		s := sceneOf(t, version)
-		s.busy.Lock()
+		s := takeScene(t, version)
 		t.Logf("its turn after %.2f s", time.Since(began).Seconds()) // ./e2e/run test takes that off
-		t.Cleanup(s.busy.Unlock)
 		// The order of tests is not fixed: none finds files of another.
 		s.do(t, lab.Shell(lab.Root, "rm -rf /tmp/* /tmp/.[!.]* /home/*/* /home/*/.[!.]*"))
 		test(t, s)
@@ -146,32 +161,46 @@ func (s *scene) turn(i int) bool {
 	return versions[i%len(versions)] == s.kernel.Version
 }
 
-func sceneOf(t *testing.T, version string) *scene {
+// takeScene waits for a guest of a kernel that no other test has. It is the test's
+// until its end.
+func takeScene(t *testing.T, version string) *scene {
 	t.Helper()
 	stage.mu.Lock()
-	defer stage.mu.Unlock()
-	if s := stage.guests[version]; s != nil {
-		if s.guest == nil {
-			t.Fatalf("the guest of kernel %s could not be set up before", version)
+	g := stage.guests[version]
+	if g == nil {
+		g = &guests{free: make(chan *scene, perKernel)}
+		stage.guests[version] = g
+	}
+	if len(g.free) == 0 && len(g.all) < perKernel {
+		s := &scene{}
+		g.all = append(g.all, s)
+		stage.mu.Unlock()
+		t.Cleanup(func() { g.free <- s })
+		if err := s.setUp(version); err != nil {
+			t.Fatal(err)
 		}
 		return s
 	}
-	s := &scene{}
-	stage.guests[version] = s
-	var err error
+	stage.mu.Unlock()
+	s := <-g.free
+	t.Cleanup(func() { g.free <- s })
+	if s.guest == nil {
+		t.Fatalf("a guest of kernel %s could not be set up before", version)
+	}
+	return s
+}
+
+func (s *scene) setUp(version string) (err error) {
 	if s.kernel, err = stage.lab.FetchKernel(version); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if s.net, err = stage.lab.NewNetwork(); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	s.guest, err = stage.lab.Boot(lab.GuestConfig{
 		Kernel: s.kernel, Agent: stage.programs.Agent, Box: stage.programs.Box, Net: s.net,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return err
 }
 
 // startServer starts the scene's compile server, once.
@@ -181,7 +210,7 @@ func (s *scene) startServer(t *testing.T) *lab.Server {
 		return s.server
 	}
 	var err error
-	s.server, err = stage.programs.StartServer(s.net, filepath.Join(stage.dir, "server-"+s.kernel.Version), []*lab.Kernel{s.kernel})
+	s.server, err = stage.programs.StartServer(s.net, filepath.Join(stage.dir, "server-"+s.net.Namespace), []*lab.Kernel{s.kernel})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,8 +283,8 @@ func (s *scene) checkClean(t *testing.T) {
 func module(t *testing.T, k *lab.Kernel, level, script string, args ...string) []byte {
 	t.Helper()
 	key := strings.Join(append([]string{k.Release, level, script}, args...), "\x00")
-	stage.mu.Lock()
-	defer stage.mu.Unlock()
+	stage.compiling.Lock()
+	defer stage.compiling.Unlock()
 	if m := stage.modules[key]; m != nil {
 		return m
 	}

@@ -140,7 +140,11 @@ func (l *Lab) install(packages ...string) error {
 // unpack fetches packages and unpacks them below root, all or nothing, without
 // running anything of them. choose names the packages from the lists as they are.
 func (l *Lab) unpack(root, what string, choose func() ([]string, error)) error {
+	before, _ := os.Stat(root) // nil where there is none
 	return l.withLists(func() error {
+		if now, err := os.Stat(root); err == nil && (before == nil || !os.SameFile(before, now)) {
+			return nil // somebody else has unpacked it while this one waited
+		}
 		packages, err := choose()
 		if err != nil {
 			return err

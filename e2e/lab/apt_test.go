@@ -212,6 +212,27 @@ func TestFetchDamaged(t *testing.T) {
 	}
 }
 
+// TestFetchOnce: two that want the same at once fetch it once, and neither removes what the other
+// works with.
+func TestFetchOnce(t *testing.T) {
+	a := newArchive(t)
+	a.replace(t, "thing 1")
+	l, _ := labOf(t, a)
+	errs := make(chan error)
+	for range 4 {
+		go func() { errs <- fetchThing(l, "tree") }()
+	}
+	for range 4 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	hasFile(t, l, "tree/opt/thing", "1\n")
+	if n := a.asked["thing_1_all.deb"]; n != 1 {
+		t.Errorf("fetched %d times, not once", n)
+	}
+}
+
 // TestFetchUnknown: what the archive does not have is named, and nothing is left.
 func TestFetchUnknown(t *testing.T) {
 	a := newArchive(t)
