@@ -238,6 +238,12 @@ func (s *scene) put(t *testing.T, path string, owner lab.User, mode uint32, data
 	}
 }
 
+// printing starts a command in the background of a shell, as $!, and goes on when it
+// has printed something. Its output is in the file out.
+func printing(command string) string {
+	return "rm -f out; " + command + " >out & until [ -s out ]; do kill -0 $! || break; sleep 0.05; done; "
+}
+
 // want checks an answer: its status, its whole stdout, and parts of its stderr.
 func want(t *testing.T, a request.Answer, status int, stdout string, stderr ...string) {
 	t.Helper()

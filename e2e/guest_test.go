@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -32,14 +33,28 @@ func runCommand(t *testing.T, dir string, args ...string) *exec.Cmd {
 	if os.Geteuid() != 0 {
 		t.Skip("guests need root, for a network namespace with a tap device")
 	}
-	runner := filepath.Join(t.TempDir(), "runner")
-	if out, err := exec.Command("go", "build", "-o", runner, "stapbox/e2e/runner").CombinedOutput(); err != nil {
-		t.Fatalf("building the runner: %v\n%s", err, out)
+	runner, err := builtRunner()
+	if err != nil {
+		t.Fatal(err)
 	}
+	// Under nohup(1), and in the background of a shell, these are ignored, by what a
+	// test starts too. What a Go program catches has its default effect after exec.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
+	t.Cleanup(func() { signal.Stop(caught) })
 	cmd := exec.Command(runner, args...)
 	cmd.Env = append(os.Environ(), "STAPBOX_CWD="+dir)
 	return cmd
 }
+
+// builtRunner is the path of the program behind ./e2e/run, built once.
+var builtRunner = sync.OnceValues(func() (string, error) {
+	runner := filepath.Join(stage.dir, "runner")
+	if out, err := exec.Command("go", "build", "-o", runner, "stapbox/e2e/runner").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the runner: %w\n%s", err, out)
+	}
+	return runner, nil
+})
 
 // A command's output and exit status are those of ./e2e/run guest; the scripts
 // are in the current directory or in the command, and a server compiles them.
@@ -213,11 +228,6 @@ type interrupted struct {
 // startOlder starts a run by a shell that executes it, and has a child before.
 func startOlder(t *testing.T, dir string, args []string) *interrupted {
 	t.Helper()
-	// Under nohup(1), and in the background of a shell, these are ignored, by what a
-	// test starts too. What a Go program catches has its default effect after exec.
-	caught := make(chan os.Signal, 1)
-	signal.Notify(caught, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
-	t.Cleanup(func() { signal.Stop(caught) })
 	x := &interrupted{cmd: runCommand(t, "", args...), dir: dir, ended: make(chan struct{})}
 	file := filepath.Join(t.TempDir(), "older")
 	// The child has a group of its own: the terminal's signals are not for it.

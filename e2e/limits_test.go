@@ -311,7 +311,7 @@ func TestSecurity02NoScriptHoldsACPU(t *testing.T) {
 			}
 			t.Run("another event", func(t *testing.T) {
 				put("", "global a = \""+strings.Repeat("a", 511)+"\", half = \""+strings.Repeat("a", 255)+"b\", n probe procfs(\"w\").write { while (1) n += "+times("isinstr(a, half)", "+", 50)+" } probe timer.s(9) { exit() }")
-				r := lab.Shell(lab.Root, "staprun /tmp/dear.ko & S=$!; sleep 2; echo x > "+controlDir+"/w; wait $S")
+				r := lab.Shell(lab.Root, "staprun /tmp/dear.ko & S=$!; until [ -e "+controlDir+"/w ]; do kill -0 $S || break; sleep 0.1; done; echo x > "+controlDir+"/w; wait $S")
 				a, absences := s.watched(t, r)
 				want(t, a, 1, "", "ERROR: MAXTIME_INTERRUPTIBLE exceeded (100 ms) near")
 				if l := longest(absences); l > 200*time.Millisecond {

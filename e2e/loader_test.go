@@ -304,7 +304,7 @@ func TestRemove(t *testing.T) {
 			})
 		}
 		t.Run("attached, somebody else's, then one's own", func(t *testing.T) {
-			r := lab.Shell(lab.Dev, "staprun /tmp/ticker.ko >/dev/null & sleep 1; kill -STOP $!; staprun -d "+name+"; echo $?; kill -KILL $!; sleep 0.3")
+			r := lab.Shell(lab.Dev, printing("staprun /tmp/ticker.ko")+"kill -STOP $!; staprun -d "+name+"; echo $?; kill -KILL $!; sleep 0.3")
 			want(t, s.do(t, r), 0, "234\n", "Another process is attached")
 			want(t, remove(lab.Usr, name), 255, "", "is not a zombie systemtap module.")
 			want(t, remove(lab.Dev, name), 0, "")
@@ -323,7 +323,7 @@ func TestUserNamespaceCannotRaiseItsLevel(t *testing.T) {
 		s.put(t, "/tmp/ns.ko.sgn", lab.Root, 0o644, sign(t, m, id))
 		started := make(chan request.Answer, 1)
 		r := lab.Command(lab.Usr, "staprun", "/tmp/ns.ko")
-		r.Signals = []request.Signal{{Number: 19, After: 1000}, {Number: 9, After: 1200}} // leave it detached
+		r.Signals = []request.Signal{{Number: 19, After: 200}, {Number: 9, After: 400}} // leave it detached
 		go func() {
 			a, _ := s.guest.Do(r)
 			started <- a
@@ -345,8 +345,8 @@ func TestUserNamespaceCannotRaiseItsLevel(t *testing.T) {
 // attached.
 func (s *scene) detached(t *testing.T, u lab.User, words ...string) {
 	t.Helper()
-	r := lab.Command(u, append([]string{"staprun", "-o", "/dev/null"}, words...)...)
-	r.Signals = []request.Signal{{Number: 19, After: 2200}, {Number: 9, After: 2300}}
+	r := lab.Command(u, append([]string{"staprun"}, words...)...)
+	r.Signals = []request.Signal{{Number: 19, After: 200}, {Number: 9, After: 300}}
 	s.do(t, r)
 	if s.loaded(t) == "" {
 		t.Fatal("no module is left")
@@ -375,12 +375,12 @@ func TestAttach(t *testing.T) {
 		// Decision L8: what a script makes stapio do is its owner's doing.
 		t.Run("root goes on as the owner", func(t *testing.T) {
 			s.detached(t, lab.Dev, "/tmp/ticker.ko")
-			r := lab.Shell(lab.Root, "umask 022; cd /tmp; staprun -A "+testModule+" >/dev/null & sleep 1.5; grep -E '^(Uid|Gid|Groups|CapEff):' /proc/$(pidof stapio)/status; kill -INT $(pidof stapio); wait $!; echo $?")
+			r := lab.Shell(lab.Root, "umask 022; cd /tmp; "+printing("staprun -A "+testModule)+"grep -E '^(Uid|Gid|Groups|CapEff):' /proc/$(pidof stapio)/status; kill -INT $(pidof stapio); wait $!; echo $?")
 			r.Groups = []int{0, 4, 27}
 			want(t, s.do(t, r), 0, "Uid:\t1001\t1001\t1001\t1001\nGid:\t1001\t1001\t1001\t1001\nGroups:\t156 158 1001 \nCapEff:\t0000000000000000\n0\n")
 		})
 		t.Run("while somebody is attached", func(t *testing.T) {
-			r := lab.Shell(lab.Dev, "staprun /tmp/ticker.ko >/dev/null & sleep 1.2; staprun -A "+testModule+"; echo $?; kill -INT $!; wait $!")
+			r := lab.Shell(lab.Dev, printing("staprun /tmp/ticker.ko")+"staprun -A "+testModule+"; echo $?; kill -INT $!; wait $!")
 			want(t, s.do(t, r), 0, "1\n", "ERROR: Another process is attached to module "+testModule+".\n"+cannot)
 		})
 	})
@@ -394,7 +394,7 @@ func TestRemoveAll(t *testing.T) {
 			s.detached(t, lab.Usr, "-R", "/tmp/ticker.ko")
 			s.detached(t, lab.Dev, "-R", "/tmp/ticker.ko")
 		}
-		running := lab.Shell(lab.Usr, "staprun -R -o /dev/null /tmp/ticker.ko & sleep 1.2; staprun -d '*'; echo $?; kill -INT $!; wait $!")
+		running := lab.Shell(lab.Usr, printing("staprun -R /tmp/ticker.ko")+"staprun -d '*'; echo $?; kill -INT $!; wait $!")
 		a := s.do(t, running)
 		if a.Status != 0 || strings.Count(string(a.Stdout), " removed.\n") != 2 || !strings.HasSuffix(string(a.Stdout), "\n0\n") || len(a.Stderr) > 0 {
 			t.Errorf("status %d, stdout %q, stderr %q; two modules are usr's and detached", a.Status, a.Stdout, a.Stderr)

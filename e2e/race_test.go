@@ -346,7 +346,7 @@ func TestRemovalRemovesWhatWasProven(t *testing.T) {
 		leave := func(u lab.User) {
 			t.Helper()
 			r := lab.Command(u, "staprun", "/tmp/ticker.ko")
-			r.Signals = []request.Signal{{Number: 19, After: 2500}, {Number: 9, After: 2600}}
+			r.Signals = []request.Signal{{Number: 19, After: 200}, {Number: 9, After: 300}}
 			s.do(t, r)
 			if s.loaded(t) == "" {
 				t.Fatal("no module is left")

@@ -247,7 +247,7 @@ func rowsLoaderStatus() []row {
 		}},
 		{"13", "3", "a module that cannot be inserted gives 1 and the reason", func(t *testing.T, s *scene) {
 			s.put(t, "/tmp/row.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
-			a := s.do(t, lab.Shell(lab.Dev, "staprun /tmp/row.ko >/dev/null & sleep 1; staprun /tmp/row.ko; echo $?; kill -INT $!; wait $!"))
+			a := s.do(t, lab.Shell(lab.Dev, printing("staprun /tmp/row.ko")+"staprun /tmp/row.ko; echo $?; kill -INT $!; wait $!"))
 			want(t, a, 0, "1\n", "ERROR: Couldn't insert module '/tmp/row.ko': File exists\nERROR: Rerun with staprun option '-R' to rename this module.\n")
 			s.put(t, "/tmp/row.ko", lab.Root, 0o644, []byte("no module"))
 			want(t, s.do(t, plain(s, lab.Dev, "/tmp/row.ko")), 1, "", "ERROR: Couldn't insert module '/tmp/row.ko': ")
@@ -458,7 +458,7 @@ func rowsRemoval() []row {
 		}},
 		{"15.10", "3", "an attached module stays, also for root", func(t *testing.T, s *scene) {
 			s.put(t, "/tmp/row.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
-			a := s.do(t, lab.Shell(lab.Root, "staprun /tmp/row.ko >/dev/null & sleep 1; staprun -d "+testModule+"; echo $?; kill -INT $!; wait $!"))
+			a := s.do(t, lab.Shell(lab.Root, printing("staprun /tmp/row.ko")+"staprun -d "+testModule+"; echo $?; kill -INT $!; wait $!"))
 			want(t, a, 0, "234\n", "ERROR: Another process is attached to module "+testModule+".\nERROR: '"+testModule+"' "+zombie)
 		}},
 		{"15.10", "4", "of a name with / only what follows the last one counts", named("../../sys/module/virtio_net", 234, "'virtio_net' "+zombie)},

@@ -32,7 +32,7 @@ func TestSessionFunctions(t *testing.T) {
 		run("staprun -r 3:ssh://host /tmp/session.ko", "here, pid some, parent some, tid some, user 0 0, group 0 0, part 3 of [ssh://host]\n")
 		run("unshare -p -f staprun /tmp/session.ko", "elsewhere, pid 1, parent 0, tid some, user 0 0, group 0 0, part -1 of []\n")
 		// From inside the namespace of another process stapio cannot be seen.
-		run(`unshare -p -f sleep 30 & sleep 0.5; p=$(pidof sleep | cut -d' ' -f1); staprun -N $p /tmp/session.ko; kill $p`,
+		run(`unshare -p -f sleep 30 & until pidof sleep >/dev/null; do kill -0 $! || break; done; p=$(pidof sleep | cut -d' ' -f1); staprun -N $p /tmp/session.ko; kill $p`,
 			"elsewhere, pid 0, parent 0, tid 0, user 0 0, group 0 0, part -1 of []\n")
 		run("staprun -N 999999 /tmp/session.ko; echo $?", "1\n", "Unable to send STP_NAMESPACES_PID", "no such process")
 	})

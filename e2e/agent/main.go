@@ -145,34 +145,54 @@ func handle(r request.Request) request.Answer {
 	cmd := exec.Command("/proc/self/exe", how, string(description))
 	cmd.Env = []string{}
 	cmd.Dir = "/"
-	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(r.Data), &stdout, &stderr
+	stdout, stderr := &output{printed: make(chan struct{})}, &bytes.Buffer{}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(r.Data), stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.WaitDelay = time.Second
 	if err := cmd.Start(); err != nil {
 		a.Error = err.Error()
 		return a
 	}
-	var timers []*time.Timer
+	ended := make(chan struct{})
 	for _, s := range r.Signals {
-		timers = append(timers, time.AfterFunc(time.Duration(s.After)*time.Millisecond, func() {
-			syscall.Kill(cmd.Process.Pid, syscall.Signal(s.Number))
-		}))
+		go func() {
+			select {
+			case <-stdout.printed:
+			case <-ended:
+				return
+			}
+			select {
+			case <-time.After(time.Duration(s.After) * time.Millisecond):
+				syscall.Kill(cmd.Process.Pid, syscall.Signal(s.Number))
+			case <-ended:
+			}
+		}()
 	}
-	timers = append(timers, time.AfterFunc(time.Duration(max(r.Timeout, 1))*time.Second, func() {
+	late := time.AfterFunc(time.Duration(max(r.Timeout, 1))*time.Second, func() {
 		a.TimedOut = true
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-	}))
+	})
 	start := time.Now()
 	cmd.Wait() // its status says what there is to say
-	for _, t := range timers {
-		t.Stop()
-	}
+	close(ended)
+	late.Stop()
 	a.Millis = time.Since(start).Milliseconds()
-	a.Stdout, a.Stderr = stdout.Bytes(), stderr.Bytes()
+	a.Stdout, a.Stderr = stdout.text.Bytes(), stderr.Bytes()
 	a.CPU = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Microseconds()
 	a.Status = statusOf(cmd.ProcessState)
 	return a
+}
+
+// output is what a command prints.
+type output struct {
+	text    bytes.Buffer // not embedded: its ReadFrom would be used in place of Write
+	once    sync.Once
+	printed chan struct{} // closed when there is something
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.once.Do(func() { close(o.printed) })
+	return o.text.Write(b)
 }
 
 // statusOf is a process's exit status, or 128 and the signal's number.

@@ -63,7 +63,12 @@ func (l *Lab) lock() (unlock func(), err error) {
 			return nil, err
 		}
 	}
-	f, err := os.OpenFile(filepath.Join(l.Dir, "apt", "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
+	return l.lockFile(filepath.Join(l.Dir, "apt", "lock"))
+}
+
+// lockFile waits until no other run has the lock.
+func (l *Lab) lockFile(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -140,10 +145,10 @@ func (l *Lab) install(packages ...string) error {
 // unpack fetches packages and unpacks them below root, all or nothing, without
 // running anything of them. choose names the packages from the lists as they are.
 func (l *Lab) unpack(root, what string, choose func() ([]string, error)) error {
-	before, _ := os.Stat(root) // nil where there is none
+	changed := changes(root)
 	return l.withLists(func() error {
-		if now, err := os.Stat(root); err == nil && (before == nil || !os.SameFile(before, now)) {
-			return nil // somebody else has unpacked it while this one waited
+		if changed() {
+			return nil // another run has unpacked it while this one waited
 		}
 		packages, err := choose()
 		if err != nil {
@@ -191,6 +196,15 @@ func (l *Lab) unpack(root, what string, choose func() ([]string, error)) error {
 		}
 		return os.Rename(tree, root)
 	})
+}
+
+// changes says later whether a directory has come, or has been replaced, since.
+func changes(dir string) (changed func() bool) {
+	before, _ := os.Stat(dir) // nil where there is none
+	return func() bool {
+		now, err := os.Stat(dir)
+		return err == nil && (before == nil || !os.SameFile(before, now))
+	}
 }
 
 // unpacking begins the names of directories in which packages are unpacked.

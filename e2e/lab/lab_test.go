@@ -52,10 +52,10 @@ func TestGuest(t *testing.T) {
 				{"status", Shell(Usr, "exit 7"), "", 7},
 				{"network", Shell(Root, "ping -c 1 -W 5 10.77.0.1 >/dev/null && echo yes"), "yes\n", 0},
 				{"signal", func() request.Request {
-					r := Shell(Usr, "trap 'echo got it; exit 3' TERM; while :; do sleep 0.1; done")
-					r.Signals = []request.Signal{{Number: 15, After: 500}}
+					r := Shell(Usr, "trap 'echo got it; exit 3' TERM; echo ready; while :; do sleep 0.1; done")
+					r.Signals = []request.Signal{{Number: 15, After: 200}}
 					return r
-				}(), "got it\n", 3},
+				}(), "ready\ngot it\n", 3},
 			} {
 				a, err := g.Do(tt.r)
 				if err != nil || string(a.Stdout) != tt.stdout || a.Status != tt.status {

@@ -81,6 +81,15 @@ func (l *Lab) debootstrap(ctx context.Context, dir, root, suite string, packages
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
+	changed := changes(root)
+	unlock, err := l.lockFile(filepath.Join(dir, "lock"))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if changed() {
+		return nil, nil // another run has made it while this one waited
+	}
 	fresh := filepath.Join(dir, ".unpacking")
 	discard := func() error {
 		// debootstrap may have mounted things there.

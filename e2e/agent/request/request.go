@@ -62,7 +62,9 @@ type Break struct {
 	Hold  int    // milliseconds the call waits after the act while other threads go on
 }
 
-// Signal is sent to the command some milliseconds after its start.
+// Signal is sent to the command some milliseconds after it has first printed
+// something to its standard output: how long it takes to get there depends on what
+// else the machine does.
 type Signal struct {
 	Number int
 	After  int
