@@ -45,7 +45,7 @@ func TestBufferSize(t *testing.T) {
 // The manual said that the content of a procfs file is cut; the probe ends with an
 // error, as upstream's does.
 func TestProcfsOverflow(t *testing.T) {
-	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		got := s.drive(t, built(t, s, "one", `probe procfs("small").read { for (i = 0; i < 300; i++) $value .= "0123456789" }`), `insmod /tmp/one.ko
 attach; start; message; message; wc -c < $D/small; message; message; finish; detach; rmmod one`)
 		want(t, got, 0, msgTransport+msgStart+"511\n"+"R...ERROR: buffer size exceeded, consider .maxsize(521). near identifier '$value' at <input>:1:56 (called from identifier '$value' at <input>:1:56) in probe procfs(\"small\").read\n\n"+msgRequestExit)
@@ -54,7 +54,7 @@ attach; start; message; message; wc -c < $D/small; message; message; finish; det
 
 // The kernel takes a parameter that a module does not have for a remark to its log.
 func TestUnknownParameter(t *testing.T) {
-	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/lim.ko", lab.Root, 0o644, module(t, s.kernel, "", `global top = 1, list[3], my_name = "x" probe begin { list[1] = top println(list[1], " ", my_name) exit() }`))
 		for _, tt := range []struct{ word, stdout, stderr string }{
 			{"top=5", "5 x\n", ""},

@@ -22,12 +22,6 @@ import (
 // The tests here are named for what went wrong elsewhere: CVE numbers, and the
 // entries of loader-relay 10.2 and 10.3, counted in the order they stand there.
 
-// onFirst runs a test on one kernel: what is tested does not depend on it.
-func onFirst(t *testing.T, test func(t *testing.T, s *scene)) {
-	t.Helper()
-	onKernel(t, lab.Versions()[0], test)
-}
-
 // made lists the system calls a command makes, as agent's trace describes them.
 func (s *scene) made(t *testing.T, r request.Request) ([]string, request.Answer) {
 	t.Helper()
@@ -46,7 +40,7 @@ func (s *scene) made(t *testing.T, r request.Request) ([]string, request.Answer)
 // The path was checked and then used once more: by swapping a link to an approved
 // module the swapped-in one was loaded.
 func TestCVE_2009_0784_PathIsUsedOnce(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.approve(t, "good", module(t, s.kernel, "", hello))
 		s.put(t, "/tmp/evil.ko", lab.Usr, 0o644, module(t, s.kernel, "", evil))
 		link := "ln -sfn " + s.blessed() + "good.ko /home/usr/link.ko"
@@ -96,7 +90,7 @@ func TestCVE_2009_2911_ScriptsAreBounded(t *testing.T) {
 
 // staprun executed modprobe with the caller's environment.
 func TestCVE_2010_4170_NothingIsExecutedButStapio(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		s.putSigned(t, "/tmp/cve.ko", hello)
 		for _, words := range [][]string{{"/tmp/cve.ko"}, {"-u", "/tmp/cve.ko"}, {"-u/tmp/uprobes.ko", "/tmp/cve.ko"}} {
@@ -163,7 +157,7 @@ func TestCVE_2011_1769_CVE_2011_1781_DivisionByZero(t *testing.T) {
 
 // The path of -u was exempt from every check.
 func TestCVE_2011_2502_NoModuleIsLoadedForU(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		s.putSigned(t, "/tmp/cve.ko", hello)
 		s.put(t, "/tmp/uprobes.ko", lab.Usr, 0o644, module(t, s.kernel, "", evil))
@@ -189,7 +183,7 @@ func TestCVE_2011_2502_NoModuleIsLoadedForU(t *testing.T) {
 // The module was mapped, verified, and then loaded from the map: its content
 // could be changed in between.
 func TestCVE_2011_2503_LoadedIsWhatWasVerified(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		for _, call := range []string{"openat2 /tmp/cve.ko.sgn", ".pem", "memfd_create", "finit_module"} {
 			s.putSigned(t, "/tmp/cve.ko", hello)
@@ -207,7 +201,7 @@ func TestCVE_2011_2503_LoadedIsWhatWasVerified(t *testing.T) {
 // Malformed unwind data of a probed program brought the kernel down: our modules
 // have no unwinder, and a script that wants one is refused where it is compiled.
 func TestCVE_2012_0875_NoUnwinder(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		cmd := exec.Command(stage.programs.Applet("stap"), "-p4", "-r", s.kernel.Headers, "-e", `probe begin { print_ubacktrace() }`)
 		cmd.Dir = t.TempDir()
 		cmd.Env = append(os.Environ(), "SYSTEMTAP_DIR="+kernelState())
@@ -223,7 +217,7 @@ func TestCVE_2012_0875_NoUnwinder(t *testing.T) {
 // Code reached from the setuid program wrote a log of a fixed name into a
 // directory of everybody's.
 func TestDefect_10_2_01_NoFilesOfFixedNames(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		s.putSigned(t, "/tmp/defect.ko", hello)
 		names := lab.Shell(lab.Root, "find / -xdev -newer /tmp/mark ! -type d ! -path '/proc/*' ! -path '/sys/*' ! -path '/dev/*' | sort")
@@ -247,7 +241,7 @@ func TestDefect_10_2_02_VerificationWorksForUsers(t *testing.T) {
 
 // With several certificates, one that did not match ended the search.
 func TestDefect_10_2_03_EveryCertificateIsTried(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		m := module(t, s.kernel, "stapusr", hello)
 		var ids []*identity.Identity
@@ -269,7 +263,7 @@ func TestDefect_10_2_03_EveryCertificateIsTried(t *testing.T) {
 
 // Expired certificates and SHA-1 were accepted for ever.
 func TestDefect_10_2_04_ExpiryAndSHA1ArePolicy(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.forgetSigners(t)
 		t.Cleanup(func() {
 			s.forgetSigners(t)
@@ -313,7 +307,7 @@ func TestDefect_10_2_04_ExpiryAndSHA1ArePolicy(t *testing.T) {
 // An unsigned module of the approved directory was everybody's who could execute
 // staprun, in a group or not.
 func TestDefect_10_2_05_ApprovedModulesNeedAGroup(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.approve(t, "row", module(t, s.kernel, "", hello))
 		s.do(t, lab.Shell(lab.Root, "chmod 04755 /usr/bin/staprun"))
 		defer s.do(t, lab.Shell(lab.Root, "chmod 04750 /usr/bin/staprun"))
@@ -338,7 +332,7 @@ func TestDefect_10_2_08_RealUIDTakesTheGroupsToo(t *testing.T) {
 	// staprun.
 	const begun = `until p=$(pidof stapio); do kill -0 $q || break; sleep 0.1; done; `
 	const listening = `until [ "$(cat /proc/$p/comm)" = stapio ] && grep -q 'SigCgt:.*[2367abef]$' /proc/$p/status; do kill -0 $p || break; sleep 0.1; done`
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
 		run := func(env string, groups ...int) request.Answer {
 			r := lab.Shell(lab.Root, env+` staprun -o /dev/null /tmp/defect.ko & q=$!; `+begun+listening+`
@@ -362,7 +356,7 @@ func TestDefect_10_2_08_RealUIDTakesTheGroupsToo(t *testing.T) {
 
 // Signal handlers did what handlers must not do.
 func TestDefect_10_2_09_SignalsInNumbers(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", hello))
 		for _, call := range []string{"staprun openat2", "staprun finit_module", "staprun write"} {
 			r := lab.Command(lab.Dev, "staprun", "/tmp/defect.ko")
@@ -379,7 +373,7 @@ func TestDefect_10_2_09_SignalsInNumbers(t *testing.T) {
 
 // ELF of unknown origin was read with a large library as root before the verdict.
 func TestDefect_10_2_10_MalformedModulesAreRefused(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		a, _ := signers(t)
 		good := module(t, s.kernel, "stapusr", hello)
@@ -427,7 +421,7 @@ func TestDefect_10_2_11_TheLoaderIsStatic(t *testing.T) {
 
 // Removal went through sh, found by PATH, with an unquoted path of staprun.
 func TestDefect_10_2_12_RemovalWithoutAShell(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", hello))
 		s.do(t, lab.Shell(lab.Root, `mkdir -p '/tmp/a b;touch x' /tmp/evil; printf '#!/bin/sh\necho "EVIL $0"\n' >/tmp/evil/sh; chmod 755 /tmp/evil/sh; cp /tmp/evil/sh /tmp/evil/staprun; ln -s /usr/bin/staprun '/tmp/a b;touch x/staprun'`))
 		defer s.do(t, lab.Shell(lab.Root, "rm -rf /tmp/a* /tmp/evil"))
@@ -442,7 +436,7 @@ func TestDefect_10_2_12_RemovalWithoutAShell(t *testing.T) {
 
 // The name of the file was taken for the name of the module.
 func TestDefect_10_3_01_RenamedFile(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/renamed-by-me.ko", lab.Root, 0o644, module(t, s.kernel, "", hello))
 		for _, words := range [][]string{{"/tmp/renamed-by-me.ko"}, {"-R", "/tmp/renamed-by-me.ko"}} {
 			want(t, s.do(t, lab.Command(lab.Dev, append([]string{"staprun"}, words...)...)), 0, "Hello\n")
@@ -463,7 +457,7 @@ func TestDefect_10_3_13_NoDebugfsIsNeeded(t *testing.T) {
 
 // Switching output files removed the device node.
 func TestDefect_10_2_06_DevNullStays(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptPages, manyActions, muchTime))
 		want(t, s.do(t, lab.Shell(lab.Root, "staprun -S 1,1 -o /dev/null /tmp/defect.ko; echo $?; test -c /dev/null && echo there; ls /dev/null*")), 0, "0\nthere\n/dev/null\n")
 	})
@@ -471,7 +465,7 @@ func TestDefect_10_2_06_DevNullStays(t *testing.T) {
 
 // A target that ended while begin probes ran was never noticed.
 func TestDefect_10_3_02_TargetThatEndsAtOnce(t *testing.T) {
-	onKernels(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptBusy, manyActions, muchTime))
 		r := lab.Command(lab.Dev, "staprun", "-c", "true", "/tmp/defect.ko")
 		want(t, s.do(t, r), 0, "began\nend\n")
@@ -485,7 +479,7 @@ func TestDefect_10_3_02_TargetThatEndsAtOnce(t *testing.T) {
 
 // Children of system() hid the end of the target.
 func TestDefect_10_3_03_TargetAmongOtherChildren(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", `probe timer.ms(50) { system("true") } probe end { println("end") }`))
 		a := s.do(t, lab.Command(lab.Dev, "staprun", "-w", "-c", "sleep 1", "/tmp/defect.ko"))
 		want(t, a, 0, "end\n")
@@ -498,7 +492,7 @@ func TestDefect_10_3_03_TargetAmongOtherChildren(t *testing.T) {
 
 // A broken pipe did not end a run, and the end waited for the readers' timeout.
 func TestDefect_10_3_04_EndsAtOnce(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptTick))
 		want(t, s.do(t, lab.Shell(lab.Dev, "(staprun /tmp/defect.ko; echo $? >&2) | head -n 2")), 0, "begin\n0\n", "1\n")
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", hello))
@@ -513,7 +507,7 @@ func TestDefect_10_3_04_EndsAtOnce(t *testing.T) {
 
 // What stapio ignored was ignored by what it ran; -V was lost in a pipe.
 func TestDefect_10_3_09_NothingIsInherited(t *testing.T) {
-	onFirst(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/defect.ko", lab.Root, 0o644, module(t, s.kernel, "", scriptStay))
 		a := s.do(t, lab.Command(lab.Dev, "staprun", "-c", "grep -e SigIgn -e SigBlk /proc/self/status", "/tmp/defect.ko"))
 		if a.Status != 0 || !strings.Contains(string(a.Stdout), "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n") {

@@ -72,7 +72,7 @@ func TestDocumentedCommands(t *testing.T) {
 		}
 	}
 	t.Run("server", func(t *testing.T) { documentedOnServer(t, commands) })
-	t.Run("host", func(t *testing.T) { onFirst(t, func(t *testing.T, s *scene) { documentedOnHost(t, s, commands) }) })
+	t.Run("host", func(t *testing.T) { onOne(t, func(t *testing.T, s *scene) { documentedOnHost(t, s, commands) }) })
 	t.Logf("%d command lines run, %d of other programs", ran, others)
 	fmt.Printf("documents: %d command lines of the five documents are run, %d are those of other programs\n", ran, others)
 }

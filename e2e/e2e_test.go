@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -130,6 +131,19 @@ func onKernel(t *testing.T, version string, test func(t *testing.T, s *scene)) {
 	})
 }
 
+// onOne runs a test in a guest of one kernel, which its name chooses: what it tests
+// does not depend on the kernel. With STAPBOX_KERNELS=all, or in stress runs, it is
+// run on all.
+func onOne(t *testing.T, test func(t *testing.T, s *scene)) {
+	t.Helper()
+	if everyCase() {
+		onKernels(t, test)
+		return
+	}
+	versions := lab.Versions()
+	onKernel(t, versions[crc32.ChecksumIEEE([]byte(t.Name()))%uint32(len(versions))], test)
+}
+
 var besides sync.Map // tests that run besides others
 
 // besidesOthers makes a test with parts on several kernels parallel, once.
@@ -154,12 +168,12 @@ func few(t *testing.T) {
 // turn shares cases that are alike out among the kernels: case i is for this one.
 // With STAPBOX_KERNELS=all, or in stress runs, every case is for every kernel.
 func (s *scene) turn(i int) bool {
-	if stress() || os.Getenv("STAPBOX_KERNELS") == "all" {
-		return true
-	}
 	versions := lab.Versions()
-	return versions[i%len(versions)] == s.kernel.Version
+	return everyCase() || versions[i%len(versions)] == s.kernel.Version
 }
+
+// everyCase says that every case is wanted on every kernel.
+func everyCase() bool { return stress() || os.Getenv("STAPBOX_KERNELS") == "all" }
 
 // takeScene waits for a guest of a kernel that no other test has. It is the test's
 // until its end.
@@ -241,7 +255,7 @@ func (s *scene) put(t *testing.T, path string, owner lab.User, mode uint32, data
 // printing starts a command in the background of a shell, as $!, and goes on when it
 // has printed something. Its output is in the file out.
 func printing(command string) string {
-	return "rm -f out; " + command + " >out & until [ -s out ]; do kill -0 $! || break; sleep 0.05; done; "
+	return "rm -f out; " + command + " >out & until [ -s out ]; do kill -0 $! || break; sleep 0.1; done; "
 }
 
 // want checks an answer: its status, its whole stdout, and parts of its stderr.

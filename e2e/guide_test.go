@@ -13,7 +13,7 @@ import (
 // root's power until the module is there, and stapio, the user's own.
 // Requirements: R-001-001..002 R-001-013..018
 func TestTwoPrograms(t *testing.T) {
-	onKernels(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		s.putSigned(t, "/tmp/two.ko", `probe begin { println("up") } probe timer.ms(300) { exit() } probe end { println("down") }`)
 

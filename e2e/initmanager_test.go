@@ -127,7 +127,7 @@ func peerFile(t *testing.T, server *lab.Server) (path string, pem []byte) {
 // Checks 11 to 16 with modules, on a host without compiler.
 // Requirements: R-002-001..003 R-002-006..026 R-002-046..049 R-002-066 R-002-074 R-002-081..082 R-002-084 R-002-086..087 R-002-094 A-11 A-12 A-13 A-14 A-15 A-16 B-46 C-24
 func TestInitManager(t *testing.T) {
-	onKernels(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		server := s.startServer(t)
 		if err := server.WaitLog("is ready after", 90*time.Second); err != nil {
 			t.Fatal(err)

@@ -32,7 +32,7 @@ func TestLoaderDecides(t *testing.T) {
 			noSig    = "Unable to verify the signature for the module"
 			lacking  = "are insufficient to load the module"
 		)
-		for _, tt := range []struct {
+		for i, tt := range []struct {
 			name   string
 			user   lab.User
 			module []byte
@@ -58,6 +58,9 @@ func TestLoaderDecides(t *testing.T) {
 			{"root is refused an altered module", lab.Root, flip(usr, len(usr)/2), sigUsr, 255, altered},
 			{"a developer is refused an altered module", lab.Dev, flip(usr, len(usr)/2), sigUsr, 255, altered},
 		} {
+			if !s.turn(i) {
+				continue
+			}
 			t.Run(tt.name, func(t *testing.T) {
 				s.forgetSigners(t)
 				s.trustSigner(t, a)
@@ -147,7 +150,7 @@ func TestBlessedDirectory(t *testing.T) {
 		}
 		run := func(word string) request.Answer { return s.do(t, lab.Command(lab.Usr, "staprun", word)) }
 		defer s.do(t, lab.Shell(lab.Root, "true"))
-		for _, tt := range []struct {
+		for i, tt := range []struct {
 			name, prepare, word string
 			status              int
 			stderr              string
@@ -168,6 +171,9 @@ func TestBlessedDirectory(t *testing.T) {
 			{"through ..", "mkdir " + dir + "sub; mv " + dir + "pmod.ko /tmp/", dir + "sub/../../../../../tmp/pmod.ko", 255, "does not exist within that directory."},
 			{"no such module", "rm " + dir + "pmod.ko", "pmod", 1, "No such file"},
 		} {
+			if !s.turn(i) {
+				continue
+			}
 			t.Run(tt.name, func(t *testing.T) {
 				reset()
 				s.do(t, lab.Shell(lab.Root, tt.prepare))
@@ -199,7 +205,7 @@ func TestBlessedDirectory(t *testing.T) {
 const ticker = `probe begin { println("up") } probe timer.ms(100) { println("tick") } probe end { println("down") }`
 
 func TestRelayEnds(t *testing.T) {
-	onKernels(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/ticker.ko", lab.Root, 0o644, module(t, s.kernel, "", ticker))
 		for name, sig := range map[string]int{"INT": 2, "TERM": 15, "HUP": 1} {
 			t.Run(name, func(t *testing.T) {
@@ -387,7 +393,7 @@ func TestAttach(t *testing.T) {
 }
 
 func TestRemoveAll(t *testing.T) {
-	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		s.putSigned(t, "/tmp/ticker.ko", ticker)
 		for range 2 {
@@ -414,7 +420,7 @@ func TestRemoveAll(t *testing.T) {
 }
 
 func TestMaxModules(t *testing.T) {
-	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		s.putSigned(t, "/tmp/ticker.ko", ticker)
 		s.put(t, "/etc/stapbox/load.conf", lab.Root, 0o644, []byte("max-modules=2\n"))
@@ -437,7 +443,7 @@ func TestMaxModules(t *testing.T) {
 }
 
 func TestAuditTrail(t *testing.T) {
-	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		s.putSigned(t, "/tmp/audit.ko", ticker)
 		s.do(t, lab.Shell(lab.Root, "dmesg -c >/dev/null"))
@@ -483,7 +489,7 @@ func (s *scene) leaveFile(t *testing.T, u lab.User, path string) request.Answer 
 }
 
 func TestLoaderParameters(t *testing.T) {
-	onKernel(t, lab.Versions()[0], func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		s.put(t, "/tmp/param.ko", lab.Root, 0o644, module(t, s.kernel, "", `global n = 1, text = "none" probe begin { printf("%d <%s>\n", n, text) exit() }`))
 		for _, tt := range []struct {
 			words          []string

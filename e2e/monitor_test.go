@@ -376,7 +376,7 @@ func TestMonitorTogetherWith(t *testing.T) {
 // Real modules in a terminal of the guest: the probes and globals are shown, keys
 // reach the module, and what is there at the end is seen.
 func TestMonitorGuest(t *testing.T) {
-	onKernels(t, func(t *testing.T, s *scene) {
+	onOne(t, func(t *testing.T, s *scene) {
 		const script = `global n, text = "hello" probe begin { println("begin") } probe timer.ms(20) { n++ } probe end { printf("end of %s\n", text) }`
 		const terminal = `mkfifo keys; /agent terminal staprun -M 1 m.ko <keys >screen & p=$!; exec 3>keys; `
 		for _, tt := range []struct{ name, sh string }{

@@ -430,7 +430,7 @@ func TestBombs(t *testing.T) {
 			spec.Limits, spec.Size, spec.Memory = limits, 32<<20, 600<<20
 			start := time.Now()
 			_, err := sh(t, s, spec, "exec >/dev/null; "+tt.command)
-			if took := time.Since(start); err == nil || took > 15*time.Second {
+			if took := time.Since(start); err == nil || took > time.Minute {
 				t.Errorf("%v: %s: %v after %v", s.Layers, tt.name, err, took)
 			}
 			if s.Layers&Namespaces == 0 {

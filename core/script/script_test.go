@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -311,13 +312,23 @@ func TestLargeScripts(t *testing.T) {
 		"aliases":   many(2000, func(i int) string { return fmt.Sprintf("probe a%d = begin {}\n", i) }) + many(2000, func(i int) string { return fmt.Sprintf("probe a%d { println(1) }\n", i) }),
 	} {
 		t.Run(name, func(t *testing.T) {
-			start := time.Now()
+			start := processorTime(t)
 			say(text, 2, opts)
-			if d := time.Since(start); d > 20*time.Second {
+			if d := processorTime(t) - start; d > 20*time.Second {
 				t.Errorf("took %v", d)
 			}
 		})
 	}
+}
+
+// processorTime is what this process has used, whatever else the machine does.
+func processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano())
 }
 
 func itoa(n int) string { return string([]byte{byte('0' + n/10), byte('0' + n%10)}) }
