@@ -227,6 +227,7 @@ func TestServerChannels(t *testing.T) {
 // of a member of stapdev brings files of the server's user.
 // Requirements: R-000-019
 func TestServerChannelsOpen(t *testing.T) {
+	few(t)
 	s := serve(t, "channels-open", "--sandbox=off", "--cache-size=0")
 	if !strings.Contains(s.Log(), "WARNING: workers are not confined (--sandbox=off)") {
 		t.Errorf("the log has no warning:\n%s", s.Log())
@@ -256,6 +257,7 @@ func TestServerChannelsOpen(t *testing.T) {
 // TestServerRefusesOwnFiles is about an administrator who lets scripts name what
 // is the server's own: it does not start.
 func TestServerRefusesOwnFiles(t *testing.T) {
+	few(t)
 	s := serve(t, "own-files")
 	for _, own := range []string{s.Dir, filepath.Join(s.Dir, "ssl"), filepath.Join(s.Dir, "answers"), filepath.Join(s.Dir, "tmp"), filepath.Dir(s.Dir)} {
 		n, err := stage.programs.StartServer(s.net, s.Dir, []*lab.Kernel{s.kernel}, "--allow-path="+own)

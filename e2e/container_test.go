@@ -105,6 +105,7 @@ func (o *operated) processes(t *testing.T) map[string]string {
 // As the first process the box serves a request, takes orphans in, drains on
 // SIGTERM while a request is under way, and leaves no zombie.
 func TestContainer(t *testing.T) {
+	few(t)
 	o := contain(t, "serves", "--drain-time=60")
 	raw := o.frame(t, "-p4", "--privilege=stapusr", "-e"+hello)
 	if got, err := o.send(raw, false); err != nil || got.RC != 0 {

@@ -354,6 +354,7 @@ func (m *multicasts) since() int {
 // The second run asks the server of the first without a single question to the
 // network; when it is gone, the network is asked again.
 func TestRememberedServer(t *testing.T) {
+	few(t)
 	net := ethernet(t)
 	alpha, beta, gamma := hostOf(t, net, "alpha", false), hostOf(t, net, "beta", false), hostOf(t, net, "gamma", false)
 	first, kernel := serverOn(t, alpha)

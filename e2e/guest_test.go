@@ -89,6 +89,7 @@ func TestGuestCommand(t *testing.T) {
 // Without a command there is a shell on this terminal: with its size, ^C that
 // ends what runs, and the shell's exit status.
 func TestGuestDialogue(t *testing.T) {
+	few(t)
 	x := newTerminal(t)
 	cmd := runGuest(t, "", "-k", "6.1", "-u", "dev")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = x.slave, x.slave, x.slave
@@ -130,6 +131,7 @@ func TestGuestDialogue(t *testing.T) {
 
 // What the command line says wrong is named, before anything is booted.
 func TestGuestRefuses(t *testing.T) {
+	few(t)
 	for _, tt := range []struct {
 		args []string
 		want string
@@ -152,6 +154,7 @@ func TestGuestRefuses(t *testing.T) {
 // network namespaces and files go with it, whether the terminal sends the signal to
 // all of its processes or not. Processes of others stay.
 func TestRunEndedBySignal(t *testing.T) {
+	few(t)
 	for _, tt := range []struct {
 		name, args string
 		when       string // what the command line of a process of the run has in it

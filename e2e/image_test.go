@@ -58,6 +58,7 @@ func serverImage(t *testing.T) (string, image.Process) {
 // Every program of the image has its libraries in it, no link leads nowhere, and
 // nothing is setuid.
 func TestImageIsComplete(t *testing.T) {
+	few(t)
 	root, _ := serverImage(t)
 	within, err := os.OpenRoot(root)
 	if err != nil {
@@ -111,6 +112,7 @@ func TestImageIsComplete(t *testing.T) {
 // on /tmp and the kernel's headers, compiles for our client, drains, and leaves no
 // zombie.
 func TestImageServes(t *testing.T) {
+	few(t)
 	o := operation(t, "image")
 	root, p := serverImage(t)
 	usr := filepath.Dir(filepath.Dir(o.kernel.Headers))

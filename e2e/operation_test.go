@@ -165,6 +165,7 @@ func (o *operated) later(raw []byte) <-chan answered {
 // told why not.
 // Requirements: A-09
 func TestServerDrain(t *testing.T) {
+	few(t)
 	o := operate(t, "drain", nil, nil, "--drain-time=60").listens(t)
 	raw := o.frame(t, "-p4", "--privilege=stapusr", "-e"+hello)
 	first := o.later(raw)
@@ -327,6 +328,7 @@ func (s *states) next(t *testing.T) (state string, alive int) {
 }
 
 func TestServerSystemd(t *testing.T) {
+	few(t)
 	m := manager(t, "notify")
 	request, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -432,6 +434,7 @@ func TestServerSystemdRefuses(t *testing.T) {
 // A client shows the certificate in its data directory; without it the server
 // that wants one refuses, with words.
 func TestServerClientCertificate(t *testing.T) {
+	few(t)
 	id, err := identity.New(identity.Options{NodeName: "client", KeyType: identity.ECDSA, Now: time.Now()})
 	if err != nil {
 		t.Fatal(err)
@@ -499,6 +502,7 @@ func TestServerClientCertificate(t *testing.T) {
 // Headers or a compiler are upgraded while a server runs: what was prepared does
 // not fit any more, and is made anew without a restart.
 func TestServerPreparesAgain(t *testing.T) {
+	few(t)
 	o := operate(t, "again", nil, nil).listens(t)
 	if got := <-o.later(o.frame(t, "-p4", "-e"+hello)); got.err != nil || got.RC != 0 {
 		t.Fatalf("got %+v, %v", got.Response, got.err)

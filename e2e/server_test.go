@@ -360,6 +360,7 @@ func TestServerLeavesNothing(t *testing.T) {
 // TestServerRefusesMalformed sends each malformed request while an honest client
 // is being served, and checks the text of the refusal.
 func TestServerRefusesMalformed(t *testing.T) {
+	few(t)
 	s := serve(t, "malformed", "--cache-size=0")
 	honest := s.frame(t, "-p4", "--privilege=stapusr", "-e"+hello)
 	for _, m := range s.malformed(t) {

@@ -557,6 +557,7 @@ func TestServiceCheck08(t *testing.T) {
 // One signal, and time to finish (B-13).
 // Requirements: R-003-012 R-003-015 A-09 B-13
 func TestServiceCheck09(t *testing.T) {
+	few(t)
 	m := manage(t)
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 // Whatever signal comes, from whomever: no applet shows the stacks of its goroutines.
 // Each is caught while it writes its help into a pipe that nobody reads.
 func TestNoSignalShowsStacks(t *testing.T) {
+	few(t)
 	for _, applet := range applets.Table {
 		if applet.Name == "stap-find-servers" {
 			continue // it has no help to write; its Main is that of stap
