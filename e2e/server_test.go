@@ -63,7 +63,9 @@ func serverHost(t *testing.T) (*lab.Network, *lab.Kernel) {
 func serveBy(t *testing.T, programs *lab.Programs, name string, args ...string) *serving {
 	t.Helper()
 	n, k := serverHost(t)
-	s, err := programs.StartServer(n, filepath.Join(stage.dir, "server-"+name), []*lab.Kernel{k}, args...)
+	dir := filepath.Join(stage.dir, "server-"+name)
+	prepared(t, dir, k)
+	s, err := programs.StartServer(n, dir, []*lab.Kernel{k}, args...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -111,9 +111,7 @@ func (s *summary) everything() error {
 		return err
 	}
 	pattern := "^(" + strings.Join(guests, "|") + ")$"
-	// Guests fill whatever the others leave of the processors, and not more: the
-	// tests of this machine take turns more than they work.
-	return s.together([]string{"-exec", "nice", "-run", pattern, e2ePackage}, []string{"-skip", pattern, e2ePackage}, others)
+	return s.together([]string{"-run", pattern, e2ePackage}, []string{"-skip", pattern, e2ePackage}, others)
 }
 
 func vet() error {
