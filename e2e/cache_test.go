@@ -37,25 +37,33 @@ func executions(t *testing.T, s *lab.Server) (end func() (all, workers int)) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	traced := func() bool {
-		status, err := os.ReadFile("/proc/" + pid + "/status")
-		return err == nil && !strings.Contains(string(status), "TracerPid:\t0\n")
-	}
-	for range 500 {
-		if traced() {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	if !traced() {
-		cmd.Process.Kill()
+	ended := make(chan struct{})
+	go func() {
 		cmd.Wait()
-		t.Skipf("strace cannot trace the server: %s", said.Bytes())
+		close(ended)
+	}()
+	traced := func() bool {
+		threads, err := filepath.Glob("/proc/" + pid + "/task/*/status")
+		return err == nil && len(threads) > 0 && !slices.ContainsFunc(threads, func(path string) bool {
+			status, err := os.ReadFile(path)
+			return err == nil && strings.Contains(string(status), "TracerPid:\t0\n")
+		})
 	}
-	time.Sleep(200 * time.Millisecond) // its other threads
+	for deadline := time.Now().Add(time.Minute); !traced(); time.Sleep(10 * time.Millisecond) {
+		select {
+		case <-ended:
+			t.Skipf("strace cannot trace the server: %s", &said)
+		default:
+		}
+		if time.Now().After(deadline) {
+			cmd.Process.Kill()
+			<-ended
+			t.Fatalf("strace does not trace all threads of the server: %s", &said)
+		}
+	}
 	return func() (all, workers int) {
 		cmd.Process.Signal(syscall.SIGINT)
-		cmd.Wait()
+		<-ended
 		b, err := os.ReadFile(out)
 		if err != nil {
 			t.Fatal(err)

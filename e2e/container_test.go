@@ -120,7 +120,7 @@ func TestContainer(t *testing.T) {
 
 	// Twenty orphans, half of which end before their parent is gone.
 	orphans := exec.Command("nsenter", "-t", fmt.Sprint(o.PID), "-p", "-m", "sh", "-c",
-		"for i in 1 2 3 4 5 6 7 8 9 10; do (setsid sleep 0.3 >/dev/null 2>&1 &) ; (true &) ; done")
+		"for i in 1 2 3 4 5 6 7 8 9 10; do (setsid sleep 2 >/dev/null 2>&1 &) ; (true &) ; done")
 	if out, err := orphans.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -7,9 +7,11 @@ import (
 	"hash/crc32"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -35,14 +37,21 @@ var stage struct {
 }
 
 func TestMain(m *testing.M) {
-	// A test that waits for its turn in a guest must not keep those of the other
-	// guest from running. What may run at the same time is limited by turns and by
+	// A test that waits for its turn in a guest must not keep those of other guests
+	// from running. What may run at the same time is limited by turns and by
 	// few.
 	flag.Set("test.parallel", "128")
 	os.Exit(run(m))
 }
 
 func run(m *testing.M) int {
+	// Under nohup(1), and in the background of a shell, these are ignored, by what a
+	// test starts too. What a Go program catches has its default effect after exec.
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
 	var err error
 	if stage.dir, err = os.MkdirTemp("", "stapbox-e2e-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -75,7 +84,7 @@ type guests struct {
 // scene is a guest, the network it is in, and a compile server there.
 type scene struct {
 	kernel *lab.Kernel
-	guest  *lab.Guest // nil when it could not be set up
+	guest  *lab.Guest // nil where it could not be set up
 	net    *lab.Network
 	server *lab.Server
 }
@@ -126,13 +135,13 @@ func onKernel(t *testing.T, version string, test func(t *testing.T, s *scene)) {
 		t.Logf("its turn after %.2f s", time.Since(began).Seconds()) // ./e2e/run test takes that off
 		// The order of tests is not fixed: none finds files of another.
 		s.do(t, lab.Shell(lab.Root, "rm -rf /tmp/* /tmp/.[!.]* /home/*/* /home/*/.[!.]*"))
+		t.Cleanup(func() { s.checkClean(t) }) // after the test's own, also where it gives up
 		test(t, s)
-		s.checkClean(t)
 	})
 }
 
 // onOne runs a test in a guest of one kernel, which its name chooses: what it tests
-// does not depend on the kernel. With STAPBOX_KERNELS=all, or in stress runs, it is
+// came to the same on every kernel. With STAPBOX_KERNELS=all, or in stress runs, it is
 // run on all.
 func onOne(t *testing.T, test func(t *testing.T, s *scene)) {
 	t.Helper()
@@ -198,8 +207,13 @@ func takeScene(t *testing.T, version string) *scene {
 	stage.mu.Unlock()
 	s := <-g.free
 	t.Cleanup(func() { g.free <- s })
-	if s.guest == nil {
-		t.Fatalf("a guest of kernel %s could not be set up before", version)
+	if s.guest == nil || s.guest.Ended() {
+		// It failed another test, and would fail all that come after it.
+		s.close()
+		*s = scene{}
+		if err := s.setUp(version); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return s
 }
@@ -285,18 +299,19 @@ func (s *scene) loaded(t *testing.T) string {
 // complaints of the kernel.
 func (s *scene) checkClean(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		if l := s.loaded(t); l == "" {
 			break
 		} else if time.Now().After(deadline) {
 			t.Errorf("modules left behind: %s", l)
-			s.do(t, lab.Shell(lab.Root, "for m in $(ls /proc/systemtap); do rmmod $m; done"))
+			s.do(t, lab.Shell(lab.Root, "killall -9 staprun stapio; for m in $(ls /proc/systemtap); do rmmod $m; done"))
 			break
 		}
 	}
 	a := s.do(t, lab.Shell(lab.Root, "pidof staprun stapio; dmesg -c | grep -E 'BUG|WARNING|Oops|Call Trace|INFO: task|already registered|Invalid|unknown parameter'"))
 	if len(a.Stdout) > 0 {
 		t.Errorf("the guest has processes left over, or its kernel complains:\n%s", a.Stdout)
+		s.do(t, lab.Shell(lab.Root, "killall -9 staprun stapio; true"))
 	}
 }
 
@@ -330,8 +345,8 @@ func module(t *testing.T, k *lab.Kernel, level, script string, args ...string) [
 }
 
 // prepared gives the new data directory of a server a kernel that is prepared
-// already. To prepare it takes seconds, in each of some thirty servers; that they can
-// is shown by those of operate and manage, which begin without.
+// already: preparing takes seconds. That servers prepare kernels themselves is shown
+// by those of operate and manage, which begin without.
 func prepared(t *testing.T, dir string, k *lab.Kernel) {
 	t.Helper()
 	module(t, k, "", hello)

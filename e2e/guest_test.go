@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -37,11 +36,6 @@ func runCommand(t *testing.T, dir string, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Under nohup(1), and in the background of a shell, these are ignored, by what a
-	// test starts too. What a Go program catches has its default effect after exec.
-	caught := make(chan os.Signal, 1)
-	signal.Notify(caught, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
-	t.Cleanup(func() { signal.Stop(caught) })
 	cmd := exec.Command(runner, args...)
 	cmd.Env = append(os.Environ(), "STAPBOX_CWD="+dir)
 	return cmd

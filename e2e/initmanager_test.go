@@ -248,7 +248,7 @@ func TestInitManager(t *testing.T) {
 		})
 		t.Run("logs attaches", func(t *testing.T) {
 			config("")
-			has(t, sh("systemtap start -q c; sleep 1.2; systemtap logs c >/tmp/out & sleep 2; kill -INT $(pidof stapio); wait; cat /tmp/out; rm /tmp/out; systemtap stop; systemtap status c"), "c is up\nc lives\n", "c is stopped\n")
+			has(t, sh("systemtap start -q c; systemtap logs c >/tmp/out & until grep -q lives /tmp/out; do kill -0 $! || break; sleep 0.1; done; kill -INT $(pidof stapio); wait; cat /tmp/out; rm /tmp/out; systemtap stop; systemtap status c"), "c is up\nc lives\n", "c is stopped\n")
 		})
 	})
 }

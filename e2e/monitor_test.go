@@ -221,7 +221,7 @@ func TestMonitorSignals(t *testing.T) {
 		t.Run("after the end", func(t *testing.T) {
 			r := inTerminal(t, g, func(c *fakemodule.Config) { c.Begin = oneAndExit })
 			r.shows("EXITED")
-			// The view may be there a moment before the program is called.
+			// EXITED may be shown a moment before staprun -d is called.
 			for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 				if b, _ := os.ReadFile(r.calls); len(b) > 0 {
 					break

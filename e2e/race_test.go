@@ -179,7 +179,7 @@ func TestEndedAnywhere(t *testing.T) {
 // detached, and checks that nothing is left then.
 func (s *scene) cleanAs(t *testing.T, u lab.User, when string) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		l := s.loaded(t)
 		if l == "" {
 			break

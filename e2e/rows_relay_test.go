@@ -32,7 +32,7 @@ const muchTime = "-DMAXTIME_SESSION=60000"
 // its name; await waits until a command succeeds, listens until a process is a stapio
 // that listens to INT, bit 1 of the last digit, and attached until the file has output, too.
 const shellHead = `NAME=e2e_test_module_with_long_name STAPIO=/usr/libexec/stapbox/stapio
-await() { i=0; until eval "$1" >/dev/null 2>&1; do i=$((i+1)); [ $i -gt 100 ] && { echo "no $1"; killall -9 stapio; staprun -d $NAME; exit 99; }; sleep 0.1; done; }
+await() { i=0; until eval "$1" >/dev/null 2>&1; do i=$((i+1)); [ $i -gt 300 ] && { echo "no $1"; killall -9 stapio; staprun -d $NAME; exit 99; }; sleep 0.1; done; }
 gone() { await "! grep -q $NAME /proc/modules"; }
 listens() { await "grep -q stapio /proc/$1/comm && grep -q 'SigCgt:.*[2367abef]$' /proc/$1/status"; }
 attached() { await "pidof stapio" && listens $(pidof stapio) && await "grep -q begin $1"; }

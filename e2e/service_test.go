@@ -170,7 +170,7 @@ func TestServiceCheck01(t *testing.T) {
 	m := manage(t)
 	begin := time.Now()
 	m.server(0, `^Starting stap-server -a "x86_64" -r "[^"]+" -u "12321" --log "`+m.home+`/.systemtap/stap-server/log" OK\nServer (\d+) is process \d+ and listens on port \d+\n$`, "start")
-	if took := time.Since(begin); took > 5*time.Second {
+	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("starting took %v", took)
 	}
 	list := m.shown()
@@ -557,7 +557,6 @@ func TestServiceCheck08(t *testing.T) {
 // One signal, and time to finish (B-13).
 // Requirements: R-003-012 R-003-015 A-09 B-13
 func TestServiceCheck09(t *testing.T) {
-	few(t)
 	m := manage(t)
 	k, err := stage.lab.FetchKernel(lab.Versions()[0])
 	if err != nil {

@@ -7,6 +7,11 @@ import (
 	"stapbox/e2e/lab"
 )
 
+// stalls waits until process $W of a shell has its file open, and some time more for
+// its call.
+const stalls = `until ls -l /proc/$W/fd 2>/dev/null | grep -q /proc/systemtap/; do kill -0 $W || break; sleep 0.1; done; sleep 0.5
+`
+
 // A process that wrote a procfs file from a page that never came made the removal
 // of the module unkillable, and kept everybody from inserting another. Now an
 // open file holds the module, removal says so, and a session ends without it.
@@ -19,8 +24,7 @@ func TestSecurity08StalledProcfsCall(t *testing.T) {
 			t.Run("removal, "+tt.how, func(t *testing.T) {
 				got := s.do(t, lab.Shell(lab.Root, `staprun -L /tmp/p.ko || exit 9
 /agent stall `+tt.how+` /proc/systemtap/`+name+`/`+tt.file+` 2>/dev/null & W=$!
-sleep 2
-timeout -s KILL 15 staprun -d `+name+`; echo "removal $?"
+`+stalls+`timeout -s KILL 15 staprun -d `+name+`; echo "removal $?"
 timeout -s KILL 15 staprun /tmp/q.ko; echo "insertion $?"
 echo "process $W" >&2
 kill -KILL $W; wait $W 2>/dev/null
@@ -32,11 +36,10 @@ staprun -d `+name+`; echo "removal $?"`))
 				}
 			})
 			t.Run("end of the session, "+tt.how, func(t *testing.T) {
-				r := lab.Shell(lab.Root, `staprun /tmp/p.ko > /tmp/out 2>/tmp/err & S=$!
-sleep 2
+				r := lab.Shell(lab.Root, `rm -f /tmp/out; staprun /tmp/p.ko > /tmp/out 2>/tmp/err & S=$!
+until [ -s /tmp/out ]; do kill -0 $S || break; sleep 0.1; done
 /agent stall `+tt.how+` /proc/systemtap/`+name+`/`+tt.file+` 2>/dev/null & W=$!
-sleep 2
-kill -INT $S
+`+stalls+`kill -INT $S
 ( sleep 20; kill -KILL $S 2>/dev/null ) & K=$!
 wait $S; echo "session $?"; kill $K
 cat /tmp/out; cat /tmp/err >&2

@@ -28,7 +28,7 @@ const counters = `counters() {
 // TestStressCycles loads and unloads a module again and again, two at a time, as
 // a user with a signed module. What the guest has afterwards is what it had before.
 func TestStressCycles(t *testing.T) {
-	onOne(t, func(t *testing.T, s *scene) {
+	onKernels(t, func(t *testing.T, s *scene) {
 		s.onlySigner(t)
 		s.putSigned(t, "/tmp/stress.ko", hello)
 		cycle := func(n int) {
@@ -61,7 +61,7 @@ func TestStressCycles(t *testing.T) {
 		}
 		cycle(30) // caches of the kernel and of busybox
 		before := count()
-		n := rounds(60, 10000/len(lab.Versions())) // the long version runs on all kernels
+		n := rounds(80, 10000) / len(lab.Versions()) // as many on all kernels together
 		cycle(n / 2)
 		middle := count()
 		cycle(n / 2)

@@ -212,12 +212,13 @@ func TestFetchDamaged(t *testing.T) {
 	}
 }
 
-// TestFetchOnce: two that want the same at once fetch it once, and neither removes what the other
-// works with.
+// TestFetchOnce: of several that want the same at once one fetches it, and nobody
+// removes what another works with.
 func TestFetchOnce(t *testing.T) {
 	a := newArchive(t)
 	a.replace(t, "thing 1")
 	l, _ := labOf(t, a)
+	l.Log = &lockedBuffer{}
 	errs := make(chan error)
 	for range 4 {
 		go func() { errs <- fetchThing(l, "tree") }()

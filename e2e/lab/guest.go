@@ -219,11 +219,13 @@ const boots = 3
 // Rebooted begins the line that tells of a guest that is booted again.
 const Rebooted = "a guest died before our code ran, and is booted again: "
 
-// processor is the guest's. The emulator stores and copies a byte at a time in what
-// kernels use where these two features say that a processor is fast at it: a quarter
-// of the time of a load of a module went into clearing pages so. Guests that count
-// instructions have the features, and pay for the bytes.
+// processor is the model of guests. Where a processor has erms and fsrm, kernels clear
+// and copy memory by rep stosb and rep movsb, which the emulator executes one byte at a
+// time: that was a quarter of the time of loading a module.
 const processor = "max,erms=off,fsrm=off"
+
+// countedProcessor is that of guests that count instructions.
+const countedProcessor = "max"
 
 // errEarly is a guest that died before our code ran.
 var errEarly = errors.New("the guest died before our code ran")
@@ -292,8 +294,12 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 		return err
 	}
 	defer agent.Close()
+	model := processor
+	if c.Counted {
+		model = countedProcessor
+	}
 	args := []string{
-		"qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", processor,
+		"qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", model,
 		"-smp", fmt.Sprint(max(c.CPUs, 2)), "-m", fmt.Sprint(max(c.Memory, 1024)),
 		"-kernel", c.Kernel.Image, "-initrd", initrd,
 		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 net.ifnames=0 " + c.Append),
@@ -303,7 +309,7 @@ func (l *Lab) boot(g *Guest, im *Image, c GuestConfig) error {
 		"-device", "virtio-serial-pci,romfile=", "-device", "virtserialport,chardev=agt,name=agent",
 	}
 	if c.Counted {
-		args = append(args, "-icount", "shift=0,sleep=off", "-smp", "1", "-cpu", "max")
+		args = append(args, "-icount", "shift=0,sleep=off", "-smp", "1")
 	}
 	if c.Firmware != nil {
 		more, err := c.Firmware.arguments(g.dir, c.Variables)
@@ -460,6 +466,16 @@ func Shell(u User, script string) request.Request {
 func (g *Guest) Write(path string, u User, mode uint32, data []byte) error {
 	_, err := g.Do(request.Request{WritePath: path, UID: u.UID, GID: u.GID, Mode: mode, Data: data})
 	return err
+}
+
+// Ended says whether the guest has ended, by itself or by its emulator's death.
+func (g *Guest) Ended() bool {
+	select {
+	case <-g.exited:
+		return true
+	default:
+		return false
+	}
 }
 
 // Kill ends the guest at once.

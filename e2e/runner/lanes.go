@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// guestFunctions are those by which a test gets the shared guest of a kernel.
+// guestFunctions are those by which a test gets a shared guest of a kernel.
 var guestFunctions = []string{"onKernel", "onKernels"}
 
 // guestTests lists the tests in a directory that call one of guestFunctions,
