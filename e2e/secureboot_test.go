@@ -32,17 +32,7 @@ func bootEnforcing(t *testing.T, version string, key *mok.Key) *scene {
 		t.Fatal(err)
 	}
 	s := &scene{}
-	t.Cleanup(func() {
-		if s.guest != nil {
-			s.guest.Kill()
-		}
-		if s.server != nil {
-			s.server.Stop()
-		}
-		if s.net != nil {
-			s.net.Close()
-		}
-	})
+	t.Cleanup(s.close)
 	if s.kernel, err = stage.lab.FetchKernel(version); err != nil {
 		t.Fatal(err)
 	}
