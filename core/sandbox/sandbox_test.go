@@ -64,7 +64,7 @@ func sh(t *testing.T, s *Sandbox, spec Spec, command string) (string, error) {
 	t.Helper()
 	spec.Path, spec.Args = "/bin/sh", []string{"-c", command}
 	spec.Env = append(slices.Clip(spec.Env), "PATH=/usr/local/bin:/usr/bin:/bin:/sbin", "TMPDIR="+spec.Dir)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	c := s.Command(ctx, spec)
 	defer c.Close()

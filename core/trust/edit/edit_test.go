@@ -210,7 +210,7 @@ func TestSecurity03LockOfTrustStore(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s: %v", what, err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("%s waits for a lock that anybody can hold", what)
 		}
 	}
