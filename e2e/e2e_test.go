@@ -165,12 +165,24 @@ func besidesOthers(t *testing.T) {
 	}
 }
 
-// slots limits tests that run besides each other on this machine.
-var slots = make(chan struct{}, 4)
+// Tests that run besides each other on this machine, and those of them that boot guests
+// of their own, are limited.
+var slots, guestSlots = make(chan struct{}, 4), make(chan struct{}, 2)
 
 // few makes a test parallel to few others.
 func few(t *testing.T) {
 	t.Parallel()
+	waitFor(t, slots)
+}
+
+// bootsGuest makes a test parallel to few others that boot guests of their own.
+func bootsGuest(t *testing.T) {
+	t.Parallel()
+	waitFor(t, guestSlots)
+}
+
+// waitFor waits for a slot, which is the test's until its end.
+func waitFor(t *testing.T, slots chan struct{}) {
 	began := time.Now()
 	slots <- struct{}{}
 	t.Logf("its turn after %.2f s", time.Since(began).Seconds()) // ./e2e/run test takes that off

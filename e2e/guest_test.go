@@ -53,7 +53,7 @@ var builtRunner = sync.OnceValues(func() (string, error) {
 // A command's output and exit status are those of ./e2e/run guest; the scripts
 // are in the current directory or in the command, and a server compiles them.
 func TestGuestCommand(t *testing.T) {
-	few(t)
+	bootsGuest(t)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "own.stp"), []byte(`probe begin { printf("from a file, %d\n", uid()) exit() }`), 0o644); err != nil {
 		t.Fatal(err)
@@ -83,7 +83,7 @@ func TestGuestCommand(t *testing.T) {
 // Without a command there is a shell on this terminal: with its size, ^C that
 // ends what runs, and the shell's exit status.
 func TestGuestDialogue(t *testing.T) {
-	few(t)
+	bootsGuest(t)
 	x := newTerminal(t)
 	cmd := runGuest(t, "", "-k", "6.1", "-u", "dev")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = x.slave, x.slave, x.slave
@@ -148,7 +148,7 @@ func TestGuestRefuses(t *testing.T) {
 // network namespaces and files go with it, whether the terminal sends the signal to
 // all of its processes or not. Processes of others stay.
 func TestRunEndedBySignal(t *testing.T) {
-	few(t)
+	bootsGuest(t)
 	for _, tt := range []struct {
 		name, args string
 		when       string // what the command line of a process of the run has in it
@@ -339,7 +339,7 @@ func (f *flood) Read(b []byte) (int, error) {
 // ^C reaches a command that does not read its input, however much of that there
 // is. The terminal sends it to all processes of the runner; the guest outlives that.
 func TestGuestSignalPassesInput(t *testing.T) {
-	few(t)
+	bootsGuest(t)
 	cmd := runGuest(t, "", "-k", "6.12", "--", "sh", "-c", `trap 'echo got it; exit 7' INT; echo up; while :; do sleep 1; done`)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var input flood

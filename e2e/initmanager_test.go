@@ -258,7 +258,7 @@ func TestInitManager(t *testing.T) {
 // a server.
 // Requirements: R-001-009 R-002-078..080 R-002-088..094 A-14 B-40
 func TestInitManagerBoot(t *testing.T) {
-	few(t)
+	bootsGuest(t)
 	if os.Geteuid() != 0 {
 		t.Skip("guests need root, for a network namespace with a tap device")
 	}

@@ -219,7 +219,7 @@ func TestSecurity02NoScriptHoldsACPU(t *testing.T) {
 	usr, dev := dearRows(t)
 	for _, version := range lab.Versions() {
 		t.Run(version, func(t *testing.T) {
-			t.Parallel()
+			bootsGuest(t)
 			s := countedScene(t, version)
 			id, _ := signers(t)
 			s.trustSigner(t, id)

@@ -72,7 +72,7 @@ func ownedByServer(t *testing.T, dir string) {
 // owner key: what is not, the kernel itself refuses; what our server signs with
 // it runs, for root and for a user; a script needs no option for that.
 func TestSecureBoot(t *testing.T) {
-	few(t)
+	bootsGuest(t)
 	if os.Geteuid() != 0 {
 		t.Skip("guests need root, for a network namespace with a tap device")
 	}

@@ -97,41 +97,45 @@ func (r *relay) converse(signals <-chan os.Signal) outcome {
 	again := time.NewTicker(poll)
 	defer again.Stop()
 	for !c.over {
-		var broken chan struct{}
-		if r.output != nil && !c.exiting {
-			broken = r.output.broken
-		}
-		select {
-		case s := <-signals:
-			c.signal(s)
-		case <-broken:
-			r.failed = true
-			c.end()
-		case <-r.screenEnded():
-			// Nobody could quit: the terminal is gone.
-			r.passScreen()
-			c.fail("%v", r.screen.err)
-			c.end()
-		case <-c.deadline:
-			c.abort()
-		case err := <-r.targetEnded():
-			c.targetEnded(err)
-		case <-again.C:
-			if c.interrupts > 0 {
-				c.askExit()
-			}
-		case err := <-c.written:
-			c.wrote(err)
-		case got := <-messages:
-			if got.err != nil {
-				c.fail("Unexpected EOF in read: %v", got.err)
-				c.abort()
-				break
-			}
-			c.message(got.message)
-		}
+		c.step(signals, messages, again.C)
 	}
 	return c.result
+}
+
+// step waits for one thing to happen, and acts on it.
+func (c *conversation) step(signals <-chan os.Signal, messages <-chan received, again <-chan time.Time) {
+	var broken chan struct{}
+	if c.output != nil && !c.exiting {
+		broken = c.output.broken
+	}
+	select {
+	case s := <-signals:
+		c.signal(s)
+	case <-broken:
+		c.failed = true
+		c.end()
+	case <-c.screenEnded():
+		// Nobody could quit: the terminal is gone.
+		c.passScreen()
+		c.fail("%v", c.screen.err)
+		c.end()
+	case <-c.deadline:
+		c.abort()
+	case err := <-c.relay.targetEnded():
+		c.targetEnded(err)
+	case <-again:
+		if c.interrupts > 0 {
+			c.askExit()
+		}
+	case err := <-c.written:
+		c.wrote(err)
+	case got := <-messages:
+		// Which of the channels that are ready a select takes is a matter of
+		// chance, and an interrupt that came before the answer to START keeps the
+		// command of -c from running.
+		c.allSignals(signals)
+		c.received(got)
+	}
 }
 
 // withoutSignals keeps the signals that stapio acts on from this thread. One that
@@ -175,6 +179,18 @@ func (c *conversation) end() {
 	}
 	c.interrupts = max(c.interrupts, 1)
 	c.askExit()
+}
+
+// allSignals takes the signals that have arrived.
+func (c *conversation) allSignals(signals <-chan os.Signal) {
+	for !c.over {
+		select {
+		case s := <-signals:
+			c.signal(s)
+		default:
+			return
+		}
+	}
 }
 
 func (c *conversation) signal(s os.Signal) {
@@ -222,6 +238,18 @@ func (c *conversation) wrote(err error) {
 	}
 	if c.interrupts > 0 && c.started && !c.exiting {
 		c.askExit()
+	}
+}
+
+// received acts on what came from the control channel, unless all is over.
+func (c *conversation) received(got received) {
+	switch {
+	case c.over:
+	case got.err != nil:
+		c.fail("Unexpected EOF in read: %v", got.err)
+		c.abort()
+	default:
+		c.message(got.message)
 	}
 }
 

@@ -10,13 +10,16 @@ import (
 	"strings"
 )
 
-// guestFunctions are those by which a test gets a shared guest of a kernel.
-var guestFunctions = []string{"onKernel", "onKernels"}
+// sharedGuests are the functions by which a test gets a guest that tests share, and
+// ownGuests the one by which it says that it boots its own.
+var (
+	sharedGuests = []string{"onKernel", "onKernels"}
+	ownGuests    = []string{"bootsGuest"}
+)
 
-// guestTests lists the tests in a directory that call one of guestFunctions,
-// directly or by functions beside them. They wait for guests most of the time,
-// so that they run side by side with the others.
-func guestTests(dir string) ([]string, error) {
+// testsThatCall lists the tests in a directory that call one of the functions,
+// directly or by functions beside them.
+func testsThatCall(dir string, functions []string) ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 	if err != nil {
 		return nil, err
@@ -42,7 +45,7 @@ func guestTests(dir string) ([]string, error) {
 	}
 	var reaches func(name string, seen map[string]bool) bool
 	reaches = func(name string, seen map[string]bool) bool {
-		if slices.Contains(guestFunctions, name) {
+		if slices.Contains(functions, name) {
 			return true
 		}
 		if seen[name] {
