@@ -77,7 +77,7 @@ func serverOn(t *testing.T, h *lab.Host, args ...string) (*lab.Server, *lab.Kern
 	if err != nil {
 		t.Fatal(err)
 	}
-	prepared(t, dir, k)
+	prepared(t, dir, lab.ServerUID, k)
 	s, err := stage.programs.StartServer(&h.Network, dir, []*lab.Kernel{k}, args...)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -72,16 +73,31 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// perKernel is how many guests of one kernel the tests share: one where there are two
-// processors. Two guests of each kernel kept both processors busy and took a quarter
-// more of their time, since timers, polls and ticks go on while a guest waits for a
-// processor; the whole was no faster, and tests of time limits failed beside them.
+// perKernel is how many guests of one kernel the tests share from the beginning: one
+// where there are two processors. Two of each, beside those that tests boot of their own
+// and the tests of this machine, kept both processors busy and took a quarter more of
+// their time, since timers, polls and ticks go on while a guest waits for a processor;
+// the whole was no faster, and tests of time limits failed beside them. When the tests
+// that boot guests of their own are done, each kernel gets one more.
 var perKernel = max(1, runtime.NumCPU()/4)
 
 // guests are the shared guests of one kernel: a test has one of them at a time.
 type guests struct {
-	free chan *scene // those that no test has
-	all  []*scene    // those that were made; perKernel at most
+	free chan *scene   // those that no test has
+	more chan struct{} // has a token when one more may be made
+	all  []*scene      // those that were made
+}
+
+func newGuests() *guests {
+	g := &guests{free: make(chan *scene, perKernel+1), more: make(chan struct{}, perKernel+1)}
+	for range perKernel {
+		g.more <- struct{}{}
+	}
+	go func() {
+		ownGuests.Wait()
+		g.more <- struct{}{}
+	}()
+	return g
 }
 
 // scene is a guest, the network it is in, and a compile server there.
@@ -165,9 +181,12 @@ func besidesOthers(t *testing.T) {
 	}
 }
 
-// Tests that run besides each other on this machine, and those of them that boot guests
-// of their own, are limited.
+// Tests that run besides each other on this machine, and those that boot guests of
+// their own, are limited.
 var slots, guestSlots = make(chan struct{}, 4), make(chan struct{}, 2)
+
+// ownGuests are the tests that boot guests of their own and have not ended.
+var ownGuests sync.WaitGroup
 
 // few makes a test parallel to few others.
 func few(t *testing.T) {
@@ -175,8 +194,11 @@ func few(t *testing.T) {
 	waitFor(t, slots)
 }
 
-// bootsGuest makes a test parallel to few others that boot guests of their own.
+// bootsGuest makes a test parallel to few others that boot guests of their own. It is
+// called before others run besides it: shared guests that come later wait for all.
 func bootsGuest(t *testing.T) {
+	ownGuests.Add(1)
+	t.Cleanup(ownGuests.Done)
 	t.Parallel()
 	waitFor(t, guestSlots)
 }
@@ -206,24 +228,26 @@ func takeScene(t *testing.T, version string) *scene {
 	stage.mu.Lock()
 	g := stage.guests[version]
 	if g == nil {
-		g = &guests{free: make(chan *scene, perKernel)}
+		g = newGuests()
 		stage.guests[version] = g
 	}
-	if len(g.free) == 0 && len(g.all) < perKernel {
-		s := &scene{}
-		g.all = append(g.all, s)
-		stage.mu.Unlock()
-		t.Cleanup(func() { g.free <- s })
-		if err := s.setUp(version); err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
 	stage.mu.Unlock()
-	s := <-g.free
+	var s *scene
+	select {
+	case s = <-g.free:
+	default:
+		select {
+		case s = <-g.free:
+		case <-g.more:
+			s = &scene{}
+			stage.mu.Lock()
+			g.all = append(g.all, s)
+			stage.mu.Unlock()
+		}
+	}
 	t.Cleanup(func() { g.free <- s })
 	if s.guest == nil || s.guest.Ended() {
-		// It failed another test, and would fail all that come after it.
+		// It is new; or it failed another test, and would fail all that come after it.
 		s.close()
 		*s = scene{}
 		if err := s.setUp(version); err != nil {
@@ -253,7 +277,7 @@ func (s *scene) startServer(t *testing.T) *lab.Server {
 		return s.server
 	}
 	dir := filepath.Join(stage.dir, "server-"+s.net.Namespace)
-	prepared(t, dir, s.kernel)
+	prepared(t, dir, lab.ServerUID, s.kernel)
 	var err error
 	s.server, err = stage.programs.StartServer(s.net, dir, []*lab.Kernel{s.kernel})
 	if err != nil {
@@ -359,10 +383,10 @@ func module(t *testing.T, k *lab.Kernel, level, script string, args ...string) [
 	return m
 }
 
-// prepared gives the new data directory of a server a kernel that is prepared
+// prepared gives the new data directory of a server that runs as uid a kernel that is prepared
 // already: preparing takes seconds. That servers prepare kernels themselves is shown
 // by those of operate and manage, which begin without.
-func prepared(t *testing.T, dir string, k *lab.Kernel) {
+func prepared(t *testing.T, dir string, uid int, k *lab.Kernel) {
 	t.Helper()
 	module(t, k, "", hello)
 	made, err := filepath.Glob(filepath.Join(kernelState(), "kernels", k.Release+"-*"))
@@ -375,7 +399,7 @@ func prepared(t *testing.T, dir string, k *lab.Kernel) {
 	}
 	for _, words := range [][]string{
 		append([]string{"cp", "-a", "-t", kernels}, made...),
-		{"chown", "-R", "-h", fmt.Sprint(lab.ServerUID), kernels},
+		{"chown", "-R", "-h", strconv.Itoa(uid), kernels},
 	} {
 		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%q: %v\n%s", words, err, out)

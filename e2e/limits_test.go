@@ -216,10 +216,10 @@ func longest(list []absence) time.Duration {
 // counted statements, whatever they did, and ten thousand of them in timers. Now
 // whatever a handler does, no CPU is away longer than twice the time limit.
 func TestSecurity02NoScriptHoldsACPU(t *testing.T) {
+	bootsGuest(t)
 	usr, dev := dearRows(t)
 	for _, version := range lab.Versions() {
 		t.Run(version, func(t *testing.T) {
-			bootsGuest(t)
 			s := countedScene(t, version)
 			id, _ := signers(t)
 			s.trustSigner(t, id)

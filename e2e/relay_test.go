@@ -766,20 +766,32 @@ func TestRelayDaemonAttaches(t *testing.T) {
 	})
 }
 
-// The module's owner need not be root; others, and the owner of another module,
-// are refused.
 // A script that starts commands without end gets an error, not the end of stapio.
 func TestRelayManyCommands(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command := "exec cat " + fifo + " >/dev/null 2>&1"
 	m := fake(t, fakemodule.Config{Generation: 5, Begin: func(m *fakemodule.Module) {
 		for range 260 {
-			m.Send(fakemodule.SYSTEM, []byte("sleep 2\x00"))
+			m.Send(fakemodule.SYSTEM, []byte(command+"\x00"))
 		}
 		oneAndExit(m)
 	}})
 	r := relayCommand(t, m, "fake").start()
-	r.check(1, "one\n", normal, "ERROR: 256 commands of the script are running; not run: system(\"sleep 2\")\n")
+	r.check(1, "one\n", normal, "ERROR: 256 commands of the script are running; not run: system(\""+command+"\")\n")
+	// All that wait for a writer go on, and end.
+	f, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(fifo)
+	f.Close()
 }
 
+// The module's owner need not be root; others, and the owner of another module,
+// are refused.
 func TestRelayOwner(t *testing.T) {
 	const owner = 65534
 	generations(t, func(t *testing.T, g int) {

@@ -64,7 +64,7 @@ func serveBy(t *testing.T, programs *lab.Programs, name string, args ...string) 
 	t.Helper()
 	n, k := serverHost(t)
 	dir := filepath.Join(stage.dir, "server-"+name)
-	prepared(t, dir, k)
+	prepared(t, dir, lab.ServerUID, k)
 	s, err := programs.StartServer(n, dir, []*lab.Kernel{k}, args...)
 	if err != nil {
 		t.Fatal(err)

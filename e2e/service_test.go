@@ -562,9 +562,10 @@ func TestServiceCheck09(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	prepared(t, filepath.Join(m.home, ".systemtap"), managerUID, k) // on a busy machine that takes longer than what stop waits for
 	m.server(0, "OK", "start", "-r", k.Headers)
 	o := &operated{serving: &serving{&lab.Server{Dir: m.home, Port: m.shown()[0].Port}, m.net, k}}
-	first := o.later(o.frame(t, "-p4", "-e"+hello))
+	first := o.later(o.frame(t, "-p4", "-e"+strings.Repeat("probe timer.s(1) { println(gettimeofday_s()) }\n", 100)))
 	log := filepath.Join(m.home, ".systemtap/stap-server/log")
 	for end := time.Now().Add(20 * time.Second); !strings.Contains(string(read(t, log)), "Options passed from the client") && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
@@ -573,7 +574,7 @@ func TestServiceCheck09(t *testing.T) {
 	if got := <-first; got.err != nil || got.RC != 0 {
 		t.Errorf("the request under way: %+v", got)
 	}
-	if text := string(read(t, log)); strings.Contains(text, "forced") || !strings.Contains(text, "Received signal 15") {
+	if text := string(read(t, log)); strings.Contains(text, "forced") || !strings.Contains(text, "Received signal 15") || !strings.Contains(text, "Waiting for 1 outstanding requests to complete") {
 		t.Errorf("the log:\n%s", text)
 	}
 	// A server that does not end is told of, and stays known.

@@ -10,16 +10,13 @@ import (
 	"strings"
 )
 
-// sharedGuests are the functions by which a test gets a guest that tests share, and
-// ownGuests the one by which it says that it boots its own.
-var (
-	sharedGuests = []string{"onKernel", "onKernels"}
-	ownGuests    = []string{"bootsGuest"}
-)
+// guestFunctions are those by which a test gets a shared guest of a kernel, or says
+// that it boots guests of its own.
+var guestFunctions = []string{"onKernel", "onKernels", "bootsGuest"}
 
 // testsThatCall lists the tests in a directory that call one of the functions,
 // directly or by functions beside them.
-func testsThatCall(dir string, functions []string) ([]string, error) {
+func testsThatCall(dir string, functions ...string) ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 	if err != nil {
 		return nil, err

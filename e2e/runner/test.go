@@ -100,29 +100,19 @@ func headers(l *lab.Lab) error {
 	return os.Setenv("STAPBOX_KERNEL_HEADERS", strings.Join(dirs, string(filepath.ListSeparator)))
 }
 
-// everything runs all tests, in lanes beside each other: a guest of each kernel has
-// one of its tests at a time, those that boot guests of their own come one after the
-// other, and so no more than three or four guests run at once.
+// everything runs all tests. Those of guests wait for them most of the time, and so
+// run beside those of this machine.
 func (s *summary) everything() error {
 	others, err := packagesBut(e2ePackage)
 	if err != nil {
 		return err
 	}
-	shared, err := testsThatCall("e2e", sharedGuests)
+	guests, err := testsThatCall("e2e", guestFunctions...)
 	if err != nil {
 		return err
 	}
-	own, err := testsThatCall("e2e", ownGuests)
-	if err != nil {
-		return err
-	}
-	own = slices.DeleteFunc(own, func(name string) bool { return slices.Contains(shared, name) })
-	names := func(tests ...string) string { return "^(" + strings.Join(tests, "|") + ")$" }
-	return s.together(
-		[]string{"-run", names(shared...), e2ePackage},
-		[]string{"-run", names(own...), e2ePackage},
-		[]string{"-skip", names(slices.Concat(shared, own)...), e2ePackage},
-		others)
+	pattern := "^(" + strings.Join(guests, "|") + ")$"
+	return s.together([]string{"-run", pattern, e2ePackage}, []string{"-skip", pattern, e2ePackage}, others)
 }
 
 func vet() error {
