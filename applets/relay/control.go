@@ -317,7 +317,13 @@ func (c *conversation) begin() error {
 	if c.target != nil {
 		c.target.await()
 	}
-	return c.enterNamespaces()
+	if err := c.enterNamespaces(); err != nil {
+		return err
+	}
+	if c.trace != nil {
+		c.trace.await()
+	}
+	return nil
 }
 
 // enterNamespaces tells the module whose namespaces -N means. Modules of 4.x

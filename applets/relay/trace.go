@@ -36,7 +36,8 @@ type traceReaders struct {
 	lostBytes uint64
 	warnings  []error
 	readers   sync.WaitGroup
-	done      chan struct{} // all is written
+	starting  sync.WaitGroup // readers that have not waited for data yet
+	done      chan struct{}  // all is written
 }
 
 // ending is how the readers come to their end.
@@ -71,6 +72,7 @@ func startReaders(files []*transport.TraceFile, gen transport.Generation, wait t
 			continue
 		}
 		t.readers.Add(1)
+		t.starting.Add(1)
 		go t.read(cpu, f)
 	}
 	if bulk {
@@ -85,6 +87,8 @@ func startReaders(files []*transport.TraceFile, gen transport.Generation, wait t
 func (t *traceReaders) read(cpu int, f *transport.TraceFile) {
 	defer t.readers.Done()
 	defer f.Close()
+	waits := sync.OnceFunc(t.starting.Done)
+	defer waits()
 	// The thread is not given back: it dies with its affinity.
 	runtime.LockOSThread()
 	var set unix.CPUSet
@@ -133,7 +137,23 @@ func (t *traceReaders) read(cpu int, f *transport.TraceFile) {
 			idle()
 			return
 		}
+		waits()
 		t.poll(f.FD, some)
+	}
+}
+
+// await waits until all readers wait for data, or for a second: a CPU may be taken.
+//
+// START holds the CPU of the thread that writes it as long as begin probes run. The
+// reader of this CPU, displaced by it in the middle of Go code, would keep the Go
+// scheduler's only processor: nothing of stapio would run, and no signal count, until
+// START is answered. A reader that waits in the kernel has given the processor back.
+func (t *traceReaders) await() {
+	waiting := make(chan struct{})
+	go func() { t.starting.Wait(); close(waiting) }()
+	select {
+	case <-waiting:
+	case <-time.After(time.Second):
 	}
 }
 
