@@ -62,6 +62,7 @@ func written(command string, values map[string]string) string {
 // Every command line of the five documents is run as it stands there.
 // Requirements: A-01 A-17 C-05 C-10 C-14 C-20
 func TestDocumentedCommands(t *testing.T) {
+	besidesOthers(t)
 	commands := documentedCommands(t)
 	ran, others := 0, 0
 	for _, c := range commands {

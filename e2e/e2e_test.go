@@ -40,8 +40,8 @@ var stage struct {
 
 func TestMain(m *testing.M) {
 	// A test that waits for its turn in a guest must not keep those of other guests
-	// from running. What may run at the same time is limited by turns and by
-	// few.
+	// from running. What may run at the same time is limited by turns, few and
+	// bootsGuest.
 	flag.Set("test.parallel", "128")
 	os.Exit(run(m))
 }
@@ -194,11 +194,16 @@ func few(t *testing.T) {
 	waitFor(t, slots)
 }
 
-// bootsGuest makes a test parallel to few others that boot guests of their own. It is
-// called before others run besides it: shared guests that come later wait for all.
+// bootsGuest makes a test parallel to few others that boot guests of their own. It comes
+// first in a top-level test, so that all that call it are known when the first shared
+// guest is taken: a second one waits for them.
 func bootsGuest(t *testing.T) {
-	ownGuests.Add(1)
-	t.Cleanup(ownGuests.Done)
+	stage.mu.Lock()
+	if len(stage.guests) == 0 { // not with -count, the second time
+		ownGuests.Add(1)
+		t.Cleanup(ownGuests.Done)
+	}
+	stage.mu.Unlock()
 	t.Parallel()
 	waitFor(t, guestSlots)
 }
@@ -383,9 +388,9 @@ func module(t *testing.T, k *lab.Kernel, level, script string, args ...string) [
 	return m
 }
 
-// prepared gives the new data directory of a server that runs as uid a kernel that is prepared
-// already: preparing takes seconds. That servers prepare kernels themselves is shown
-// by those of operate and manage, which begin without.
+// prepared copies a kernel that is prepared already into the new data directory of a
+// server that runs as uid: preparing takes seconds. That servers prepare kernels
+// themselves is shown by those of operate and manage, which begin without.
 func prepared(t *testing.T, dir string, uid int, k *lab.Kernel) {
 	t.Helper()
 	module(t, k, "", hello)

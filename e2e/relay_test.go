@@ -772,6 +772,15 @@ func TestRelayManyCommands(t *testing.T) {
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // all that wait for a writer go on, and end
+		f, err := os.OpenFile(fifo, os.O_RDWR, 0)
+		os.Remove(fifo)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		f.Close()
+	})
 	command := "exec cat " + fifo + " >/dev/null 2>&1"
 	m := fake(t, fakemodule.Config{Generation: 5, Begin: func(m *fakemodule.Module) {
 		for range 260 {
@@ -781,13 +790,6 @@ func TestRelayManyCommands(t *testing.T) {
 	}})
 	r := relayCommand(t, m, "fake").start()
 	r.check(1, "one\n", normal, "ERROR: 256 commands of the script are running; not run: system(\""+command+"\")\n")
-	// All that wait for a writer go on, and end.
-	f, err := os.OpenFile(fifo, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	os.Remove(fifo)
-	f.Close()
 }
 
 // The module's owner need not be root; others, and the owner of another module,

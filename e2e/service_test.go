@@ -562,7 +562,8 @@ func TestServiceCheck09(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	prepared(t, filepath.Join(m.home, ".systemtap"), managerUID, k) // on a busy machine that takes longer than what stop waits for
+	// On a busy machine preparing takes longer than stop waits.
+	prepared(t, filepath.Join(m.home, ".systemtap"), managerUID, k)
 	m.server(0, "OK", "start", "-r", k.Headers)
 	o := &operated{serving: &serving{&lab.Server{Dir: m.home, Port: m.shown()[0].Port}, m.net, k}}
 	first := o.later(o.frame(t, "-p4", "-e"+strings.Repeat("probe timer.s(1) { println(gettimeofday_s()) }\n", 100)))

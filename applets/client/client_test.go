@@ -29,6 +29,14 @@ import (
 	"stapbox/core/wire"
 )
 
+// The machine's own resolver, which may know more names or take seconds, is not asked.
+func TestMain(m *testing.M) {
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		return nil, errors.New("tests ask no name server")
+	}}
+	os.Exit(m.Run())
+}
+
 // fakeServer answers every request with what answer makes of it.
 type fakeServer struct {
 	addr netip.AddrPort
@@ -43,7 +51,7 @@ type fakeServer struct {
 
 func newServer(t *testing.T, answer func(*wire.Request) *wire.Response) *fakeServer {
 	t.Helper()
-	id, err := identity.New(identity.Options{NodeName: "vm", KeyType: identity.ECDSA, Now: time.Now()})
+	id, err := identity.New(identity.Options{NodeName: "no-such-host", KeyType: identity.ECDSA, Now: time.Now()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +102,7 @@ func (f *fakeServer) spec() string { return f.addr.String() }
 
 func (f *fakeServer) found() discovery.Server {
 	release, arch, _ := uname.Host()
-	return discovery.Server{Host: "vm.local", Addr: f.addr.Addr(), Port: int(f.addr.Port()), Version: "5.6",
+	return discovery.Server{Host: "no-such-host.local", Addr: f.addr.Addr(), Port: int(f.addr.Port()), Version: "5.6",
 		Sysinfo: release + " " + arch, Certinfo: identity.CertInfo(f.id.Certificate), MOK: f.moks}
 }
 
@@ -159,7 +167,7 @@ func (d *desk) stap(args ...string) int {
 func (d *desk) trust(t *testing.T, f *fakeServer, dir string) {
 	t.Helper()
 	rules := trust.Rules{Owners: []int{os.Getuid()}, Base: filepath.Dir(d.dir)}
-	if _, err := edit.Add(dir, rules, f.id.Certificate, edit.Note{Host: "vm", When: time.Now()}); err != nil {
+	if _, err := edit.Add(dir, rules, f.id.Certificate, edit.Note{Host: "no-such-host", When: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -212,7 +220,7 @@ func TestUnprivilegedRun(t *testing.T) {
 	if code := d.stap("-v", "-e", hello); code != 0 {
 		t.Errorf("status %d", code)
 	}
-	contains(t, "stderr", d.err.String(), "Using a compile server.\n", "Passes: via server host=vm.local ",
+	contains(t, "stderr", d.err.String(), "Using a compile server.\n", "Passes: via server host=no-such-host.local ",
 		"--privilege=stapusr was automatically selected because you are a member of the group stapusr.  [man stap]\n",
 		"--use-server was automatically selected in order to request compilation by a compile-server.\n")
 	d.inv.Environ = append(d.inv.Environ, "STATUS=3")
@@ -370,7 +378,7 @@ func TestNeedsSigner(t *testing.T) {
 	if code := d.stap("-e", hello); code != 1 {
 		t.Errorf("status %d", code)
 	}
-	contains(t, "stderr", d.err.String(), "The following servers are online:\n host=vm.local", "No servers matched the selection criteria of online,trusted,compatible,signer.",
+	contains(t, "stderr", d.err.String(), "The following servers are online:\n host=no-such-host.local", "No servers matched the selection criteria of online,trusted,compatible,signer.",
 		"you are a member of the groups stapusr and stapsys")
 }
 
@@ -378,7 +386,7 @@ func TestNeedsSigner(t *testing.T) {
 func TestSelection(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	cert := identity.CertInfo(f.id.Certificate)
-	for _, spec := range []string{"", "127.0.0.1", f.spec(), "vm.local", cert, "sha256:" + identity.Fingerprint(f.id.Certificate)} {
+	for _, spec := range []string{"", "127.0.0.1", f.spec(), "no-such-host.local", cert, "sha256:" + identity.Fingerprint(f.id.Certificate)} {
 		d := newDesk(t, privilege.GroupDev, f)
 		d.trust(t, f, d.peerStore())
 		if code := d.stap("-p4", "--use-server="+spec, "-e", hello); code != 0 {
@@ -404,7 +412,7 @@ func TestListServers(t *testing.T) {
 	}
 	d.trust(t, f, d.peerStore())
 	release, arch, _ := uname.Host()
-	line := fmt.Sprintf(" host=vm.local address=127.0.0.1 port=%d sysinfo=\"%s %s\" version=5.6 certinfo=\"%s\" sha256=%s\n", f.addr.Port(), release, arch,
+	line := fmt.Sprintf(" host=no-such-host.local address=127.0.0.1 port=%d sysinfo=\"%s %s\" version=5.6 certinfo=\"%s\" sha256=%s\n", f.addr.Port(), release, arch,
 		identity.CertInfo(f.id.Certificate), identity.Fingerprint(f.id.Certificate))
 	if code := d.stap("--list-servers"); code != 0 || d.err.String() != "Systemtap Compile Server Status for 'online,trusted,compatible'\n"+line {
 		t.Errorf("got %d, %q, want %q", code, d.err.String(), line)
@@ -413,7 +421,7 @@ func TestListServers(t *testing.T) {
 	contains(t, "stderr", d.err.String(), "WARNING: unsupported compile server property: foo", "Status for 'all,foo'", line)
 	d.browse = func(context.Context, func([]discovery.Server) bool) ([]discovery.Server, error) { return nil, nil }
 	d.stap("--list-servers=trusted")
-	contains(t, "stderr", d.err.String(), " host=vm address=offline port=unknown sysinfo=\"unknown\" version=unknown certinfo=")
+	contains(t, "stderr", d.err.String(), " host=no-such-host address=offline port=unknown sysinfo=\"unknown\" version=unknown certinfo=")
 }
 
 // Requirements: R-000-032 R-000-041..044
@@ -438,7 +446,7 @@ func TestTrustServers(t *testing.T) {
 		status(0, text, args...)
 	}
 	answer("\n", "--trust-servers", use)
-	contains(t, "stderr", d.err.String(), "Add trust in the following servers as an SSL peer for the current user?\n   host=vm address=127.0.0.1 ", "sha256="+fp+"\n[y/N] Server trust unchanged\n")
+	contains(t, "stderr", d.err.String(), "Add trust in the following servers as an SSL peer for the current user?\n   host=no-such-host address=127.0.0.1 ", "sha256="+fp+"\n[y/N] Server trust unchanged\n")
 	if trusted() {
 		t.Error("trusted without consent")
 	}
@@ -485,17 +493,17 @@ func TestTrustServers(t *testing.T) {
 func TestParseSpec(t *testing.T) {
 	fp := strings.Repeat("ab", 32)
 	for spec, want := range map[string]record{
-		"1.2.3.4":                {addr: netip.MustParseAddr("1.2.3.4")},
-		"1.2.3.4:99":             {addr: netip.MustParseAddr("1.2.3.4"), port: 99, full: true},
-		"fe80::1%eth0":           {addr: netip.MustParseAddr("fe80::1%eth0")},
-		"[::1]":                  {addr: netip.MustParseAddr("::1")},
-		"[fe80::1]:5":            {addr: netip.MustParseAddr("fe80::1"), port: 5, full: true},
-		"00:cc:17:06:94":         {certinfo: "00:cc:17:06:94"},
-		"00:cc:17:06:94:7":       {certinfo: "00:cc:17:06:94", port: 7, full: true},
-		"vm.local":               {host: "vm.local"},
-		"vm.local:31001":         {host: "vm.local", port: 31001, full: true},
-		"https://vm.local:31001": {host: "vm.local", port: 31001, full: true},
-		"sha256:" + fp:           {fingerprint: fp},
+		"1.2.3.4":                          {addr: netip.MustParseAddr("1.2.3.4")},
+		"1.2.3.4:99":                       {addr: netip.MustParseAddr("1.2.3.4"), port: 99, full: true},
+		"fe80::1%eth0":                     {addr: netip.MustParseAddr("fe80::1%eth0")},
+		"[::1]":                            {addr: netip.MustParseAddr("::1")},
+		"[fe80::1]:5":                      {addr: netip.MustParseAddr("fe80::1"), port: 5, full: true},
+		"00:cc:17:06:94":                   {certinfo: "00:cc:17:06:94"},
+		"00:cc:17:06:94:7":                 {certinfo: "00:cc:17:06:94", port: 7, full: true},
+		"no-such-host.local":               {host: "no-such-host.local"},
+		"no-such-host.local:31001":         {host: "no-such-host.local", port: 31001, full: true},
+		"https://no-such-host.local:31001": {host: "no-such-host.local", port: 31001, full: true},
+		"sha256:" + fp:                     {fingerprint: fp},
 	} {
 		if got, err := parseSpec(spec); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %+v, %v; want %+v", spec, got, err, want)
@@ -645,7 +653,7 @@ func TestFindServers(t *testing.T) {
 	f := newServer(t, good("stap_1"))
 	d := newDesk(t, "none", f)
 	release, arch, _ := uname.Host()
-	want := fmt.Sprintf("vm.local 127.0.0.1 %d 'sysinfo=%s %s'\n", f.addr.Port(), release, arch)
+	want := fmt.Sprintf("no-such-host.local 127.0.0.1 %d 'sysinfo=%s %s'\n", f.addr.Port(), release, arch)
 	for _, args := range [][]string{nil, {"--all"}, {"word", "--all"}, {"--nosuch", "-x", "word"}} {
 		d.out.Reset()
 		d.inv.Args = args
@@ -768,5 +776,5 @@ func TestWarnsOfName(t *testing.T) {
 	if code := d.stap("-p4", fmt.Sprintf("--use-server=localhost:%d", f.addr.Port()), "-e", hello); code != 0 {
 		t.Errorf("status %d: %s", code, d.err.String())
 	}
-	contains(t, "stderr", d.err.String(), "WARNING: The domain name, localhost, does not match the DNS name(s) on the server certificate:\n  vm\n  vm.local\n")
+	contains(t, "stderr", d.err.String(), "WARNING: The domain name, localhost, does not match the DNS name(s) on the server certificate:\n  no-such-host\n  no-such-host.local\n")
 }

@@ -24,7 +24,7 @@ func TestFindServersOfOtherKernels(t *testing.T) {
 		return []discovery.Server{other, f.found()}, nil
 	}
 	release, arch, _ := uname.Host()
-	own := fmt.Sprintf("vm.local 127.0.0.1 %d 'sysinfo=%s %s'\n", f.addr.Port(), release, arch)
+	own := fmt.Sprintf("no-such-host.local 127.0.0.1 %d 'sysinfo=%s %s'\n", f.addr.Port(), release, arch)
 	other := fmt.Sprintf("other.local 127.0.0.1 %d 'sysinfo=9.9 x86_64'\n", f.addr.Port())
 	for _, tt := range []struct {
 		args []string

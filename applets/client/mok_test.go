@@ -197,7 +197,7 @@ func TestKernelKeysInCommon(t *testing.T) {
 	if code := d.stap("-vvvv", "-e", hello); code != 1 || len(f.requests) != 0 {
 		t.Errorf("status %d, %d requests", code, len(f.requests))
 	}
-	contains(t, "stderr", d.err.String(), "Rejected server (common mok): host=vm.local ",
+	contains(t, "stderr", d.err.String(), "Rejected server (common mok): host=no-such-host.local ",
 		"No servers matched the selection criteria of online,trusted,compatible.\nConsider removing the local MOK to associate with a new server\n# sudo mokutil --list-enrolled\n# sudo mokutil --export / --delete  OR  --reset\n")
 }
 

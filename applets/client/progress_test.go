@@ -103,7 +103,7 @@ func slow(d time.Duration, answer func(*wire.Request) *wire.Response) func(*wire
 }
 
 func TestProgressOfServer(t *testing.T) {
-	line := regexp.MustCompile(`Compiling on vm\.local, [12] s\x1b\[K`)
+	line := regexp.MustCompile(`Compiling on no-such-host\.local, [12] s\x1b\[K`)
 	for _, tt := range []struct {
 		name  string
 		takes time.Duration
@@ -129,7 +129,7 @@ func TestProgressOfServer(t *testing.T) {
 			if !tt.file {
 				d.inv.Stderr = p.slave
 			}
-			if code := d.stap(append(tt.args, "-p4", "--use-server=vm.local", "-e", hello)...); code != 0 {
+			if code := d.stap(append(tt.args, "-p4", "--use-server=no-such-host.local", "-e", hello)...); code != 0 {
 				t.Errorf("status %d", code)
 			}
 			text := p.all() + d.err.String()

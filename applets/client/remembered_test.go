@@ -49,7 +49,7 @@ func TestRemembered(t *testing.T) {
 	}
 	release, arch, _ := uname.Host()
 	lines := strings.Split(string(data), "\n")
-	want := fmt.Sprintf("\t%s\tvm.local\t5.6\t%s %s\t%s\t%s", f.spec(), release, arch, identity.CertInfo(f.id.Certificate), identity.Fingerprint(f.id.Certificate))
+	want := fmt.Sprintf("\t%s\tno-such-host.local\t5.6\t%s %s\t%s\t%s", f.spec(), release, arch, identity.CertInfo(f.id.Certificate), identity.Fingerprint(f.id.Certificate))
 	if len(lines) != 3 || lines[0] != rememberedMagic || !strings.HasSuffix(lines[1], want) {
 		t.Errorf("file: got %q, want a line that ends in %q", data, want)
 	}
@@ -61,7 +61,7 @@ func TestRemembered(t *testing.T) {
 		args []string
 		want int // browses
 	}{
-		{"by name", []string{"--use-server=vm.local"}, 0},
+		{"by name", []string{"--use-server=no-such-host.local"}, 0},
 		{"by address", []string{"--use-server=127.0.0.1"}, 0},
 		{"by fingerprint", []string{"--use-server=sha256:" + identity.Fingerprint(f.id.Certificate)}, 0},
 		{"by address and port", []string{"--use-server=" + f.spec()}, 0},
@@ -125,7 +125,7 @@ func TestRememberedIsGone(t *testing.T) {
 			d.trust(t, f, d.peerStore())
 			d.trust(t, f, d.signers)
 			browses := d.counting()
-			m := memory{time.Now(), record{addr: f.addr.Addr(), port: int(f.addr.Port()), host: "vm.local", version: "5.6",
+			m := memory{time.Now(), record{addr: f.addr.Addr(), port: int(f.addr.Port()), host: "no-such-host.local", version: "5.6",
 				sysinfo: release + " " + arch, certinfo: identity.CertInfo(f.id.Certificate), fingerprint: identity.Fingerprint(f.id.Certificate)}}
 			if tt.entry != nil {
 				tt.entry(&m)
@@ -206,7 +206,7 @@ func TestMemoryFile(t *testing.T) {
 func TestParseMemory(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	fp := strings.Repeat("ab", 32)
-	line := "999999\t192.0.2.1:4711\tvm.local\t5.6\t6.1 x86_64\t00:cc\t" + fp
+	line := "999999\t192.0.2.1:4711\tno-such-host.local\t5.6\t6.1 x86_64\t00:cc\t" + fp
 	for _, tt := range []struct {
 		name, text string
 		want       int
@@ -218,11 +218,11 @@ func TestParseMemory(t *testing.T) {
 		{"another version", "stapbox servers 2\n" + line, 0},
 		{"no port", rememberedMagic + "\n" + strings.Replace(line, ":4711", "", 1), 0},
 		{"port 0", rememberedMagic + "\n" + strings.Replace(line, ":4711", ":0", 1), 0},
-		{"a name for an address", rememberedMagic + "\n" + strings.Replace(line, "192.0.2.1", "vm", 1), 0},
+		{"a name for an address", rememberedMagic + "\n" + strings.Replace(line, "192.0.2.1", "no-such-host", 1), 0},
 		{"multicast", rememberedMagic + "\n" + strings.Replace(line, "192.0.2.1", "224.0.0.251", 1), 0},
 		{"short fingerprint", rememberedMagic + "\n" + line[:len(line)-2], 0},
 		{"too many fields", rememberedMagic + "\n" + line + "\tx", 0},
-		{"unprintable", rememberedMagic + "\n" + strings.Replace(line, "vm", "v\x1bm", 1), 0},
+		{"unprintable", rememberedMagic + "\n" + strings.Replace(line, "no-such-host", "v\x1bm", 1), 0},
 		{"no time", rememberedMagic + "\nx" + line, 0},
 		{"many", rememberedMagic + "\n" + strings.Repeat(line+"\n", 100), maxRemembered},
 		{"too long", rememberedMagic + "\n" + strings.Repeat(line+"\n", 1000), 0},
@@ -238,7 +238,7 @@ func TestParseMemory(t *testing.T) {
 }
 
 func FuzzMemory(f *testing.F) {
-	line := "999999\t192.0.2.1:4711\tvm.local\t5.6\t6.1 x86_64\t00:cc\t" + strings.Repeat("ab", 32)
+	line := "999999\t192.0.2.1:4711\tno-such-host.local\t5.6\t6.1 x86_64\t00:cc\t" + strings.Repeat("ab", 32)
 	f.Add([]byte(rememberedMagic + "\n" + line + "\n"))
 	f.Add([]byte(rememberedMagic + "\n" + strings.Replace(line, "192.0.2.1", "[fe80::1%eth0]", 1)))
 	f.Add([]byte(rememberedMagic + "\n\t\t\t\t\t\t\n"))

@@ -25,7 +25,7 @@ func TestListFilters(t *testing.T) {
 	d := newDesk(t, privilege.GroupDev)
 	six := netip.MustParseAddr("fe80::1%eth0")
 	host := func(f *fakeServer, port int, sysinfo, version string) discovery.Server {
-		return discovery.Server{Host: "vm.local", Addr: netip.MustParseAddr("192.0.2.1"), Others: []netip.Addr{six}, Port: port,
+		return discovery.Server{Host: "no-such-host.local", Addr: netip.MustParseAddr("192.0.2.1"), Others: []netip.Addr{six}, Port: port,
 			Version: version, Sysinfo: sysinfo, Certinfo: identity.CertInfo(f.id.Certificate)}
 	}
 	d.browse = func(context.Context, func([]discovery.Server) bool) ([]discovery.Server, error) {
@@ -42,12 +42,12 @@ func TestListFilters(t *testing.T) {
 	line := func(host, addr, port, sysinfo, version string, f *fakeServer, tail string) string {
 		return fmt.Sprintf(" host=%s address=%s port=%s sysinfo=\"%s\" version=%s certinfo=\"%s\"%s\n", host, addr, port, sysinfo, version, ci(f), tail)
 	}
-	own := line("vm.local", "192.0.2.1", "4711", release+" "+arch, "5.6", here, fp(here))
-	ownPlain := line("vm.local", "192.0.2.1", "4711", release+" "+arch, "5.6", here, "")
-	ownSix := line("vm.local", "fe80::1%eth0", "4711", release+" "+arch, "5.6", here, fp(here))
+	own := line("no-such-host.local", "192.0.2.1", "4711", release+" "+arch, "5.6", here, fp(here))
+	ownPlain := line("no-such-host.local", "192.0.2.1", "4711", release+" "+arch, "5.6", here, "")
+	ownSix := line("no-such-host.local", "fe80::1%eth0", "4711", release+" "+arch, "5.6", here, fp(here))
 	mok := ` mok_fingerprints="99:e7, aa:bb"`
 	other := line("other.local", "192.0.2.1", "4712", "9.9 "+arch, "4.8", signer, mok+fp(signer))
-	gone := line("vm", "offline", "unknown", "unknown", "unknown", offline, fp(offline))
+	gone := line("no-such-host", "offline", "unknown", "unknown", "unknown", offline, fp(offline))
 	none := "No servers found\n"
 	invalid := func(spec string) string { return "Invalid server specification: " + spec + "\n" }
 	badPort := func(port, spec string) string {
@@ -88,8 +88,8 @@ func TestListFilters(t *testing.T) {
 		{props: "specified,trusted", use: []string{"fe80::1"}, want: ownSix},
 		{props: "specified,trusted", use: []string{"[fe80::1%eth0]"}, want: ownSix},
 		{props: "specified", use: []string{"fe80::1%eth1"}, want: none},
-		{props: "specified", use: []string{"vm.local"}, want: own},
-		{props: "specified", use: []string{"VM.local:4711"}, want: own},
+		{props: "specified", use: []string{"no-such-host.local"}, want: own},
+		{props: "specified", use: []string{"NO-SUCH-HOST.local:4711"}, want: own},
 		{props: "specified", use: []string{"nosuch.invalid"}, want: none},
 		{props: "specified", use: []string{"sha256:" + identity.Fingerprint(offline.id.Certificate)}, want: gone},
 		{props: "specified", use: []string{"a/b"}, before: invalid("a/b"), want: none},
@@ -97,7 +97,7 @@ func TestListFilters(t *testing.T) {
 		{props: "specified", use: []string{"[::1]:x"}, before: badPort("x", "[::1]:x"), want: none},
 		{props: "specified", use: []string{"00:11:22:33:44:x"}, before: badPort("x", "00:11:22:33:44:x"), want: none},
 		{props: "specified", use: []string{"a b"}, before: invalid("a b"), want: none},
-		{props: "specified", use: []string{"https://vm.local"}, before: invalid("https://vm.local") + "hint: a server that is named by https:// needs a port\n", want: none},
+		{props: "specified", use: []string{"https://no-such-host.local"}, before: invalid("https://no-such-host.local") + "hint: a server that is named by https:// needs a port\n", want: none},
 	} {
 		args := []string{"--list-servers=" + tt.props}
 		for _, u := range tt.use {
@@ -139,11 +139,11 @@ func TestUseServerForms(t *testing.T) {
 		text              string
 	}{
 		{spec: "127.0.0.1", addr: "192.0.2.1", other: "127.0.0.1"},
-		{spec: "::1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
-		{spec: "27.0.0.1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
-		{spec: "m.local", addr: "127.0.0.1", want: 1},
-		{spec: "vm.local:" + port, addr: "127.0.0.1"},
-		{spec: "vm.local:1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=vm.local"},
+		{spec: "::1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=no-such-host.local"},
+		{spec: "27.0.0.1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=no-such-host.local"},
+		{spec: "such-host.local", addr: "127.0.0.1", want: 1},
+		{spec: "no-such-host.local:" + port, addr: "127.0.0.1"},
+		{spec: "no-such-host.local:1", addr: "127.0.0.1", want: 1, text: "The following servers are online:\n host=no-such-host.local"},
 		{spec: "localhost:" + port, addr: "192.0.2.1"},
 		{spec: identity.CertInfo(f.id.Certificate) + ":" + port, addr: "127.0.0.1"},
 		{spec: identity.CertInfo(f.id.Certificate) + ":1", addr: "127.0.0.1", want: 1, text: "Unable to find a suitable compile server."},
@@ -203,8 +203,8 @@ func TestTrustTexts(t *testing.T) {
 	d := newDesk(t, privilege.GroupDev)
 	fp := identity.Fingerprint(f.id.Certificate)
 	ci := identity.CertInfo(f.id.Certificate)
-	full := fmt.Sprintf(" host=vm address=127.0.0.1 port=%d sysinfo=\"unknown\" version=unknown certinfo=\"%s\" sha256=%s", f.addr.Port(), ci, fp)
-	stored := fmt.Sprintf(" host=vm address=offline port=unknown sysinfo=\"unknown\" version=unknown certinfo=\"%s\" sha256=%s", ci, fp)
+	full := fmt.Sprintf(" host=no-such-host address=127.0.0.1 port=%d sysinfo=\"unknown\" version=unknown certinfo=\"%s\" sha256=%s", f.addr.Port(), ci, fp)
+	stored := fmt.Sprintf(" host=no-such-host address=offline port=unknown sysinfo=\"unknown\" version=unknown certinfo=\"%s\" sha256=%s", ci, fp)
 	use := "--use-server=" + f.spec()
 	for _, tt := range []struct {
 		uid          int
@@ -277,7 +277,7 @@ func TestNoServer(t *testing.T) {
 	d.browse = func(context.Context, func([]discovery.Server) bool) ([]discovery.Server, error) {
 		return []discovery.Server{other}, nil
 	}
-	line := fmt.Sprintf(" host=vm.local address=127.0.0.1 port=%d sysinfo=\"9.9 x86_64\" version=5.6 certinfo=\"%s\"\n", f.addr.Port(), other.Certinfo)
+	line := fmt.Sprintf(" host=no-such-host.local address=127.0.0.1 port=%d sysinfo=\"9.9 x86_64\" version=5.6 certinfo=\"%s\"\n", f.addr.Port(), other.Certinfo)
 	const head = "Unable to find a suitable compile server.  [man stap-server]\nThe following servers are online:\n"
 	const tail = "Passes: via server failed.  Try again with another '-v' option.\n"
 	for _, tt := range []struct{ args, want string }{
@@ -335,5 +335,5 @@ func TestTrustUnchanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.stap("--trust-servers=all-users,no-prompt", "--use-server="+f.spec())
-	contains(t, "stderr", d.err.String(), "Unable to change trust in host=vm address=127.0.0.1 ")
+	contains(t, "stderr", d.err.String(), "Unable to change trust in host=no-such-host address=127.0.0.1 ")
 }

@@ -130,16 +130,18 @@ func (c *conversation) step(signals <-chan os.Signal, messages <-chan received, 
 	case err := <-c.written:
 		c.wrote(err)
 	case got := <-messages:
-		// Which of the channels that are ready a select takes is a matter of
-		// chance, and an interrupt that came before the answer to START keeps the
-		// command of -c from running.
-		c.allSignals(signals)
-		c.received(got)
+		// A select takes any of the channels that are ready. An interrupt that came
+		// before the answer to START keeps the command of -c from running.
+		if got.err == nil && got.message.Type == transport.Start {
+			c.allSignals(signals)
+		}
+		c.take(got)
 	}
 }
 
-// withoutSignals keeps the signals that stapio acts on from this thread. One that
-// is in the kernel for seconds, for START, would take them only afterwards.
+// withoutSignals keeps the signals that stapio acts on from this thread. The one that
+// is in the kernel for seconds, for START, would take them only afterwards, and so
+// would the reader that is bound to its CPU.
 func withoutSignals() error {
 	var set unix.Sigset_t
 	for _, s := range []unix.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR2} {
@@ -241,8 +243,8 @@ func (c *conversation) wrote(err error) {
 	}
 }
 
-// received acts on what came from the control channel, unless all is over.
-func (c *conversation) received(got received) {
+// take acts on what came from the control channel, unless all is over.
+func (c *conversation) take(got received) {
 	switch {
 	case c.over:
 	case got.err != nil:

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"encoding/binary"
-	"errors"
 	"os"
 	"testing"
 
@@ -40,15 +39,15 @@ func TestInterruptBeforeStartIsAnswered(t *testing.T) {
 	}
 }
 
-// A third signal ends the conversation before what the module said with it.
-func TestNothingIsReceivedAfterTheEnd(t *testing.T) {
+// A third signal ends the conversation before the answer to START that came with it.
+func TestNothingIsTakenAfterTheEnd(t *testing.T) {
 	for range 50 {
 		c := &conversation{relay: &relay{}, writes: make(chan transport.Message, 8), interrupts: forced - 1}
 		signals, messages := make(chan os.Signal, 1), make(chan received, 1)
 		signals <- unix.SIGINT
-		messages <- received{err: errors.New("gone")}
-		if c.step(signals, messages, nil); !c.over || c.failed || c.result != aborted {
-			t.Fatalf("over %v, failed %v, result %v", c.over, c.failed, c.result)
+		messages <- received{message: transport.Message{Type: transport.Start, Payload: started(0)}}
+		if c.step(signals, messages, nil); !c.over || c.started || c.result != aborted {
+			t.Fatalf("over %v, started %v, result %v", c.over, c.started, c.result)
 		}
 	}
 }

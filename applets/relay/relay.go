@@ -71,7 +71,8 @@ type relay struct {
 
 // Main runs stapio.
 func Main(_ context.Context, inv *invocation.Invocation) int {
-	// The work is system calls: more processors for Go code only look for some.
+	// The work is system calls: more processors for Go code only look for some, which
+	// takes a fifth of all time. What it asks of threads is said at await and withoutSignals.
 	runtime.GOMAXPROCS(1)
 	if marked(inv, targetMark) {
 		return runTarget(inv)

@@ -91,6 +91,9 @@ func (t *traceReaders) read(cpu int, f *transport.TraceFile) {
 	defer waits()
 	// The thread is not given back: it dies with its affinity.
 	runtime.LockOSThread()
+	if err := withoutSignals(); err != nil {
+		t.warn(err)
+	}
 	var set unix.CPUSet
 	set.Set(cpu)
 	if err := unix.SchedSetaffinity(0, &set); err != nil {
@@ -142,12 +145,15 @@ func (t *traceReaders) read(cpu int, f *transport.TraceFile) {
 	}
 }
 
-// await waits until all readers wait for data, or for a second: a CPU may be taken.
+// await waits until all readers have come to wait for data, or for a second: a CPU may
+// be taken.
 //
 // START holds the CPU of the thread that writes it as long as begin probes run. The
 // reader of this CPU, displaced by it in the middle of Go code, would keep the Go
 // scheduler's only processor: nothing of stapio would run, and no signal count, until
 // START is answered. A reader that waits in the kernel has given the processor back.
+// That was one start in seven; what is left are the microseconds in which a reader looks
+// at its file again, every -T milliseconds, before the first probe runs.
 func (t *traceReaders) await() {
 	waiting := make(chan struct{})
 	go func() { t.starting.Wait(); close(waiting) }()

@@ -10,7 +10,7 @@ import (
 	"stapbox/core/transport"
 )
 
-// START is not sent before every reader waits in the kernel.
+// await, which comes before START, waits until every reader waits in the kernel.
 func TestReadersWaitBeforeStart(t *testing.T) {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
