@@ -182,9 +182,16 @@ func TestWalk(t *testing.T) {
 		})
 		t.Run("defect 10.3, 11: a run ended at any moment leaves nothing", func(t *testing.T) {
 			// staprun is deaf while it becomes stapio; stap removes what that leaves.
-			r := lab.Shell(lab.Usr, `for i in $(seq 30); do
+			r := lab.Shell(lab.Usr, `states() {
+				for q in $(pidof stap staprun stapio); do
+					tr '\0' ' ' < /proc/$q/cmdline; echo; grep SigCgt /proc/$q/status
+					for t in /proc/$q/task/*; do echo $t $(cat $t/wchan) $(grep 'State\|Pnd\|SigBlk\|Cpus_allowed_list' $t/status); done
+				done
+			}
+			for i in $(seq 30); do
 				stap -e 'probe begin { println("on") }' >/dev/null 2>&1 & p=$!
-				usleep $((i * 37000)); kill -TERM $p; wait $p
+				usleep $((i * 37000)); kill -TERM $p
+				n=0; while kill -0 $p 2>/dev/null; do n=$((n+1)); [ $n -gt 400 ] && { echo "goes on after $i of 30"; states; kill -9 $p; break 2; }; usleep 100000; done; wait $p
 				n=0; while ls /proc/systemtap/* >/dev/null 2>&1; do n=$((n+1)); [ $n -gt 40 ] && { echo "ended after $i of 30: $(ls /proc/systemtap)"; break 2; }; sleep 0.1; done
 			done`)
 			r.Timeout = 150
